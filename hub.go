@@ -1,0 +1,682 @@
+package realtime
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/coder/websocket"
+)
+
+// A Hub keeps clients and sends them what is published. It is made by
+// [NewHub]; a Hub that isn't is reported by every call that can.
+//
+// The exported fields are settings, but for Broadcast. They may be assigned
+// until the hub has its first client or takes its first event, also after
+// Run was started: whichever of the two comes first reads them, once. Changing
+// one later is a race. OnMessage, OnConnect, OnDisconnect and CheckOrigin are
+// read when a client joins.
+//
+// Handlers run on goroutines of their clients, under no lock, so they may
+// call anything, hub.Broadcast <- included. A handler that panics costs its
+// client the connection (1011, or 500 before the handshake) and a line in the
+// log.
+type Hub struct {
+	// Broadcast takes text for every client. It is buffered: a send waits
+	// only while the hub is behind by 256 of them. Data that is not valid
+	// UTF-8 goes out as a binary message, and is counted in Stats.
+	//
+	// After Shutdown nothing receives from Broadcast. While Shutdown runs,
+	// what is sent is dropped and counted; afterwards the buffer fills, and
+	// then a send blocks, as on any channel. Code that may outlive the hub
+	// calls Publish or selects on Done. What is sent belongs to the hub:
+	// don't modify it afterwards.
+	Broadcast chan []byte
+
+	// OnMessage is called with each message of a client: one client's in
+	// turn, clients in parallel. It may block, which holds back its own
+	// client alone, and does not count against PongTimeout. Nil discards
+	// messages.
+	OnMessage func(hub *Hub, msg Message)
+
+	// OnConnect is called before a client's handshake is answered, on the
+	// goroutine of the HTTP handler. An error refuses the client: one made by
+	// [Refuse] chooses the answer, any other is logged and answered by 403
+	// and a fixed text, so that it tells a stranger nothing. OnConnect is
+	// where a client gets its values and first messages: Set and Send work
+	// in it, and what is sent goes out right after the handshake, in order.
+	// It may block; what is published meanwhile waits for the client. The
+	// client counts once OnConnect has returned nil.
+	OnConnect func(c *Client, r *http.Request) error
+
+	// OnDisconnect is called once for each OnConnect that returned nil, after
+	// the client's last OnMessage, when the client is gone. err is never nil:
+	// a client's own close satisfies [websocket.CloseStatus], and
+	// [ErrSlowClient], [ErrHubClosed] and [ErrClientClosed] tell why this
+	// side closed. Get still works, Send doesn't.
+	OnDisconnect func(c *Client, err error)
+
+	// CheckOrigin reports whether a request may become a client, by its
+	// Origin header: [SameOrigin], or one made by [AllowOrigins]. Nil means
+	// the package's, see [SetCheckOrigin], which by default allows all. A hub
+	// whose clients are told apart by a cookie must set one of them.
+	CheckOrigin func(r *http.Request) bool
+
+	// SendBuffer is the number of messages that may wait for a client that is
+	// slower than its publishers. A client above it for SlowAfter on end, or
+	// above 64 times as many for however short, is disconnected with
+	// [ErrSlowClient]. Zero and less mean 256.
+	SendBuffer int
+
+	// SlowAfter is how long a client may have more than SendBuffer messages
+	// waiting. Zero means 1 s, less disconnects at once: that hits clients
+	// which are merely a scheduling step behind.
+	SlowAfter time.Duration
+
+	// MaxMessageBytes bounds a message from a client, as it is after
+	// decompression. A larger one closes its sender with 1009. Zero and less
+	// mean 512 KiB.
+	MaxMessageBytes int64
+
+	// PingInterval is the silence of a client after which it gets a ping.
+	// Zero means 54 s, less never.
+	PingInterval time.Duration
+
+	// PongTimeout is how long a ping may stay unanswered, and a message
+	// incomplete, before the client is disconnected. Any byte answers a ping.
+	// Zero and less mean 60 s.
+	PongTimeout time.Duration
+
+	// WriteTimeout is how long a client may take no bytes at all while some
+	// wait for it. Zero and less mean 10 s.
+	WriteTimeout time.Duration
+
+	// Logger gets what goes wrong, on a goroutine of its own: each kind of
+	// line at most once a second, the rest counted. Nil means slog.Default().
+	Logger *slog.Logger
+
+	// Set at construction, never changed.
+	publish  chan handover // of events, taken by the loop until done is closed
+	joins    chan handover // of clients, taken by the loop until stop is closed
+	done     chan struct{} // closed when Shutdown begins
+	flushed  chan struct{} // closed when all that was published has reached the outboxes
+	stop     chan struct{} // closed when nothing but the hub's own goroutines is left
+	looped   chan struct{} // closed when the loop has ended
+	finished chan struct{} // closed when Shutdown is over
+	log      logbook
+
+	started atomic.Bool // the loop has been, or must not be any more
+	settled sync.Once   // guards shared's settings
+	shared  shared
+	count   atomic.Int64 // of members
+
+	mu       sync.Mutex     // guards the fields below
+	own      sync.WaitGroup // shards and sweeper
+	shards   []*shard       // made for the first client
+	slots    []*Client      // a client's slot never changes; nil: free
+	free     []int          // slots that are free
+	clients  int            // slots that aren't
+	sweeping bool
+	closed   bool
+	empty    chan struct{} // closed when the hub is closed and has no clients
+}
+
+// shared is what the parts of a hub have in common: its settings, made
+// definite, its clock and its counters.
+type shared struct {
+	clock clock
+
+	// Set once, before the first client or event.
+	sendBuffer      int
+	slowAfter       time.Duration
+	maxMessageBytes int64
+	pingInterval    time.Duration // negative: never
+	pongTimeout     time.Duration
+	writeTimeout    time.Duration
+	logger          *slog.Logger
+
+	queued      atomic.Int64
+	published   atomic.Int64
+	delivered   atomic.Int64
+	received    atomic.Int64
+	dropped     atomic.Int64
+	slowClients atomic.Int64
+	refused     atomic.Int64
+	invalidText atomic.Int64
+	panics      atomic.Int64
+}
+
+// Stats is what a hub has been doing. But for the first two, the figures grow
+// from NewHub on.
+type Stats struct {
+	Clients     int   // connected now
+	Queued      int64 // messages that wait for a client now
+	Published   int64 // events taken from publishers
+	Delivered   int64 // messages written to a client's connection
+	Received    int64 // messages from clients
+	Dropped     int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
+	SlowClients int64 // clients disconnected for ErrSlowClient
+	Refused     int64 // requests that were turned down
+	InvalidText int64 // events that Broadcast sent as binary because they were not valid UTF-8
+	Panics      int64 // of handlers
+}
+
+// NewHub returns a hub. It costs about 7 KB and no goroutine until it is
+// used: there may be one for each room.
+func NewHub() *Hub {
+	h := &Hub{
+		Broadcast: make(chan []byte, 256),
+		publish:   make(chan handover),
+		joins:     make(chan handover),
+		done:      make(chan struct{}),
+		flushed:   make(chan struct{}),
+		stop:      make(chan struct{}),
+		looped:    make(chan struct{}),
+		finished:  make(chan struct{}),
+		empty:     make(chan struct{}),
+	}
+	h.shared.clock.start = time.Now()
+	h.log.shared = &h.shared
+	return h
+}
+
+var errNotMade = errors.New("hub was not made by realtime.NewHub")
+
+// usable reports what is wrong with h itself.
+func (h *Hub) usable() error {
+	switch {
+	case h == nil:
+		return errors.New("hub is nil: make one with realtime.NewHub")
+	case h.publish == nil:
+		return errNotMade
+	}
+	return nil
+}
+
+// settle reads the settings. Each default stands here.
+func (h *Hub) settle() {
+	h.settled.Do(func() {
+		s := &h.shared
+		s.sendBuffer = positive(h.SendBuffer, 256)
+		s.maxMessageBytes = positive(h.MaxMessageBytes, 512<<10)
+		s.pongTimeout = positive(h.PongTimeout, 60*time.Second)
+		s.writeTimeout = positive(h.WriteTimeout, 10*time.Second)
+		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
+		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
+		s.logger = cmp.Or(h.Logger, slog.Default())
+	})
+}
+
+// positive returns v, or def where v is not positive.
+func positive[T int | int64 | time.Duration](v, def T) T {
+	if v > 0 {
+		return v
+	}
+	return def
+}
+
+// Run runs the hub and returns nil after Shutdown. It may be called late, or
+// not at all: the first client and the first Publish start the hub too, and
+// only Broadcast waits for one of the three. A second Run just waits. The
+// error is that of a hub which wasn't made by NewHub; it is logged as well,
+// as nobody reads it in "go hub.Run()".
+func (h *Hub) Run() error {
+	if err := h.usable(); err != nil {
+		err = fmt.Errorf("realtime: run: %w", err)
+		slog.Error(err.Error())
+		return err
+	}
+	if h.started.CompareAndSwap(false, true) {
+		h.loop()
+	}
+	<-h.finished
+	return nil
+}
+
+// start starts the loop unless it was.
+func (h *Hub) start() {
+	if h.started.CompareAndSwap(false, true) {
+		go h.loop()
+	}
+}
+
+// PublishAll sends e to every client. It waits only for the hub to take the
+// event, which ctx can cut short: an error means that nothing was sent. It is
+// [ErrHubClosed] after Shutdown has begun, ctx's, or says what is wrong with
+// e: a line break in its name, an ID, or text that is not UTF-8. What one
+// goroutine publishes, Broadcast included, reaches each client in that order.
+func (h *Hub) PublishAll(ctx context.Context, e Event) error {
+	if err := h.usable(); err != nil {
+		return fmt.Errorf("realtime: publish: %w", err)
+	}
+	if err := e.check(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("realtime: publish: %w", err)
+	}
+	if h.closing() {
+		return ErrHubClosed
+	}
+	h.start()
+	hand := handover{event: &event{Event: e}, taken: make(chan struct{})}
+	select {
+	case h.publish <- hand:
+		<-hand.taken
+		return nil
+	case <-h.done:
+		return ErrHubClosed
+	case <-ctx.Done():
+		return fmt.Errorf("realtime: publish: %w", ctx.Err())
+	}
+}
+
+// A handover is what a publisher or a newcomer gives to the loop: one of
+// event and client. Its giver waits until the loop has closed taken. Without
+// that, a publisher could send to Broadcast what is to come later before the
+// loop has looked at what Broadcast holds, and a client could leave its shard
+// before it has joined.
+type handover struct {
+	event  *event
+	client *Client
+	taken  chan struct{}
+}
+
+// loop takes events and newcomers from everybody and gives them to the
+// shards. It waits for nothing but a shard whose inbox is full. Run, or what
+// starts the hub, starts it; Shutdown ends it and waits for it.
+func (h *Hub) loop() {
+	defer close(h.looped)
+	var shards []*shard
+	var batch []entry
+	for open := true; open; {
+		select {
+		case data := <-h.Broadcast:
+			batch = h.takeBroadcast(append(batch, h.text(data)))
+		case hand := <-h.joins:
+			shards = h.allShards()
+			hand.join()
+		case hand := <-h.publish:
+			h.settle()
+			// What its publisher has put into Broadcast before comes before it.
+			batch = append(h.takeBroadcast(batch), entry{event: hand.event})
+			close(hand.taken)
+		case <-h.done:
+			batch = h.takeBroadcast(batch)
+			open = false
+		}
+		if len(batch) > 0 {
+			h.shared.published.Add(int64(len(batch)))
+			for _, s := range shards {
+				s.inbox.put(batch...)
+			}
+			clear(batch)
+			batch = batch[:0]
+		}
+	}
+	h.flush(shards)
+	for {
+		select {
+		case <-h.Broadcast:
+			h.shared.dropped.Add(1)
+		case hand := <-h.joins: // OnConnect may still be running for it
+			hand.join()
+		case <-h.stop:
+			return
+		}
+	}
+}
+
+// join tells the client's shard of it.
+func (hand *handover) join() {
+	hand.client.home.inbox.put(entry{op: opJoin, client: hand.client})
+	close(hand.taken)
+}
+
+// takeBroadcast appends what Broadcast holds.
+func (h *Hub) takeBroadcast(batch []entry) []entry {
+	for range len(h.Broadcast) {
+		batch = append(batch, h.text(<-h.Broadcast))
+	}
+	return batch
+}
+
+// text makes an event of what came through Broadcast.
+func (h *Hub) text(data []byte) entry {
+	h.settle()
+	ev := &event{Event: Event{Data: data}}
+	if !utf8.Valid(data) {
+		ev.Binary = true // as text it would make every browser drop its connection
+		h.shared.invalidText.Add(1)
+		h.log.warn(logText, "data sent to Broadcast is not valid UTF-8: sent as binary", "bytes", len(data))
+	}
+	return entry{event: ev}
+}
+
+// flush closes h.flushed when the shards have handed on all they got.
+func (h *Hub) flush(shards []*shard) {
+	var left atomic.Int64
+	left.Store(int64(len(shards)) + 1)
+	note := func() {
+		if left.Add(-1) == 0 {
+			close(h.flushed)
+		}
+	}
+	for _, s := range shards {
+		s.inbox.put(entry{op: opFlush, note: note})
+	}
+	note()
+}
+
+// add gives the client a slot and a shard, and passes it through the loop to
+// that shard: from then on events wait for it.
+func (h *Hub) add(c *Client) error {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return ErrHubClosed
+	}
+	if h.shards == nil {
+		for range min(runtime.GOMAXPROCS(0), 16) {
+			s := new(shard)
+			s.inbox.init()
+			h.shards = append(h.shards, s)
+			h.own.Go(s.loop)
+		}
+	}
+	if !h.sweeping {
+		h.sweeping = true
+		h.own.Go(h.sweep)
+	}
+	if n := len(h.free); n > 0 {
+		c.slot = h.free[n-1]
+		h.free = h.free[:n-1]
+	} else {
+		c.slot = len(h.slots)
+		h.slots = append(h.slots, nil)
+	}
+	h.slots[c.slot] = c
+	h.clients++
+	c.home = h.shards[c.slot%len(h.shards)]
+	h.mu.Unlock()
+	hand := handover{client: c, taken: make(chan struct{})}
+	h.joins <- hand // the loop lives on while there are clients
+	<-hand.taken
+	return nil
+}
+
+// remove takes the client's slot back. Nothing of the client is left then.
+func (h *Hub) remove(c *Client) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.slots[c.slot] = nil
+	h.clients--
+	if h.clients == 0 {
+		h.slots, h.free = nil, nil
+	} else {
+		h.free = append(h.free, c.slot)
+	}
+	if h.closed && h.clients == 0 {
+		close(h.empty)
+	}
+}
+
+// allShards returns the hub's shards.
+func (h *Hub) allShards() []*shard {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.shards
+}
+
+// all returns the hub's clients, those not counted included.
+func (h *Hub) all() []*Client {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := make([]*Client, 0, h.clients)
+	for _, c := range h.slots {
+		if c != nil {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+// Clients returns the clients that are connected when the iteration starts.
+func (h *Hub) Clients() iter.Seq[*Client] {
+	return func(yield func(*Client) bool) {
+		if h.usable() != nil {
+			return
+		}
+		for _, c := range h.all() {
+			if c.isMember() && !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// ClientCount returns the number of clients that are connected.
+func (h *Hub) ClientCount() int {
+	if h == nil {
+		return 0
+	}
+	return int(h.count.Load())
+}
+
+// Stats returns what the hub has been doing. The figures are each right, but
+// not of one moment.
+func (h *Hub) Stats() Stats {
+	if h == nil {
+		return Stats{}
+	}
+	s := &h.shared
+	return Stats{
+		Clients:     h.ClientCount(),
+		Queued:      s.queued.Load(),
+		Published:   s.published.Load(),
+		Delivered:   s.delivered.Load(),
+		Received:    s.received.Load(),
+		Dropped:     s.dropped.Load(),
+		SlowClients: s.slowClients.Load(),
+		Refused:     s.refused.Load(),
+		InvalidText: s.invalidText.Load(),
+		Panics:      s.panics.Load(),
+	}
+}
+
+// Done returns a channel that is closed when Shutdown begins.
+func (h *Hub) Done() <-chan struct{} {
+	if h.usable() != nil {
+		return ended // rather than nil, on which everybody would wait for ever
+	}
+	return h.done
+}
+
+// ended is closed.
+var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+func (h *Hub) closing() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Shutdown ends the hub: newcomers are refused, what was published and sent
+// goes out, and each client gets a close frame with 1001 (RFC 6455 §7.4.1)
+// and 5 s for it. Shutdown returns nil when nothing of the hub is left
+// running, handlers included. When ctx ends before, connections are cut off,
+// and Shutdown returns ctx's error within a second; what is left then is
+// handlers that have not returned.
+//
+// It may be called twice, and of a hub that never ran; a second call waits for
+// the first. A handler must not wait for it, as it waits for the handler.
+// Shut down the hub and [http.Server] alike: the server doesn't know of
+// connections that were taken over.
+func (h *Hub) Shutdown(ctx context.Context) error {
+	if err := h.usable(); err != nil {
+		return fmt.Errorf("realtime: shutdown: %w", err)
+	}
+	h.mu.Lock()
+	if !h.closed {
+		h.closed = true
+		if h.clients == 0 {
+			close(h.empty)
+		}
+		close(h.done)
+		go h.end()
+	}
+	h.mu.Unlock()
+	select {
+	case <-h.finished:
+		return nil
+	case <-ctx.Done():
+	}
+	for _, c := range h.all() {
+		c.abort(ErrHubClosed)
+	}
+	grace := time.NewTimer(time.Second)
+	defer grace.Stop()
+	select {
+	case <-h.finished:
+	case <-grace.C:
+	}
+	return fmt.Errorf("realtime: shutdown: %w", ctx.Err())
+}
+
+// end is the goroutine that Shutdown starts; all that a hub has running ends
+// in it, at the latest when the last handler returns.
+func (h *Hub) end() {
+	h.start() // for what Broadcast holds
+	<-h.flushed
+	cause := &closedError{websocket.CloseError{Code: websocket.StatusGoingAway, Reason: "server is shutting down"}, ErrHubClosed}
+	for _, c := range h.all() {
+		c.close(cause.status, cause)
+	}
+	<-h.empty
+	close(h.stop)
+	<-h.looped
+	for _, s := range h.shards { // they don't change any more
+		s.inbox.close()
+	}
+	h.own.Wait()
+	<-h.log.written()
+	close(h.finished)
+}
+
+// sweptEmpty ends the sweeper of a hub without clients: the next client
+// starts another.
+func (h *Hub) sweptEmpty() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sweeping = h.clients > 0
+	return !h.sweeping
+}
+
+// hasPhase reports whether the sweeper has anything to look at in a phase.
+func (h *Hub) hasPhase(phase int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return phase < len(h.slots)
+}
+
+// inPhase appends the clients of a phase to dst.
+func (h *Hub) inPhase(phase int, dst []*Client) []*Client {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := phase; i < len(h.slots); i += phases {
+		if c := h.slots[i]; c != nil {
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// ServeHTTP makes the request a WebSocket client; see [Upgrade], whose error
+// the hub has answered and logged.
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) { Upgrade(w, r, h) }
+
+// refuse answers a request that doesn't become a client and returns err as
+// Upgrade does.
+func (h *Hub) refuse(w http.ResponseWriter, status int, text string, err error) error {
+	if status == http.StatusNoContent || status == http.StatusNotModified {
+		w.WriteHeader(status) // these have no body
+	} else {
+		http.Error(w, text, status)
+	}
+	return h.refused(err)
+}
+
+// refused counts a refusal.
+func (h *Hub) refused(err error) error {
+	h.shared.refused.Add(1)
+	return fmt.Errorf("realtime: upgrade: %w", err)
+}
+
+// refuseClosed answers a request that came after Shutdown had begun. Another
+// process may be up within seconds, but not for all at once.
+func (h *Hub) refuseClosed(w http.ResponseWriter) error {
+	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
+	return h.refuse(w, http.StatusServiceUnavailable, "shutting down", ErrHubClosed)
+}
+
+// refuseAs answers a request that OnConnect has refused by err.
+func (h *Hub) refuseAs(w http.ResponseWriter, r *http.Request, err error) error {
+	if answer, ok := errors.AsType[*refusal](err); ok {
+		return h.refuse(w, answer.status, answer.reason, err)
+	}
+	h.log.warn(logRefused, "client refused by OnConnect", "err", err, "remote", r.RemoteAddr)
+	return h.refuse(w, http.StatusForbidden, http.StatusText(http.StatusForbidden), err)
+}
+
+// admitOrigin asks the origin check, and answers its refusal.
+func (h *Hub) admitOrigin(w http.ResponseWriter, r *http.Request) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = h.panicked("CheckOrigin", v, nil)
+			h.refuse(w, http.StatusInternalServerError, http.StatusText(http.StatusInternalServerError), err)
+		}
+	}()
+	check := originCheck(h.CheckOrigin)
+	if check == nil || check(r) {
+		return nil
+	}
+	origin, host := clip(r.Header.Get("Origin")), clip(r.Host)
+	h.log.warn(logRefused, "origin refused: see Hub.CheckOrigin and realtime.AllowOrigins", "origin", origin, "host", host)
+	return h.refuse(w, http.StatusForbidden, "origin not allowed", fmt.Errorf("origin %q is not allowed for host %q", origin, host))
+}
+
+// clip bounds what a stranger can put into a log.
+func clip(s string) string {
+	const most = 256
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
+// panicked logs and counts a handler's panic and returns it as an error. It
+// is to be called by the deferred function that has recovered v.
+func (h *Hub) panicked(handler string, v any, c *Client) error {
+	h.shared.panics.Add(1)
+	args := []any{"panic", fmt.Sprint(v), "stack", string(debug.Stack())}
+	if c != nil {
+		args = append(args, "client", c.ID())
+	}
+	h.log.error(logPanic, handler+" panicked", args...)
+	return fmt.Errorf("realtime: %s panicked: %v", handler, v)
+}

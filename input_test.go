@@ -1,0 +1,369 @@
+package realtime_test
+
+import (
+	"bytes"
+	"compress/flate"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// Whatever a client sends that breaks the rules closes it, with the code that
+// RFC 6455 §7.4.1 has for it, and nobody else.
+func TestBadInput(t *testing.T) {
+	closePayload := func(code int, reason string) []byte {
+		return append([]byte{byte(code >> 8), byte(code)}, reason...)
+	}
+	tests := map[string]struct {
+		send []byte
+		code int
+	}{
+		"text that is not UTF-8":        {frame(0x81, []byte("\xc3\x28")), 1007},
+		"fragments that are not UTF-8":  {append(frame(0x01, []byte("\xc3")), frame(0x80, []byte("\x28"))...), 1007},
+		"a surrogate":                   {frame(0x81, []byte("\xed\xa0\x80")), 1007},
+		"a close reason not UTF-8":      {frame(0x88, closePayload(1000, "\xff\xfe")), 1007},
+		"a reserved bit":                {frame(0xC1, []byte("x")), 1002},
+		"another reserved bit":          {frame(0x91, []byte("x")), 1002},
+		"an unknown data opcode":        {frame(0x83, []byte("x")), 1002},
+		"an unknown control opcode":     {frame(0x8B, []byte("x")), 1002},
+		"a fragmented ping":             {frame(0x09, []byte("x")), 1002},
+		"a long ping":                   {frame(0x89, make([]byte, 126)), 1002},
+		"a long close frame":            {frame(0x88, closePayload(1000, strings.Repeat("x", 124))), 1002},
+		"a close frame of one byte":     {frame(0x88, []byte{3}), 1002},
+		"close code 999":                {frame(0x88, closePayload(999, "")), 1002},
+		"close code 1005":               {frame(0x88, closePayload(1005, "")), 1002},
+		"close code 1006":               {frame(0x88, closePayload(1006, "")), 1002},
+		"close code 1015":               {frame(0x88, closePayload(1015, "")), 1002},
+		"close code 2000":               {frame(0x88, closePayload(2000, "")), 1002},
+		"close code 5000":               {frame(0x88, closePayload(5000, "")), 1002},
+		"a continuation of nothing":     {frame(0x80, []byte("x")), 1002},
+		"a message within a message":    {append(frame(0x01, []byte("x")), frame(0x81, []byte("y"))...), 1002},
+		"a frame that isn't masked":     {[]byte{0x81, 1, 'x'}, 1002},
+		"a length with the top bit set": {[]byte{0x82, 0xFF, 0x80, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4}, 1002},
+		"garbage":                       {[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 1002},
+		"compression nobody agreed on":  {frame(0xC1, deflated("hello")), 1002},
+		"an oversized frame":            {frame(0x82, make([]byte, 1<<20)), 1009},
+		"oversized fragments":           {bytes.Repeat(frame(0x02, make([]byte, 600<<10)), 1), 1009},
+		"a normal close":                {frame(0x88, closePayload(1000, "bye")), 1000},
+		"a private close code":          {frame(0x88, closePayload(4999, "bye")), 4999},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) { t.Errorf("OnMessage got %q", msg.Data) }
+				s := newPipeSite(t, hub)
+				healthy := s.connect()
+				c := s.raw()
+				go c.send(tt.send)
+				reason := c.expectClose(tt.code)
+				if len(reason) > 123 || strings.Contains(reason, "\xff") {
+					t.Errorf("close reason %q", reason)
+				}
+				c.expectEnd()
+				synctest.Wait()
+				if l.n != 1 || l.err == nil {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, and why", l.n, l.err)
+				}
+				hub.Broadcast <- []byte("still here")
+				if got := read(t, healthy); got != "still here" {
+					t.Errorf("another client got %q", got)
+				}
+				go closeStatus(healthy)
+			})
+		})
+	}
+}
+
+func deflated(text string) []byte {
+	var b bytes.Buffer
+	w, _ := flate.NewWriter(&b, flate.BestSpeed)
+	io.WriteString(w, text)
+	w.Flush()
+	return bytes.TrimSuffix(b.Bytes(), []byte("\x00\x00\xff\xff"))
+}
+
+// An empty close frame is answered by an empty one.
+func TestCloseWithoutAStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		c.send(frame(0x88, nil))
+		if first, payload, err := c.readFrame(); first != 0x88 || len(payload) != 0 || err != nil {
+			t.Errorf("got frame %#x %q, %v; want an empty close frame", first, payload, err)
+		}
+		c.expectEnd()
+		synctest.Wait()
+		if websocket.CloseStatus(l.err) != websocket.StatusNoStatusRcvd {
+			t.Errorf("OnDisconnect got %v, want 1005", l.err)
+		}
+	})
+}
+
+// What queued before a client's close frame came still precedes the answer.
+func TestQueuedMessagesPrecedeTheClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for i := range 100 {
+			hub.Broadcast <- fmt.Append(nil, i)
+		}
+		synctest.Wait()
+		c.send(frame(0x88, nil))
+		for i := range 100 {
+			if _, payload, err := c.readFrame(); err != nil || string(payload) != fmt.Sprint(i) {
+				t.Fatalf("message %d is %q, %v", i, payload, err)
+			}
+		}
+		if first, _, err := c.readFrame(); first != 0x88 {
+			t.Errorf("got frame %#x, %v; want the close frame", first, err)
+		}
+		c.expectEnd()
+	})
+}
+
+// A flood of pings from a client that reads nothing costs one waiting pong,
+// the newest (RFC 6455 §5.5.3).
+func TestPingFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		healthy := s.connect()
+		c := s.raw()
+		for i := range 10_000 {
+			if err := c.send(frame(0x89, fmt.Append(nil, i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		hub.Broadcast <- []byte("hello")
+		if got := read(t, healthy); got != "hello" {
+			t.Errorf("another client got %q", got)
+		}
+		pongs, last := 0, ""
+		for {
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first == 0x81 {
+				break
+			}
+			if first != 0x8A {
+				t.Fatalf("frame %#x", first)
+			}
+			pongs, last = pongs+1, string(payload)
+		}
+		if pongs > 2 || last != "9999" {
+			t.Errorf("%d pongs, the last one for %q; want the first and the newest", pongs, last)
+		}
+		go closeStatus(healthy)
+	})
+}
+
+// A message may come in any number of pieces, with pings in between.
+func TestFragmentedMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) {
+			msg.Client.SendEvent(realtime.Event{Data: msg.Data, Binary: msg.Binary})
+		}
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		var all []byte
+		for _, f := range [][]byte{
+			frame(0x02, []byte("a")), frame(0x00, nil), frame(0x89, []byte("ping")), frame(0x00, []byte("b")), frame(0x80, []byte("c")),
+			frame(0x81, nil), // an empty message is one, too
+		} {
+			all = append(all, f...)
+		}
+		go func() {
+			for i := range all {
+				c.send(all[i : i+1])
+				time.Sleep(time.Second)
+			}
+		}()
+		want := []struct {
+			first   byte
+			payload string
+		}{{0x8A, "ping"}, {0x82, "abc"}, {0x81, ""}}
+		for _, w := range want {
+			if first, payload, err := c.readFrame(); first != w.first || string(payload) != w.payload {
+				t.Errorf("got frame %#x %q, %v; want %#x %q", first, payload, err, w.first, w.payload)
+			}
+		}
+		time.Sleep(2 * time.Second)
+	})
+}
+
+// Bytes that net/http has read together with the handshake are not lost.
+func TestMessageInThePacketOfTheHandshake(t *testing.T) {
+	for name, serve := range map[string]func(*testing.T, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+			s := serve(t, hub)
+			conn, err := s.dial(t.Context(), "tcp", strings.TrimSuffix(strings.TrimPrefix(s.url, "ws://"), "/ws"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			early := append([]byte(handshake), frame(0x81, []byte("early"))...)
+			early = append(early, frame(0x82, bytes.Repeat([]byte("x"), 3000))...)
+			if _, err := conn.Write(append(early, frame(0x81, []byte("torn"))[:3]...)); err != nil {
+				t.Fatal(err)
+			}
+			c := rawHandshaken(t, conn)
+			if err := c.send(frame(0x81, []byte("torn"))[3:]); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range []string{"early", strings.Repeat("x", 3000), "torn"} {
+				if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
+					t.Errorf("got %.20q, %v; want %.20q", payload, err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestNotAHandshake(t *testing.T) {
+	valid := http.Header{
+		"Connection": {"keep-alive, Upgrade"}, "Upgrade": {"websocket"},
+		"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+	}
+	tests := map[string]struct {
+		change func(r *http.Request)
+		status int
+		header string // one that the answer must have
+	}{
+		"a plain GET":       {func(r *http.Request) { r.Header = http.Header{} }, 426, "Upgrade"},
+		"no Upgrade":        {func(r *http.Request) { r.Header.Del("Upgrade") }, 426, "Upgrade"},
+		"no Connection":     {func(r *http.Request) { r.Header.Del("Connection") }, 426, "Upgrade"},
+		"another protocol":  {func(r *http.Request) { r.Header.Set("Upgrade", "h2c") }, 426, "Upgrade"},
+		"HTTP/1.0":          {func(r *http.Request) { r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/1.0", 1, 0 }, 426, "Upgrade"},
+		"HTTP/2":            {func(r *http.Request) { r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/2.0", 2, 0 }, 426, "Upgrade"},
+		"POST":              {func(r *http.Request) { r.Method = "POST" }, 405, "Allow"},
+		"an old version":    {func(r *http.Request) { r.Header.Set("Sec-WebSocket-Version", "8") }, 426, "Sec-WebSocket-Version"},
+		"no version":        {func(r *http.Request) { r.Header.Del("Sec-WebSocket-Version") }, 426, "Sec-WebSocket-Version"},
+		"no key":            {func(r *http.Request) { r.Header.Del("Sec-WebSocket-Key") }, 400, ""},
+		"two keys":          {func(r *http.Request) { r.Header.Add("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==") }, 400, ""},
+		"a short key":       {func(r *http.Request) { r.Header.Set("Sec-WebSocket-Key", "c2hvcnQ=") }, 400, ""},
+		"a key not base64":  {func(r *http.Request) { r.Header.Set("Sec-WebSocket-Key", "!") }, 400, ""},
+		"a hidden Hijacker": {func(r *http.Request) {}, 501, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			defer hub.Shutdown(t.Context())
+			hub.Logger = quiet
+			hub.OnConnect = func(*realtime.Client, *http.Request) error {
+				t.Error("OnConnect was called")
+				return nil
+			}
+			r := httptest.NewRequest("GET", "/ws", nil)
+			r.Header = valid.Clone()
+			tt.change(r)
+			rec := httptest.NewRecorder()
+			err := realtime.Upgrade(rec, r, hub)
+			if err == nil || rec.Code != tt.status {
+				t.Errorf("answered %d, %v; want %d and an error", rec.Code, err, tt.status)
+			}
+			if tt.header != "" && rec.Header().Get(tt.header) == "" {
+				t.Errorf("the answer lacks %s: %v", tt.header, rec.Header())
+			}
+			if tt.status == 501 && (!strings.Contains(err.Error(), "*httptest.ResponseRecorder") || !strings.Contains(err.Error(), "Unwrap")) {
+				t.Errorf("error %q should name the culprit and the cure", err)
+			}
+			if hub.Stats().Refused != 1 {
+				t.Errorf("Refused = %d, want 1", hub.Stats().Refused)
+			}
+		})
+	}
+}
+
+// A middleware that wraps the ResponseWriter and says so is no obstacle; the
+// error of one that can't hijack names it.
+func TestWrappedResponseWriter(t *testing.T) {
+	type opaque struct{ http.ResponseWriter }
+	hub := realtime.NewHub()
+	hub.Logger = quiet
+	errs := make(chan error, 4) // net/http may try again where it got no answer
+	mux := http.NewServeMux()
+	for path, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
+		"/wrapped": func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{w} },
+		"/opaque":  func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{opaque{w}} },
+		"/broken":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w} },
+	} {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { errs <- realtime.Upgrade(wrap(w), r, hub) })
+	}
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	defer hub.Shutdown(t.Context())
+
+	conn, _, err := websocket.Dial(t.Context(), srv.URL+"/wrapped", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.CloseNow()
+	if err := <-errs; err != nil {
+		t.Errorf("behind a wrapper with Unwrap: %v", err)
+	}
+	if _, resp, err := websocket.Dial(t.Context(), srv.URL+"/opaque", nil); err == nil || resp.StatusCode != 501 {
+		t.Errorf("behind an opaque wrapper: %v, want 501", err)
+	}
+	if err := <-errs; err == nil || !strings.Contains(err.Error(), "realtime_test.opaque hides http.Hijacker") {
+		t.Errorf("error %q should name realtime_test.opaque", err)
+	}
+	if _, _, err := websocket.Dial(t.Context(), srv.URL+"/broken", nil); err == nil {
+		t.Error("the handshake succeeded where Hijack failed")
+	}
+	if err := <-errs; !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "brokenHijacker") {
+		t.Errorf("error %q should name brokenHijacker", err)
+	}
+	if st := hub.Stats(); st.Refused < 2 {
+		t.Errorf("Refused = %d, want 2 or more", st.Refused)
+	}
+}
+
+type unwrapper struct{ http.ResponseWriter }
+
+func (u unwrapper) Unwrap() http.ResponseWriter { return u.ResponseWriter }
+
+type brokenHijacker struct{ http.ResponseWriter }
+
+var errBroken = errors.New("broken")
+
+func (b brokenHijacker) Unwrap() http.ResponseWriter { return b.ResponseWriter }
+
+func (brokenHijacker) Hijack() (c netConn, rw *readWriter, err error) { return nil, nil, errBroken }
+
+// A peer that stalls inside a frame hangs nothing: not Close, not Shutdown.
+func TestStallInsideAFrameDuringShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		c.send([]byte{0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 1, 2, 3, 4, 5})
+		go io.Copy(io.Discard, c.br)
+		start := time.Now()
+		if err := hub.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); !within(d, 5*time.Second) {
+			t.Errorf("Shutdown took %v, want 5 s and at most one more", d)
+		}
+	})
+}

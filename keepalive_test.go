@@ -1,0 +1,397 @@
+package realtime_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// left records what OnDisconnect is told.
+type left struct {
+	err error
+	at  time.Duration // since the test's start
+	n   int
+}
+
+func recordLeft(hub *realtime.Hub) *left {
+	l, start := new(left), time.Now()
+	hub.OnDisconnect = func(_ *realtime.Client, err error) {
+		l.err, l.at, l.n = err, time.Since(start), l.n+1
+	}
+	return l
+}
+
+// within reports whether got is at want, at most a second late.
+func within(got, want time.Duration) bool {
+	return got >= want && got <= want+time.Second
+}
+
+func TestPingAfterSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		last := time.Now()
+		for i := range 5 {
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first != 0x89 {
+				t.Fatalf("frame %#x, want a ping", first)
+			}
+			if got := time.Since(last); !within(got, 54*time.Second) {
+				t.Errorf("ping %d after %v of silence, want 54 s and at most one more", i, got)
+			}
+			// A pong, or anything else, is a sign of life.
+			if i%2 == 0 {
+				c.send(frame(0x8A, payload))
+			} else {
+				c.send(frame(0x81, []byte("hi")))
+			}
+			last = time.Now()
+		}
+		if got := hub.ClientCount(); got != 1 {
+			t.Errorf("ClientCount() = %d, want 1", got)
+		}
+	})
+}
+
+func TestTalkingClientIsNotPinged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for range 20 {
+			time.Sleep(50 * time.Second)
+			c.send(frame(0x81, []byte("hi")))
+		}
+		time.Sleep(3 * time.Second)
+		hub.Broadcast <- []byte("first")
+		if first, payload, err := c.readFrame(); err != nil || first != 0x81 {
+			t.Errorf("got frame %#x %q, %v; want the broadcast and no ping before it", first, payload, err)
+		}
+	})
+}
+
+func TestPingIntervalNegativeNeverPings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.PingInterval = -1
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		time.Sleep(24 * time.Hour)
+		hub.Broadcast <- []byte("first")
+		if first, _, err := c.readFrame(); err != nil || first != 0x81 {
+			t.Errorf("got frame %#x, %v; want the broadcast", first, err)
+		}
+	})
+}
+
+func TestUnansweredPingDisconnects(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		io.Copy(io.Discard, c.br) // takes the ping, answers nothing, until the server hangs up
+		synctest.Wait()
+		if l.n != 1 || l.err == nil || !strings.Contains(l.err.Error(), "PongTimeout") {
+			t.Errorf("OnDisconnect: %d times, last with %v; want once, for PongTimeout", l.n, l.err)
+		}
+		if l.at < 114*time.Second || l.at > 116*time.Second {
+			t.Errorf("gone after %v, want 54 s + 60 s and at most 2 s", l.at)
+		}
+	})
+}
+
+func TestTimeInOnMessageIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
+			time.Sleep(10 * time.Minute)
+			msg.Client.Send(msg.Data)
+		}
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		// The second message has begun when the handler gets the first.
+		two := append(frame(0x81, []byte("one")), frame(0x81, []byte("two"))...)
+		go func() {
+			c.send(two[:len(two)-1])
+			time.Sleep(11 * time.Minute)
+			c.send(two[len(two)-1:])
+		}()
+		var got []string
+		for len(got) < 2 {
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatalf("after %q: %v (%v)", got, err, l.err)
+			}
+			if first == 0x81 {
+				got = append(got, string(payload))
+			}
+		}
+	})
+}
+
+func TestMessageThatNeverEnds(t *testing.T) {
+	tests := map[string][]byte{
+		"one byte of a header":   {0x81},
+		"half a header":          {0x81, 0xFE, 0x01},
+		"no mask":                {0x81, 0x85, 1, 2},
+		"half a payload":         frame(0x81, []byte("hello"))[:8],
+		"fragment without a fin": frame(0x01, []byte("hello")),
+		"message, then a header": append(frame(0x81, []byte("whole")), 0x81),
+		"lie about the length":   {0x82, 0xFF, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6},
+	}
+	for name, b := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				start := time.Now()
+				c.send(b)
+				c.expectClose(1008)
+				if got := time.Since(start); !within(got, 60*time.Second) {
+					t.Errorf("close frame after %v, want 60 s and at most one more", got)
+				}
+				c.expectEnd()
+				synctest.Wait()
+				if l.n != 1 || !strings.Contains(l.err.Error(), "incomplete") {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, for an incomplete message", l.n, l.err)
+				}
+			})
+		})
+	}
+}
+
+// Pings inside a fragmented message are answered, but don't prolong it.
+func TestPingsDoNotProlongAMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		start := time.Now()
+		var pinging sync.WaitGroup
+		defer pinging.Wait()
+		pinging.Go(func() {
+			c.send(frame(0x01, []byte("hel")))
+			for c.send(frame(0x89, []byte("are you there"))) == nil {
+				time.Sleep(10 * time.Second)
+			}
+		})
+		if first, payload, err := c.readFrame(); first != 0x8A || string(payload) != "are you there" {
+			t.Errorf("got frame %#x %q, %v; want the pong", first, payload, err)
+		}
+		c.expectClose(1008)
+		if got := time.Since(start); !within(got, 60*time.Second) {
+			t.Errorf("close frame after %v, want 60 s and at most one more", got)
+		}
+		c.expectEnd()
+	})
+}
+
+// A control frame that does not end is the library's to notice.
+func TestStallInsideAControlFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		c.send(frame(0x89, []byte("hello"))[:7])
+		io.Copy(io.Discard, c.br)
+		synctest.Wait()
+		if l.n != 1 || l.at != 5*time.Second || !strings.Contains(l.err.Error(), "control frame") {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want once, for the control frame, after 5 s", l.n, l.err, l.at)
+		}
+	})
+}
+
+func TestSlowClientIsDisconnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		healthy := s.connect()
+		got := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for got < 300 {
+				if _, _, err := healthy.Read(context.Background()); err != nil {
+					return
+				}
+				got++
+			}
+		}()
+		for range 300 {
+			hub.Broadcast <- []byte("x")
+		}
+		<-done
+		if got != 300 {
+			t.Errorf("the client that reads got %d of 300", got)
+		}
+		if hub.ClientCount() != 2 {
+			t.Errorf("ClientCount() = %d before SlowAfter, want 2", hub.ClientCount())
+		}
+		time.Sleep(2 * time.Second) // nothing more is published: the sweeper sees it
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) || !within(l.at, time.Second) {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want ErrSlowClient once, after 1 s", l.n, l.err, l.at)
+		}
+		st := hub.Stats()
+		if st.Clients != 1 || st.SlowClients != 1 || st.Queued != 0 || st.Delivered+st.Dropped != 600 {
+			t.Errorf("Stats() = %+v", st)
+		}
+	})
+}
+
+// 256 messages may wait for as long as WriteTimeout allows.
+func TestClientAtSendBufferIsNotSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for range 256 {
+			hub.Broadcast <- []byte("x")
+		}
+		time.Sleep(9 * time.Second)
+		for i := range 256 {
+			if _, _, err := c.readFrame(); err != nil {
+				t.Fatalf("frame %d: %v (%v)", i, err, l.err)
+			}
+		}
+	})
+}
+
+func TestSlowAfterNegativeDisconnectsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SlowAfter, hub.SendBuffer = -1, 4
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		s.raw()
+		for range 4 {
+			hub.Broadcast <- []byte("x")
+		}
+		synctest.Wait()
+		if l.n != 0 {
+			t.Fatalf("disconnected by 4 messages: %v", l.err)
+		}
+		hub.Broadcast <- []byte("x")
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) || l.at != 0 {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want ErrSlowClient at once", l.n, l.err, l.at)
+		}
+	})
+}
+
+// Send tells its caller that the client is too slow, and that it is gone.
+func TestSendToASlowClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SendBuffer = 2
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		s.raw()
+		for i := range 2 * 64 {
+			if err := client.Send([]byte("x")); err != nil {
+				t.Fatalf("Send %d: %v", i, err)
+			}
+		}
+		if err := client.Send([]byte("x")); !errors.Is(err, realtime.ErrSlowClient) {
+			t.Errorf("Send above 64 × SendBuffer: %v, want ErrSlowClient", err)
+		}
+		if err := client.Send([]byte("x")); !errors.Is(err, realtime.ErrClientClosed) {
+			t.Errorf("Send to a client that was cut: %v, want ErrClientClosed", err)
+		}
+		if cause := context.Cause(client.Context()); !errors.Is(cause, realtime.ErrSlowClient) {
+			t.Errorf("Cause = %v, want ErrSlowClient", cause)
+		}
+	})
+}
+
+func TestWriteTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		hub.Broadcast <- []byte("x")
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		if l.n != 1 || !within(l.at, 10*time.Second) || !strings.Contains(l.err.Error(), "WriteTimeout") {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want once, for WriteTimeout, after 10 s", l.n, l.err, l.at)
+		}
+	})
+}
+
+// A slow but steady reader makes progress: WriteTimeout is no bound on how
+// long a large message takes.
+func TestSteadyReaderIsNotTimedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.PingInterval = -1
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		const size = 1 << 20
+		hub.Broadcast <- []byte(strings.Repeat("x", size))
+		buf := make([]byte, 16<<10)
+		for total := 0; total < size; {
+			time.Sleep(2 * time.Second)
+			n, err := c.br.Read(buf)
+			if err != nil {
+				t.Fatalf("after %d bytes: %v (%v)", total, err, l.err)
+			}
+			total += n
+		}
+	})
+}
+
+// keep makes an OnConnect that keeps its client.
+func keep(into **realtime.Client) func(*realtime.Client, *http.Request) error {
+	return func(c *realtime.Client, _ *http.Request) error {
+		*into = c
+		return nil
+	}
+}
+
+func TestMessageTooBig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		var got int
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { got = len(msg.Data) }
+		s := newPipeSite(t, hub)
+		conn := s.connect()
+		exact := strings.Repeat("x", 512<<10)
+		write(t, conn, exact)
+		go conn.Write(context.Background(), websocket.MessageText, []byte(exact+"x"))
+		if status := closeStatus(conn); status.Code != websocket.StatusMessageTooBig {
+			t.Errorf("closed with %v, want 1009", status)
+		}
+		synctest.Wait()
+		if got != 512<<10 {
+			t.Errorf("OnMessage got %d bytes, want 512 KiB and no more", got)
+		}
+		if l.n != 1 || !errors.Is(l.err, websocket.ErrMessageTooBig) {
+			t.Errorf("OnDisconnect: %d times, last with %v; want ErrMessageTooBig once", l.n, l.err)
+		}
+	})
+}

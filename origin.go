@@ -1,0 +1,320 @@
+package realtime
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+)
+
+// packageCheck is what SetCheckOrigin was last given.
+var packageCheck atomic.Pointer[func(r *http.Request) bool]
+
+// SetCheckOrigin sets the check that decides for every hub without a
+// [Hub.CheckOrigin] of its own which browsers may connect: it reports whether
+// to accept the request. Nil allows all, which is the default and leaves a hub
+// that knows its users by their cookies open to cross-site WebSocket
+// hijacking: any page that a user visits can then connect in the user's name.
+// Most callers should set [SameOrigin] or what [AllowOrigins] returns.
+//
+// The check runs on the request's goroutine and may block. SetCheckOrigin is
+// safe for concurrent use; clients that are already connected stay.
+func SetCheckOrigin(check func(r *http.Request) bool) {
+	if check == nil {
+		packageCheck.Store(nil)
+		return
+	}
+	packageCheck.Store(&check)
+}
+
+// originCheck returns the check that is in force for a hub whose own check is
+// own: that one, or else the package's, or else nil, which allows all.
+func originCheck(own func(*http.Request) bool) func(*http.Request) bool {
+	if own != nil {
+		return own
+	}
+	if check := packageCheck.Load(); check != nil {
+		return *check
+	}
+	return nil
+}
+
+// SameOrigin reports whether r comes from a page of the site that it asks: the
+// host and port of its Origin header are those that the browser asked for. It
+// is a check for [SetCheckOrigin] and [Hub.CheckOrigin], right for a site that
+// serves its pages and its hub under one name; for any other use
+// [AllowOrigins].
+//
+// A request without an Origin is accepted: it comes from no browser, or from
+// an EventSource on its own site. An Origin that is "null", malformed or there
+// twice is refused. A port that is not written is the default one of the
+// Origin's scheme, since behind a proxy the scheme of r may be another.
+//
+// Behind proxies it works without settings, and trusting what they forward
+// gives nothing away. The attacker is a page of another site in the user's
+// browser, and a page cannot choose a header of a WebSocket handshake or of an
+// EventSource; its fetch can, but only after a CORS preflight that the server
+// grants, which this package never does. Whoever can forge the headers below
+// is no browser and can forge the Origin just as well: no check of origins
+// stops a program, which has none of the user's cookies to abuse. So an origin
+// is the same if any of these says so:
+//
+//   - Sec-Fetch-Site is same-origin, the browser's own word, as for
+//     [http.CrossOriginProtection]. Chromium sends none with a WebSocket.
+//   - Host has the Origin's host and port.
+//   - X-Forwarded-Host has them, in its first entry, or the first host of
+//     Forwarded (RFC 7239), where a proxy wrote its own name into Host. A port
+//     that a proxy cut off ("$host" in nginx) is taken from X-Forwarded-Port.
+//
+// A proxy that rewrites Host and forwards nothing hides the name for good:
+// browsers are refused until it forwards one of them, or AllowOrigins is used.
+//
+// A page that came over http is refused where the browser asked over TLS (the
+// first X-Forwarded-Proto or proto of Forwarded says so, or else [http.Request.TLS]):
+// a network in between could have written that page. The opposite is accepted,
+// as many proxies call a request http that reached them through TLS elsewhere.
+//
+// SameOrigin asks nothing of the name itself, so that an attacker's name that
+// resolves to the server's address (DNS rebinding) passes. Use AllowOrigins for
+// a server that trusts its network, as on localhost.
+func SameOrigin(r *http.Request) bool {
+	values := r.Header.Values("Origin")
+	if len(values) == 0 {
+		return true
+	}
+	o, ok := parseOrigin(values[0])
+	if !ok || len(values) > 1 || o.scheme != "http" && o.scheme != "https" {
+		return false
+	}
+	if site := r.Header.Values("Sec-Fetch-Site"); len(site) == 1 && site[0] == "same-origin" {
+		return true
+	}
+	if o.scheme == "http" && overTLS(r) {
+		return false
+	}
+	return asksFor(o, r.Host, r) ||
+		asksFor(o, firstOf(r, "X-Forwarded-Host"), r) ||
+		asksFor(o, firstForwarded(r, "host"), r)
+}
+
+// asksFor reports whether hostport, which r or a proxy says that the browser
+// asked for, is o's.
+func asksFor(o origin, hostport string, r *http.Request) bool {
+	host, port, ok := parseHost(hostport)
+	if !ok || host != o.host {
+		return false
+	}
+	if port != 0 {
+		return port == o.port
+	}
+	return o.port == defaultPorts[o.scheme] || firstOf(r, "X-Forwarded-Port") == strconv.Itoa(int(o.port))
+}
+
+// overTLS reports whether it is known that the browser asked for r over TLS.
+func overTLS(r *http.Request) bool {
+	scheme := firstOf(r, "X-Forwarded-Proto")
+	if scheme == "" {
+		scheme = firstForwarded(r, "proto")
+	}
+	if scheme == "" {
+		return r.TLS != nil
+	}
+	// Traefik forwards the scheme of the WebSocket itself.
+	return strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "wss")
+}
+
+// firstOf returns the first entry of the list in a header: each proxy appends
+// its own, so that this one is the nearest to the browser.
+func firstOf(r *http.Request, header string) string {
+	first, _, _ := strings.Cut(r.Header.Get(header), ",")
+	return strings.TrimSpace(first)
+}
+
+// firstForwarded returns the first value that the parameter has in r's
+// Forwarded header (RFC 7239 §4), whichever proxy wrote it: one that keeps
+// Host need not name it.
+func firstForwarded(r *http.Request, param string) string {
+	rest := strings.Join(r.Header.Values("Forwarded"), ",")
+	for rest != "" {
+		end, quoted := 0, false
+		for ; end < len(rest) && (quoted || rest[end] != ';' && rest[end] != ','); end++ {
+			if rest[end] == '"' {
+				quoted = !quoted
+			} else if quoted && rest[end] == '\\' {
+				end++
+			}
+		}
+		end = min(end, len(rest))
+		name, value, _ := strings.Cut(rest[:end], "=")
+		if strings.EqualFold(strings.TrimSpace(name), param) {
+			return strings.Trim(value, " \t\"") // no host and no scheme needs an escape
+		}
+		rest = rest[min(end+1, len(rest)):]
+	}
+	return ""
+}
+
+// AllowOrigins returns a check for [SetCheckOrigin] and [Hub.CheckOrigin] that
+// accepts pages of the origins that a pattern names, and requests without an
+// Origin header: they come from no browser, or from an EventSource on its own
+// site. It looks at nothing else, so that it is right behind every proxy. The
+// site's own pages need a pattern, too; without any, every page is refused.
+//
+// A pattern is an origin as a browser sends it, a scheme and a host, in any
+// letter case:
+//
+//	https://app.example.com     this host, on the scheme's default port
+//	http://localhost:3000       this port
+//	http://localhost:*          any port
+//	https://*.example.com       any subdomain, at any depth; not example.com
+//	null                        pages without an origin, literally
+//
+// Any site can make a page without an origin by putting it into a sandboxed
+// frame: "null" is for testing.
+//
+// AllowOrigins panics if a pattern is malformed, as [regexp.MustCompile] does:
+// a pattern that matches nothing would be found by the users.
+func AllowOrigins(patterns ...string) func(*http.Request) bool {
+	allowed := make([]originPattern, len(patterns))
+	for i, s := range patterns {
+		p, cure := parsePattern(s)
+		if cure != "" {
+			panic(fmt.Sprintf("realtime: AllowOrigins: pattern %q: %s", s, cure))
+		}
+		allowed[i] = p
+	}
+	return func(r *http.Request) bool {
+		values := r.Header.Values("Origin")
+		if len(values) == 0 {
+			return true
+		}
+		o, ok := parseOrigin(values[0])
+		if !ok || len(values) > 1 {
+			return false
+		}
+		return slices.ContainsFunc(allowed, func(p originPattern) bool { return p.matches(o) })
+	}
+}
+
+// An originPattern is an origin with wildcards.
+type originPattern struct {
+	origin          // with subdomains, the host is what follows "*"
+	subdomains bool // any, but not the domain itself
+	anyPort    bool
+}
+
+func (p originPattern) matches(o origin) bool {
+	if p.scheme != o.scheme || !p.anyPort && p.port != o.port {
+		return false
+	}
+	if p.subdomains {
+		// The host of p starts with a dot, which no origin's host does.
+		return strings.HasSuffix(o.host, p.host)
+	}
+	return p.host == o.host
+}
+
+// parsePattern returns the pattern that s is or, if it is none, what to write
+// instead.
+func parsePattern(s string) (p originPattern, cure string) {
+	if s == "null" {
+		return originPattern{origin: nullOrigin}, ""
+	}
+	if s == "*" {
+		return p, "to allow all origins leave the check nil"
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok && s != "" {
+		return p, fmt.Sprintf("an origin has a scheme: write %q", "https://"+s)
+	}
+	if strings.EqualFold(scheme, "ws") || strings.EqualFold(scheme, "wss") {
+		return p, fmt.Sprintf("an origin is that of the page, which no WebSocket has loaded: write %q", "http"+strings.ToLower(scheme[2:])+"://"+rest)
+	}
+	if end := strings.IndexAny(rest, "/?#"); end > 0 {
+		return p, fmt.Sprintf("an origin ends with its host or port: write %q", scheme+"://"+rest[:end])
+	}
+	rest, p.anyPort = strings.CutSuffix(rest, ":*")
+	rest, p.subdomains = strings.CutPrefix(rest, "*.")
+	_, port, _ := parseHost(rest)
+	p.origin, ok = parseOrigin(scheme + "://" + rest)
+	if !ok || p.anyPort && port != 0 || p.subdomains && rest[0] == '[' {
+		return p, `an origin is a scheme, "://", a host in ASCII (an IPv6 address in brackets) and perhaps a port; ` +
+			`"*." may stand before a domain, and "*" for the port`
+	}
+	if p.subdomains {
+		p.host = "." + p.host
+	}
+	return p, ""
+}
+
+// An origin is whom a page belongs to (RFC 6454 §4).
+type origin struct {
+	scheme string // in lower case
+	host   string // in lower case, never empty; an IPv6 address in brackets
+	port   uint16 // the scheme's default if none was written; 0 if it has none
+}
+
+// nullOrigin is that of pages that share theirs with no other.
+var nullOrigin = origin{scheme: "null"}
+
+var defaultPorts = map[string]uint16{"http": 80, "https": 443}
+
+// parseOrigin parses the value of an Origin header. It takes what browsers
+// send and nothing else (RFC 6454 §6.2): url.Parse would take user names and
+// paths, and a check that overlooks one of them is a hole.
+func parseOrigin(s string) (o origin, ok bool) {
+	if s == "null" {
+		return nullOrigin, true
+	}
+	scheme, rest, ok := strings.Cut(s, "://")
+	if !ok || scheme == "" {
+		return origin{}, false
+	}
+	o.scheme = strings.ToLower(scheme)
+	for i, c := range []byte(o.scheme) {
+		if !('a' <= c && c <= 'z' || i > 0 && ('0' <= c && c <= '9' || c == '+' || c == '-' || c == '.')) {
+			return origin{}, false
+		}
+	}
+	o.host, o.port, ok = parseHost(rest)
+	if !ok {
+		return origin{}, false
+	}
+	if o.port == 0 {
+		o.port = defaultPorts[o.scheme]
+	}
+	return o, true
+}
+
+// parseHost parses a host with or without a port, which is 0 then, and returns
+// the host as an origin has it.
+func parseHost(s string) (host string, port uint16, ok bool) {
+	host = s
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
+		n, err := strconv.ParseUint(s[i+1:], 10, 16)
+		if err != nil || n == 0 {
+			return "", 0, false
+		}
+		host, port = s[:i], uint16(n)
+	}
+	if strings.HasPrefix(host, "[") && strings.HasSuffix(host, "]") {
+		addr, err := netip.ParseAddr(host[1 : len(host)-1])
+		if err != nil || !addr.Is6() || addr.Zone() != "" {
+			return "", 0, false
+		}
+		return "[" + addr.String() + "]", port, true
+	}
+	if host == "" || host[0] == '.' || strings.Contains(host, "..") {
+		return "", 0, false
+	}
+	// A browser sends an international name in its ASCII form (xn--…).
+	for _, c := range []byte(host) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return "", 0, false
+		}
+	}
+	return strings.ToLower(host), port, true
+}

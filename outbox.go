@@ -1,0 +1,338 @@
+package realtime
+
+import (
+	"cmp"
+	"net"
+	"slices"
+	"sync"
+	"time"
+)
+
+// maxWrite bounds one write call, so that a slow but steady reader is seen to
+// make progress within WriteTimeout.
+const maxWrite = 64 << 10
+
+// hardLimit times SendBuffer messages may wait for a client at most, for
+// however short a time. It is the bound on memory, where SlowAfter is the one
+// on patience.
+const hardLimit = 64
+
+// An outbox is one connection's way out: what waits for it, in order. It owns
+// no goroutine while nothing waits. Whoever puts something into an outbox
+// that isn't writing is told to start the goroutine that drains it; that
+// goroutine alone writes to the connection, and ends when nothing is left.
+//
+// The life of an outbox: held, where events wait until open says in which
+// format and to which connection; open; closed, where what waits goes out and
+// nothing more is taken; and failed, where nothing is left to be done.
+type outbox struct {
+	shared *shared // Set at construction, never changed.
+
+	mu       sync.Mutex // guards the fields below; never held while writing
+	conn     net.Conn   // nil while held
+	format   format
+	early    []*event      // what came while held
+	queue    []*buffer     // what waits is queue[head:]; the first may be partly written
+	head     int           // index into queue
+	off      int           // bytes of queue[head] that are written
+	done     int           // messages of queue[head] that are written
+	waiting  int           // messages that are not completely written
+	above    time.Duration // since when waiting has been above SendBuffer; zero: it isn't
+	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
+	last     *buffer       // the close frame, if it came while held
+	closed   bool
+	failed   bool
+	writing  bool          // the drain goroutine is running
+	progress time.Duration // when it last got rid of something
+	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
+}
+
+// push queues the events of r and reports whether the caller must start a
+// goroutine that drains o. The error is ErrClientClosed, or ErrSlowClient
+// where this push was one too many: o has failed then.
+func (o *outbox) push(r *run) (start bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed {
+		return false, ErrClientClosed
+	}
+	n := len(r.events)
+	o.waiting += n
+	o.shared.queued.Add(int64(n))
+	if o.conn == nil {
+		o.early = append(o.early, r.events...)
+	} else {
+		o.appendLocked(r.buffers(o.format)...)
+	}
+	if o.waiting > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
+		o.failLocked()
+		return false, ErrSlowClient
+	}
+	return o.startLocked(), nil
+}
+
+// slowLocked reports whether the reader has used up its patience. It is to be
+// called when waiting has grown, and now and then.
+func (o *outbox) slowLocked(now time.Duration) bool {
+	if o.waiting <= o.shared.sendBuffer {
+		return false
+	}
+	if o.waiting > hardLimit*o.shared.sendBuffer {
+		return true
+	}
+	if o.conn == nil {
+		return false // held by OnConnect, for which the reader can't help
+	}
+	o.above = cmp.Or(o.above, now)
+	return now-o.above >= o.shared.slowAfter
+}
+
+// control queues a control frame, unless o takes no more, and reports whether
+// the caller must start a goroutine that drains o.
+func (o *outbox) control(frame *buffer) (start bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed || o.conn == nil {
+		return false
+	}
+	o.appendLocked(frame)
+	return o.startLocked()
+}
+
+// answer queues a pong in the place of one that still waits (RFC 6455
+// §5.5.3: only the newest ping needs an answer), so that a flood of pings
+// costs no memory. It goes out before whatever waits. It reports whether the
+// caller must start a goroutine that drains o.
+func (o *outbox) answer(pong *buffer) (start bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed || o.conn == nil {
+		return false
+	}
+	o.pong = pong
+	return o.startLocked()
+}
+
+// close queues a transport's last bytes behind all that waits; nothing more
+// is taken. It reports whether the caller must start a goroutine that drains
+// o, and whether this call was the one that closed o.
+func (o *outbox) close(last *buffer) (start, first bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed {
+		return false, false
+	}
+	o.closed = true
+	if o.conn == nil {
+		o.last = last
+		return false, true
+	}
+	o.appendLocked(last)
+	return o.startLocked(), true
+}
+
+// fail drops what waits; nothing more is taken or written, but for the write
+// under way.
+func (o *outbox) fail() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.failLocked()
+}
+
+func (o *outbox) failLocked() {
+	if o.failed {
+		return
+	}
+	o.failed = true
+	o.shared.dropped.Add(int64(o.waiting))
+	o.shared.queued.Add(-int64(o.waiting))
+	o.waiting, o.above = 0, 0
+	o.early, o.queue, o.head, o.off, o.done = nil, nil, 0, 0, 0
+	o.pong, o.last = nil, nil
+}
+
+// open ends the held state and reports whether the caller must start a
+// goroutine that drains o.
+func (o *outbox) open(conn net.Conn, f format) (start bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.conn, o.format = conn, f
+	if o.failed {
+		return false
+	}
+	r := run{events: o.early}
+	o.appendLocked(r.buffers(f)...)
+	o.early = nil
+	if o.last != nil {
+		o.appendLocked(o.last)
+		o.last = nil
+	}
+	if o.waiting > o.shared.sendBuffer {
+		o.above = o.shared.clock.now() // patience with this reader begins now
+	}
+	return o.startLocked()
+}
+
+func (o *outbox) appendLocked(bufs ...*buffer) {
+	if o.head >= len(o.queue)-o.head && len(o.queue)+len(bufs) > cap(o.queue) {
+		n := copy(o.queue, o.queue[o.head:])
+		clear(o.queue[n:])
+		o.queue, o.head = o.queue[:n], 0
+	}
+	o.queue = append(o.queue, bufs...)
+}
+
+// startLocked reports whether there is something to write that nobody does,
+// and takes it that the caller sees to it.
+func (o *outbox) startLocked() bool {
+	if o.writing || o.conn == nil || o.head == len(o.queue) && o.pong == nil {
+		return false
+	}
+	o.writing = true
+	o.progress = o.shared.clock.now()
+	return true
+}
+
+// scratch holds what the drain goroutines gather into one write.
+var scratch = sync.Pool{New: func() any { return new([maxWrite]byte) }}
+
+// drain writes until nothing waits. It is the body of a goroutine that
+// somebody starts when o says so; it ends by itself, at the latest when the
+// connection fails or is aborted. The error is that of the write, which is
+// final: o has failed.
+func (o *outbox) drain() error {
+	mem := scratch.Get().(*[maxWrite]byte)
+	defer scratch.Put(mem)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	defer func() {
+		o.writing = false
+		if o.drained != nil {
+			close(o.drained)
+			o.drained = nil
+		}
+	}()
+	for {
+		b := o.nextLocked(mem)
+		if len(b) == 0 {
+			return nil
+		}
+		o.mu.Unlock()
+		n, err := o.conn.Write(b)
+		o.mu.Lock()
+		if o.failed {
+			return nil
+		}
+		o.wroteLocked(n)
+		if err != nil {
+			o.failLocked()
+			return err
+		}
+		o.progress = o.shared.clock.now()
+	}
+}
+
+// nextLocked returns what to write next: as many whole buffers as fit in
+// maxWrite, or what fits of a larger one. It gathers in mem where that saves
+// writes.
+func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
+	if o.pong != nil && o.off == 0 {
+		if o.head > 0 {
+			o.head--
+			o.queue[o.head] = o.pong
+		} else {
+			o.queue = slices.Insert(o.queue, 0, o.pong)
+		}
+		o.pong = nil
+	}
+	if o.head == len(o.queue) {
+		return nil
+	}
+	first := o.queue[o.head].b[o.off:]
+	if o.head+1 == len(o.queue) || len(first)+len(o.queue[o.head+1].b) > maxWrite {
+		return first[:min(len(first), maxWrite)]
+	}
+	b := append(mem[:0], first...)
+	for _, buf := range o.queue[o.head+1:] {
+		if len(b)+len(buf.b) > maxWrite {
+			break
+		}
+		b = append(b, buf.b...)
+	}
+	return b
+}
+
+// wroteLocked moves on by n bytes.
+func (o *outbox) wroteLocked(n int) {
+	delivered := 0
+	for n > 0 {
+		buf := o.queue[o.head]
+		step := min(n, len(buf.b)-o.off)
+		n -= step
+		o.off += step
+		for o.done < len(buf.ends) && buf.ends[o.done] <= o.off {
+			o.done++
+			delivered++
+		}
+		if o.off == len(buf.b) {
+			o.queue[o.head] = nil
+			o.head, o.off, o.done = o.head+1, 0, 0
+		}
+	}
+	if o.head == len(o.queue) {
+		o.head, o.queue = 0, o.queue[:0]
+		if cap(o.queue) > 8 {
+			o.queue = nil // a burst is over: an idle client keeps none of it
+		}
+	}
+	o.waiting -= delivered
+	if o.waiting <= o.shared.sendBuffer {
+		o.above = 0
+	}
+	o.shared.queued.Add(-int64(delivered))
+	o.shared.delivered.Add(int64(delivered))
+}
+
+// isClosed reports whether the last bytes are queued.
+func (o *outbox) isClosed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed
+}
+
+// hasFailed reports whether nothing can go out any more.
+func (o *outbox) hasFailed() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.failed
+}
+
+// flushed returns a channel that is closed when all that waits is written, or
+// never will be. It is for one caller, once nothing more is queued.
+func (o *outbox) flushed() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	done := make(chan struct{})
+	if o.writing {
+		o.drained = done
+	} else {
+		close(done)
+	}
+	return done
+}
+
+// overdue returns the cause for which the sweeper has to cut the connection,
+// or nil.
+func (o *outbox) overdue(now time.Duration) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.failed:
+		return nil
+	case o.writing && now-o.progress >= o.shared.writeTimeout:
+		return errWriteTimeout
+	case o.slowLocked(now):
+		return ErrSlowClient
+	}
+	return nil
+}

@@ -1,0 +1,108 @@
+package realtime
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"unicode/utf8"
+)
+
+// Errors that callers branch on. The package returns them as they are or
+// wrapped; test with [errors.Is].
+var (
+	// ErrHubClosed is returned once Shutdown of the hub has begun.
+	ErrHubClosed = errors.New("realtime: hub is shut down")
+
+	// ErrClientClosed is returned by a send to a client, or to a stream,
+	// that is gone or leaving.
+	ErrClientClosed = errors.New("realtime: client is gone")
+
+	// ErrSlowClient is returned by the send that found its client too slow
+	// (see [Hub.SendBuffer]) and is the cause for which that client left.
+	ErrSlowClient = errors.New("realtime: client reads too slowly")
+)
+
+// An Event is something published: what a hub or a [Stream] sends.
+type Event struct {
+	// Name is the event's name on an event stream, where it chooses the
+	// listener in the browser (WHATWG HTML §9.2.6); empty means "message".
+	// It must not contain CR or LF. A WebSocket client gets Data alone.
+	Name string
+
+	// Data is the payload; nil and empty are the same empty payload. It
+	// belongs to the hub once it is handed over: don't modify it afterwards.
+	Data []byte
+
+	// Binary marks Data as bytes that are not text. WebSocket clients get a
+	// binary message, event streams get base64 (RFC 4648 §4). Data that is
+	// not Binary must be valid UTF-8.
+	Binary bool
+
+	// ID is the event's id on a [Stream], which a reconnecting browser sends
+	// back as Last-Event-ID: visible ASCII, or empty for none. It is for
+	// [Stream.SendEvent] alone: a hub refuses an event that has one.
+	ID string
+}
+
+// check reports why a hub can't publish e.
+func (e *Event) check() error {
+	if strings.ContainsAny(e.Name, "\r\n") {
+		return fmt.Errorf("realtime: event name %q has a line break, which would end the field on an event stream", e.Name)
+	}
+	if e.ID != "" {
+		return fmt.Errorf("realtime: event has the id %q: ids are for Stream.SendEvent, a hub gives its own", e.ID)
+	}
+	if !e.Binary && !utf8.Valid(e.Data) {
+		return errors.New("realtime: event data is not valid UTF-8, which no browser accepts as text: set Binary")
+	}
+	return nil
+}
+
+// A Message is what a client sent over its WebSocket.
+type Message struct {
+	Client *Client // who sent it
+	Data   []byte  // the handler's to keep and to change
+	Binary bool    // reports whether it came as a binary message; text is valid UTF-8
+}
+
+// Upgrade turns the request into a WebSocket client of hub and returns at
+// once; the client lives on without the HTTP handler. It hands out no Client,
+// because [Hub.OnMessage] may already run for it by the time Upgrade returns:
+// values, topics and first messages are given to a client in [Hub.OnConnect].
+//
+// An error has already been answered, so that most callers ignore it: 426 for
+// a request that is no WebSocket handshake (RFC 6455 §4.2.1), 403 for a
+// refused origin, what OnConnect chose with [Refuse], 503 after Shutdown, 501
+// where a middleware's ResponseWriter hides the connection (the error names
+// its type), and 500 where hub was not made by [NewHub]. Refusals are logged
+// and counted by the hub.
+func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
+	if err := hub.usable(); err != nil {
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return fmt.Errorf("realtime: upgrade: %w", err)
+	}
+	return hub.upgrade(w, r)
+}
+
+// Refuse returns an error for [Hub.OnConnect] to return: it answers the
+// client's request with the given HTTP status and with reason as the text of
+// the answer, where any other error answers 403 and a fixed text. A status
+// that is not in 200..599 becomes 403. An answer of 204 tells a browser's
+// EventSource not to come back (WHATWG HTML §9.2.3).
+func Refuse(status int, reason string) error {
+	if status < 200 || status > 599 {
+		status = http.StatusForbidden
+	}
+	return &refusal{status, reason}
+}
+
+// A refusal is an HTTP answer to somebody who doesn't become a client.
+type refusal struct {
+	status int
+	reason string // told to the stranger
+}
+
+func (e *refusal) Error() string {
+	return fmt.Sprintf("refused with %d %s: %s", e.status, http.StatusText(e.status), e.reason)
+}

@@ -1,0 +1,110 @@
+package realtime
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// revolution is how often the sweeper looks at each client: what depends on
+// time happens at most that much late.
+const revolution = time.Second
+
+// phases is how many parts a revolution has. Client slots are spread over
+// them, so that not all clients are pinged at once.
+const phases = 16
+
+// A clock tells a hub's time: that of the process while it runs. When the
+// whole process was stopped (SIGSTOP, a suspended laptop, a frozen container)
+// the clock was too, because what clients sent meanwhile is still unread.
+type clock struct {
+	start   time.Time
+	stalled atomic.Int64 // how long the process stood still
+}
+
+// now returns the hub's time. It is never zero, so that zero can mean never.
+func (c *clock) now() time.Duration {
+	return time.Since(c.start) - time.Duration(c.stalled.Load()) + 1
+}
+
+// sweep does all that depends on time, for all clients, so that none of them
+// has a timer. It is the body of a goroutine that the first client starts, and
+// that ends when there are no clients any more, or the hub stops. It
+// never blocks: what it finds overdue, it hands to the client's goroutines.
+func (h *Hub) sweep() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	due := time.Now()
+	var members []*Client
+	for phase := 0; ; phase = (phase + 1) % phases {
+		if phase == 0 && h.sweptEmpty() {
+			return
+		}
+		// Phases without a slot are slept through: a hub with one client
+		// wakes once a second.
+		due = due.Add(revolution / phases)
+		if !h.hasPhase(phase) {
+			continue
+		}
+		timer.Reset(time.Until(due))
+		select {
+		case <-timer.C:
+		case <-h.stop:
+			return
+		}
+		if late := time.Since(due); late >= revolution {
+			h.shared.clock.stalled.Add(int64(late))
+			due = due.Add(late)
+		}
+		members = h.inPhase(phase, members[:0])
+		now := h.shared.clock.now()
+		for _, c := range members {
+			c.sweep(now)
+		}
+		clear(members)
+	}
+}
+
+// sweep does what is due for one client.
+func (c *Client) sweep(now time.Duration) {
+	s := &c.hub.shared
+	if by := time.Duration(c.closeBy.Load()); by != 0 && now >= by {
+		c.abort(ErrClientClosed)
+		return
+	}
+	switch err := c.out.overdue(now); err {
+	case nil:
+	case ErrSlowClient:
+		c.cutSlow()
+		return
+	default:
+		c.abort(err)
+		return
+	}
+	heard := time.Duration(c.wire.heard.Load())
+	if heard == 0 || c.left() != nil {
+		return // not connected yet, or not any more
+	}
+	// A reader that was stamped before the clock learned of a stall.
+	heard = min(heard, now)
+
+	busy := c.inHandler.Load()
+	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
+		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
+		return
+	}
+	pinged := time.Duration(c.pinged.Load())
+	switch {
+	case pinged > heard:
+		if !busy && now-pinged >= s.pongTimeout {
+			c.abort(errPongTimeout)
+		}
+	case s.pingInterval > 0 && now-heard >= s.pingInterval:
+		c.pinged.Store(int64(now))
+		if c.out.control(pingFrame) {
+			go c.drain()
+		}
+	}
+}

@@ -1,0 +1,269 @@
+package realtime
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A wire is the net.Conn under coder/websocket, which does the handshake, the
+// reading and the close handshake on it. The frames that go out are the
+// hub's: they wait in the client's outbox, and the library's few writes join
+// them there. This holds because nobody else has the library's Conn:
+//
+//   - each control frame of the library is one Write of at most 127 bytes,
+//     which Write asserts;
+//   - the library never writes data;
+//   - after a close frame, whoever sent it, nothing follows.
+//
+// Only the client's reading goroutine closes the connection. Everyone else
+// calls abort, which wakes that goroutine.
+type wire struct {
+	net.Conn              // set by Hijack, before any of the methods is called
+	reply    func([]byte) // takes a control frame of the library's; called on the reading goroutine
+
+	// Owned by the reading goroutine.
+	in      *bufio.Reader // the library's
+	rest    []byte        // what net/http had read already
+	readErr error         // what ended the reading: the connection's fault, not the peer's grammar
+
+	// Times of the hub's clock. Written by the reading goroutine, read by the
+	// sweeper.
+	clock   *clock
+	heard   atomic.Int64 // the last time that bytes came
+	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
+
+	mu      sync.Mutex // guards the fields below
+	closed  bool       // the library has done with it
+	aborted bool
+}
+
+// attach makes conn the wire's connection, of which rest has been read
+// already.
+func (w *wire) attach(conn net.Conn, rest []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.Conn, w.rest = conn, rest
+	w.in = bufio.NewReaderSize(w, 256)
+	w.heard.Store(int64(w.clock.now()))
+	if w.aborted {
+		w.wakeLocked()
+	}
+}
+
+// Read reads for the library.
+func (w *wire) Read(p []byte) (int, error) {
+	if len(w.rest) > 0 {
+		n := copy(p, w.rest)
+		w.rest = w.rest[n:]
+		w.took()
+		return n, nil
+	}
+	if w.over() {
+		return 0, net.ErrClosed
+	}
+	n, err := w.Conn.Read(p)
+	if n > 0 {
+		w.took()
+	}
+	if err != nil {
+		w.readErr = err
+	}
+	return n, err
+}
+
+// took notes that bytes have come.
+func (w *wire) took() {
+	now := int64(w.clock.now())
+	w.heard.Store(now)
+	if w.partial.Load() == 0 {
+		w.partial.Store(now)
+	}
+}
+
+// between notes that a message, or a control frame outside of one, is
+// complete. The next one may have begun in the bytes that were read.
+func (w *wire) between() {
+	if w.in.Buffered() == 0 && len(w.rest) == 0 {
+		w.partial.Store(0)
+	} else {
+		w.partial.Store(int64(w.clock.now()))
+	}
+}
+
+// over reports whether reading has come to its end.
+func (w *wire) over() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.closed || w.aborted
+}
+
+// Write takes a control frame of the library's. On anything else the
+// connection would be torn, so it is given up.
+func (w *wire) Write(p []byte) (int, error) {
+	if len(p) < 2 || len(p) > 2+maxControlPayload || p[0]&(finBit|0x08) != finBit|0x08 || int(p[1]) != len(p)-2 {
+		w.abort()
+		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are no control frame; this version of it does not fit", len(p))
+	}
+	w.reply(p)
+	return len(p), nil
+}
+
+// Close is called by the library when it has done with the connection. That
+// may be on another goroutine while the reading one reads, if a control frame
+// does not end: so it only wakes that one, which then calls hangUp and linger.
+func (w *wire) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	return w.Conn.SetReadDeadline(longAgo)
+}
+
+// longAgo as a deadline ends what waits on a connection.
+var longAgo = time.Unix(1, 0)
+
+// abort makes the reading goroutine and a write under way fail at once. It
+// doesn't block.
+func (w *wire) abort() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.aborted {
+		return
+	}
+	w.aborted = true
+	if w.Conn != nil {
+		w.wakeLocked()
+	}
+}
+
+func (w *wire) wakeLocked() {
+	w.Conn.SetDeadline(longAgo)
+	switch c := w.halfCloser().(type) {
+	case *net.TCPConn, *net.UnixConn: // on TLS it could block
+		c.CloseWrite() // the reading goroutine may be in a handler: tell the peer all the same
+	}
+}
+
+// isAborted reports whether abort was called.
+func (w *wire) isAborted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.aborted
+}
+
+// hangUp tells the peer that no more will come, once all that waited is
+// written, so that it sees the end while the client's OnDisconnect runs. It
+// blocks until then, at the longest until abort.
+func (w *wire) hangUp(flushed <-chan struct{}) {
+	<-flushed
+	if c := w.halfCloser(); c != nil && !w.isAborted() {
+		c.CloseWrite()
+	}
+}
+
+// halfCloser returns what can close one direction of the connection, or nil.
+// The types are exact: a wrapper that embeds one may mean something else.
+func (w *wire) halfCloser() interface{ CloseWrite() error } {
+	switch c := w.Conn.(type) {
+	case *net.TCPConn:
+		return c
+	case *net.UnixConn:
+		return c
+	case *tls.Conn:
+		return c
+	}
+	return nil
+}
+
+// linger closes the connection. It first discards what the peer still sends,
+// until it has done so too: closing with input unread would reset the
+// connection and could take the close frame away from the peer (RFC 6455
+// §7.1.1). It blocks until then, at the longest until abort.
+func (w *wire) linger() {
+	if w.readErr == nil || errors.Is(w.readErr, os.ErrDeadlineExceeded) {
+		w.discard()
+	}
+	conn := w.Conn
+	if w.isAborted() {
+		switch c := conn.(type) {
+		case *net.TCPConn:
+			c.SetLinger(0)
+		case *tls.Conn:
+			conn = c.NetConn() // Close of a tls.Conn may wait 5 s to say goodbye
+		}
+	}
+	conn.Close()
+}
+
+// discard reads until the peer has closed its side.
+func (w *wire) discard() {
+	if w.halfCloser() == nil {
+		return // the peer can't know that we have done
+	}
+	w.mu.Lock()
+	if !w.aborted {
+		w.Conn.SetReadDeadline(time.Time{})
+	}
+	w.mu.Unlock()
+	var waste [512]byte
+	for {
+		if _, err := w.Conn.Read(waste[:]); err != nil {
+			return
+		}
+	}
+}
+
+// A handshaker is the ResponseWriter that websocket.Accept gets. Its Hijack
+// puts the wire under the library, with small buffers: one that reads frame
+// headers and short messages, and one that holds a control frame.
+type handshaker struct {
+	http.ResponseWriter
+	hijacker http.Hijacker
+	wire     *wire
+}
+
+func (h *handshaker) Unwrap() http.ResponseWriter { return h.ResponseWriter }
+
+// WriteHeaderNow is for gin, whose WriteHeader waits for the first Write.
+func (h *handshaker) WriteHeaderNow() {
+	if w, ok := h.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
+		w.WriteHeaderNow()
+	}
+}
+
+func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := h.hijacker.Hijack()
+	if err != nil {
+		return nil, nil, fmt.Errorf("%T: %w", h.hijacker, err)
+	}
+	if err := rw.Flush(); err != nil {
+		conn.Close()
+		return nil, nil, err
+	}
+	rest, _ := rw.Reader.Peek(rw.Reader.Buffered())
+	h.wire.attach(conn, bytes.Clone(rest))
+	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
+}
+
+// findHijacker returns what can take the connection over, as
+// http.ResponseController would find it, or an error that names the culprit.
+func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
+	for rw := w; ; {
+		switch t := rw.(type) {
+		case http.Hijacker:
+			return t, nil
+		case interface{ Unwrap() http.ResponseWriter }:
+			rw = t.Unwrap()
+		default:
+			return nil, fmt.Errorf("%T hides http.Hijacker: give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route", rw)
+		}
+	}
+}
