@@ -29,6 +29,7 @@ func TestMain(m *testing.M) {
 		os.Exit(childProcess(role))
 	}
 	code := m.Run()
+	Chat.Shutdown(context.Background()) // if its test didn't run
 	if code == 0 {
 		deadline := time.Now().Add(10 * time.Second)
 		for runtime.NumGoroutine() > 2 && time.Now().Before(deadline) {

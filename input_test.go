@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -134,6 +135,27 @@ func TestQueuedMessagesPrecedeTheClose(t *testing.T) {
 		}
 		c.expectEnd()
 	})
+}
+
+// A connection that ends within a message leaves no half of it, wherever the
+// cut is: coder/websocket takes the connection's EOF for the message's.
+func TestMessageCutByTheConnection(t *testing.T) {
+	whole := slices.Concat(frame(0x01, []byte("half")), frame(0x80, []byte(" and half")))
+	for cut := range len(whole) {
+		synctest.Test(t, func(t *testing.T) {
+			hub := realtime.NewHub()
+			l := recordLeft(hub)
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { t.Errorf("cut at %d: got %q", cut, msg.Data) }
+			s := newPipeSite(t, hub)
+			c := s.raw()
+			c.send(whole[:cut])
+			c.conn.Close()
+			synctest.Wait()
+			if !errors.Is(l.err, io.EOF) {
+				t.Errorf("cut at %d: OnDisconnect got %v, want EOF", cut, l.err)
+			}
+		})
+	}
 }
 
 // A flood of pings from a client that reads nothing costs one waiting pong,

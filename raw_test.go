@@ -18,8 +18,6 @@ type (
 
 var quiet = slog.New(slog.DiscardHandler)
 
-func childProcess(string) int { return 2 }
-
 // A rawClient speaks RFC 6455 by hand, so that it can break its rules.
 type rawClient struct {
 	t    *testing.T

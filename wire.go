@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -77,8 +78,15 @@ func (w *wire) Read(p []byte) (int, error) {
 	if err != nil {
 		w.readErr = err
 	}
+	if err == io.EOF {
+		// The library takes EOF for the end of the message it is in, and
+		// would hand on half of one.
+		err = errHungUp
+	}
 	return n, err
 }
+
+var errHungUp = errors.New("the peer has closed the connection")
 
 // took notes that bytes have come.
 func (w *wire) took() {

@@ -1,0 +1,200 @@
+//go:build unix
+
+package realtime_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// childProcess is what this test binary does as another process.
+func childProcess(role string) int {
+	switch role {
+	case "server":
+		return childServer()
+	case "client":
+		return childClient(os.Getenv("REALTIME_TEST_URL"))
+	}
+	return 2
+}
+
+// startChild runs this test binary in a role and returns its output.
+func startChild(t *testing.T, role string, env ...string) (*exec.Cmd, *bufio.Scanner) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), "REALTIME_TEST_PROCESS="+role), env...)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	return cmd, bufio.NewScanner(out)
+}
+
+func nextLine(t *testing.T, lines *bufio.Scanner) string {
+	t.Helper()
+	if !lines.Scan() {
+		t.Fatalf("the other process has ended: %v", lines.Err())
+	}
+	return lines.Text()
+}
+
+// childServer serves a hub with short timeouts and reports each client that
+// leaves.
+func childServer() int {
+	hub := realtime.NewHub()
+	hub.PingInterval, hub.PongTimeout = time.Second, time.Second
+	hub.SlowAfter, hub.WriteTimeout = 100*time.Millisecond, time.Second
+	hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) { hub.Broadcast <- msg.Data }
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { fmt.Println("left:", err) }
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return 1
+	}
+	fmt.Println(l.Addr())
+	http.Serve(l, hub)
+	return 0
+}
+
+// childClient reads n messages and counts them.
+func childClient(url string) int {
+	conn, _, err := websocket.Dial(context.Background(), url, nil)
+	if err != nil {
+		fmt.Println("dial:", err)
+		return 1
+	}
+	for n := 0; ; n++ {
+		_, data, err := conn.Read(context.Background())
+		if err != nil {
+			fmt.Println("read:", err)
+			return 1
+		}
+		if n == 0 {
+			fmt.Println("connected")
+		}
+		if string(data) == "last" {
+			fmt.Println("got", n)
+			return 0
+		}
+	}
+}
+
+// A server that stood still for longer than all its timeouts finds its
+// clients as silent as they were, and loses none of them.
+func TestStoppedServerLosesNoClient(t *testing.T) {
+	server, lines := startChild(t, "server")
+	addr := nextLine(t, lines)
+	var conns []*websocket.Conn
+	for range 20 {
+		conn, _, err := websocket.Dial(t.Context(), "ws://"+addr, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.CloseNow()
+		conns = append(conns, conn)
+	}
+	hello := make(chan error, len(conns))
+	for _, conn := range conns {
+		go func() {
+			for {
+				_, data, err := conn.Read(context.Background())
+				if err != nil || string(data) == "hello" {
+					hello <- err
+					return
+				}
+			}
+		}()
+	}
+	for range 2 {
+		server.Process.Signal(syscall.SIGSTOP)
+		time.Sleep(4 * time.Second)
+		server.Process.Signal(syscall.SIGCONT)
+		time.Sleep(1500 * time.Millisecond) // the sweeper has looked
+	}
+	write(t, conns[0], "hello")
+	for range conns {
+		if err := <-hello; err != nil {
+			server.Process.Kill()
+			t.Fatalf("a client was lost: %v; the server says %q", err, nextLine(t, lines))
+		}
+	}
+}
+
+// A client's process that is stopped for a while and continues has lost
+// nothing, as long as what it missed fits into its buffers.
+func TestStoppedClientLosesNothing(t *testing.T) {
+	hub := realtime.NewHub()
+	s := newTCPSite(t, hub)
+	client, lines := startChild(t, "client", "REALTIME_TEST_URL="+s.url)
+	for hub.ClientCount() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	hub.Broadcast <- []byte("first")
+	if got := nextLine(t, lines); got != "connected" {
+		t.Fatal(got)
+	}
+	client.Process.Signal(syscall.SIGSTOP)
+	const events = 500
+	for i := range events {
+		hub.Broadcast <- []byte(strconv.Itoa(i))
+		time.Sleep(3 * time.Millisecond)
+	}
+	hub.Broadcast <- []byte("last")
+	client.Process.Signal(syscall.SIGCONT)
+	if got, want := nextLine(t, lines), fmt.Sprint("got ", events+1); got != want {
+		t.Errorf("the client says %q, want %q", got, want)
+	}
+}
+
+// A client's process that is stopped while more is published than its buffers
+// hold is gone soon, and nobody else notices.
+func TestStoppedClientIsSlow(t *testing.T) {
+	hub := realtime.NewHub()
+	l := make(chan error, 2)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { l <- err }
+	s := newTCPSite(t, hub)
+	client, lines := startChild(t, "client", "REALTIME_TEST_URL="+s.url)
+	for hub.ClientCount() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	healthy := s.connect()
+	hub.Broadcast <- []byte("first")
+	if got := nextLine(t, lines); got != "connected" {
+		t.Fatal(got)
+	}
+	read(t, healthy)
+	client.Process.Signal(syscall.SIGSTOP)
+	big := []byte(strings.Repeat("x", 64<<10))
+	for range 400 { // 25 MB
+		hub.Broadcast <- big
+		read(t, healthy)
+	}
+	if err := <-l; !errors.Is(err, realtime.ErrSlowClient) {
+		t.Errorf("OnDisconnect got %v, want ErrSlowClient", err)
+	}
+	if n := hub.ClientCount(); n != 1 {
+		t.Errorf("ClientCount() = %d, want 1", n)
+	}
+	go closeStatus(healthy)
+}
