@@ -1,0 +1,66 @@
+// Package realtime keeps many browsers up to date: a [Hub] broadcasts to
+// WebSocket clients, and a [Stream] writes events to one EventSource.
+//
+//	var chat = realtime.NewHub()
+//
+//	func main() {
+//		go chat.Run()
+//		chat.CheckOrigin = realtime.SameOrigin
+//		chat.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
+//			hub.Broadcast <- msg.Data // to everybody, the sender included
+//		}
+//		http.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) {
+//			realtime.Upgrade(w, r, chat)
+//		})
+//		log.Fatal(http.ListenAndServe("localhost:8080", nil))
+//	}
+//
+// # Origins
+//
+// By default every web page in the world may connect, as if it were yours: a
+// browser sends your visitor's cookies along with a WebSocket handshake from
+// any page, and asks nobody first. A hub that tells its clients apart by a
+// cookie must therefore set [Hub.CheckOrigin], or [SetCheckOrigin] for all
+// hubs, to [SameOrigin] or to what [AllowOrigins] returns.
+//
+// # Promises
+//
+// Order: what one goroutine publishes, by Broadcast and PublishAll together,
+// reaches each client in that order, and so does what one goroutine sends to
+// one client. Between the two there is no order.
+//
+// Delivery: at most once, to the clients that are connected.
+//
+// Slow clients: up to 256 messages may wait for a client; one that stays above
+// that for a second is disconnected with [ErrSlowClient]. Its slowness costs
+// nobody else anything. See [Hub.SendBuffer].
+//
+// Loss is never silent: it is an error, a figure in [Stats], or a line in the
+// log.
+//
+// Blocking: only publishers ever wait, and only for the hub to take the event.
+// The hub waits for no client, handler or Logger. Handlers run under no lock
+// and on none of the hub's goroutines, so they may call anything, also
+// hub.Broadcast <-.
+//
+// Shutdown: what is queued goes out, each client gets close code 1001, and
+// when [Hub.Shutdown] has returned nil nothing of the hub is left running.
+//
+// # Words
+//
+// A client is one connection of a hub. An event goes out, a message comes in;
+// on its way to one client an event is a message too, as RFC 6455 calls it.
+//
+// # Memory and time
+//
+// A client has one goroutine, which reads, and a second one while something
+// waits to be written to it. No client has a timer: the hub's sweeper looks at
+// each once a second, so that what is said to happen after some time happens
+// at most a second later.
+//
+// # Event streams
+//
+// [NewStream] turns one HTTP response into an event stream (WHATWG HTML §9.2)
+// that its handler writes, for as long as the browser stays. A stream belongs
+// to no hub.
+package realtime
