@@ -463,6 +463,7 @@ func (c *Client) serve() {
 	defer c.disconnected()
 	defer func() {
 		c.leave(errors.New("realtime: OnMessage has ended its goroutine"))
+		c.expire()
 		c.home.inbox.put(entry{op: opLeave, client: c})
 		c.conn.CloseNow()
 		c.wire.hangUp(c.out.flushed())

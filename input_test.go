@@ -171,6 +171,7 @@ func TestPingFlood(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		synctest.Wait()
 		hub.Broadcast <- []byte("hello")
 		if got := read(t, healthy); got != "hello" {
 			t.Errorf("another client got %q", got)

@@ -219,6 +219,55 @@ func TestStallInsideAControlFrame(t *testing.T) {
 	})
 }
 
+// After such a stall the connection is closed even if the peer then neither
+// reads nor hangs up: over TCP, where the server waits for that.
+func TestLingeringIsBounded(t *testing.T) {
+	t.Parallel()
+	hub := realtime.NewHub()
+	gone := make(chan error, 1)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { gone <- err }
+	s := newTCPSite(t, hub)
+	c := s.raw()
+	c.send(frame(0x89, []byte("hello"))[:7])
+	if err := <-gone; !strings.Contains(err.Error(), "control frame") {
+		t.Errorf("OnDisconnect got %v", err)
+	}
+	start := time.Now()
+	if err := hub.Shutdown(context.Background()); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(start); d > 15*time.Second {
+		t.Errorf("the connection was closed %v after the client's end, want 5 s", d)
+	}
+}
+
+// Clients that came at once are not all pinged at once.
+func TestPingsAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		at := make(chan time.Time)
+		const clients = 64
+		for range clients {
+			c := s.raw()
+			go func() {
+				c.readFrame()
+				at <- time.Now()
+				c.send(frame(0x88, nil))
+			}()
+		}
+		pings := make(map[time.Time]int)
+		for range clients {
+			pings[<-at]++
+		}
+		for moment, n := range pings {
+			if n > clients/8 {
+				t.Errorf("%d of %d clients were pinged at %v", n, clients, moment)
+			}
+		}
+	})
+}
+
 func TestSlowClientIsDisconnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()

@@ -234,7 +234,8 @@ func (o *outbox) drain() error {
 
 // nextLocked returns what to write next: as many whole buffers as fit in
 // maxWrite, or what fits of a larger one. It gathers in mem where that saves
-// writes.
+// writes, but not while a pong waits for the first buffer's end: it must not
+// come behind a close frame.
 func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	if o.pong != nil && o.off == 0 {
 		if o.head > 0 {
@@ -249,7 +250,7 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 		return nil
 	}
 	first := o.queue[o.head].b[o.off:]
-	if o.head+1 == len(o.queue) || len(first)+len(o.queue[o.head+1].b) > maxWrite {
+	if o.head+1 == len(o.queue) || o.pong != nil || len(first)+len(o.queue[o.head+1].b) > maxWrite {
 		return first[:min(len(first), maxWrite)]
 	}
 	b := append(mem[:0], first...)

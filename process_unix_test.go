@@ -103,6 +103,7 @@ func childClient(url string) int {
 // A server that stood still for longer than all its timeouts finds its
 // clients as silent as they were, and loses none of them.
 func TestStoppedServerLosesNoClient(t *testing.T) {
+	t.Parallel()
 	server, lines := startChild(t, "server")
 	addr := nextLine(t, lines)
 	var conns []*websocket.Conn
@@ -144,6 +145,7 @@ func TestStoppedServerLosesNoClient(t *testing.T) {
 // A client's process that is stopped for a while and continues has lost
 // nothing, as long as what it missed fits into its buffers.
 func TestStoppedClientLosesNothing(t *testing.T) {
+	t.Parallel()
 	hub := realtime.NewHub()
 	s := newTCPSite(t, hub)
 	client, lines := startChild(t, "client", "REALTIME_TEST_URL="+s.url)
@@ -170,6 +172,7 @@ func TestStoppedClientLosesNothing(t *testing.T) {
 // A client's process that is stopped while more is published than its buffers
 // hold is gone soon, and nobody else notices.
 func TestStoppedClientIsSlow(t *testing.T) {
+	t.Parallel()
 	hub := realtime.NewHub()
 	l := make(chan error, 2)
 	hub.OnDisconnect = func(_ *realtime.Client, err error) { l <- err }
