@@ -182,13 +182,29 @@ func validCode(code websocket.StatusCode) bool {
 // push queues the events of r for the client.
 func (c *Client) push(r *run) error {
 	start, err := c.out.push(r)
+	switch err {
+	case ErrClientClosed:
+		return err
+	case ErrSlowClient:
+		c.cutSlow()
+		return err
+	}
+	if c.sent(start, err); err != nil {
+		return ErrClientClosed
+	}
+	return nil
+}
+
+// sent does what a method of the outbox has left to do.
+func (c *Client) sent(start bool, err error) {
 	if start {
 		go c.drain()
 	}
-	if errors.Is(err, ErrSlowClient) {
-		c.cutSlow()
+	if err != nil {
+		// The other direction may still hold messages, and ends by itself.
+		c.leave(fmt.Errorf("realtime: write: %w", err))
+		c.expire()
 	}
-	return err
 }
 
 // cutSlow disconnects a client for its slowness.
@@ -201,13 +217,7 @@ func (c *Client) cutSlow() {
 
 // drain writes what waits in the outbox. It is the body of a goroutine; the
 // reading goroutine waits for it.
-func (c *Client) drain() {
-	if err := c.out.drain(); err != nil {
-		// The other direction may still hold messages, and ends by itself.
-		c.leave(fmt.Errorf("realtime: write: %w", err))
-		c.expire()
-	}
-}
+func (c *Client) drain() { c.sent(false, c.out.drain()) }
 
 // leave ends the client's membership; the first cause stays. It reports
 // whether this call did. The shard is told later, by the reading goroutine,
@@ -256,15 +266,13 @@ func (c *Client) isMember() bool {
 
 // close starts the close handshake and reports whether this call did.
 func (c *Client) close(status websocket.CloseError, cause error) bool {
-	start, first := c.out.close(closeFrame(status.Code, status.Reason))
+	first, start, err := c.out.close(closeFrame(status.Code, status.Reason))
 	if !first {
 		return false
 	}
 	c.leave(cause)
 	c.expire()
-	if start {
-		go c.drain()
-	}
+	c.sent(start, err)
 	return true
 }
 
@@ -293,11 +301,9 @@ func (c *Client) closing(frame []byte) {
 		// The library echoes what the peer sent, and doesn't look at it.
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
 	}
-	start, _ := c.out.close(closeFrame(status.Code, status.Reason))
+	_, start, err := c.out.close(closeFrame(status.Code, status.Reason))
 	c.expire()
-	if start {
-		go c.drain()
-	}
+	c.sent(start, err)
 }
 
 // upgrade makes the request a client of h; see [Upgrade]. It runs on the HTTP
@@ -429,9 +435,7 @@ func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hi
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
-	if c.out.open(c.wire.Conn, plainFormat) {
-		go c.drain()
-	}
+	c.sent(c.out.open(c.wire.Conn, tryWriter(c.wire.Conn), plainFormat))
 	go c.serve()
 	return nil
 }
@@ -440,9 +444,7 @@ func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hi
 // the connection. The library calls it while it reads.
 func (c *Client) gotPing(_ context.Context, payload []byte) bool {
 	c.gotPong(nil, nil)
-	if c.out.answer(controlFrame(opPong, payload)) {
-		go c.drain()
-	}
+	c.sent(c.out.answer(controlFrame(opPong, payload)))
 	return false
 }
 

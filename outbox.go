@@ -17,10 +17,12 @@ const maxWrite = 64 << 10
 // on patience.
 const hardLimit = 64
 
-// An outbox is one connection's way out: what waits for it, in order. It owns
-// no goroutine while nothing waits. Whoever puts something into an outbox
-// that isn't writing is told to start the goroutine that drains it; that
-// goroutine alone writes to the connection, and ends when nothing is left.
+// An outbox is one connection's way out: what waits for it, in order. Where
+// nothing waits and the connection has a way to write without blocking, what is
+// put in goes to the kernel at once, under the lock. What the kernel doesn't
+// take waits; whoever left it there is told to start the goroutine that drains
+// the outbox. That goroutine alone writes from then on, and ends when nothing
+// is left: an idle client has none.
 //
 // The life of an outbox: held, where events wait until open says in which
 // format and to which connection; open; closed, where what waits goes out and
@@ -28,8 +30,9 @@ const hardLimit = 64
 type outbox struct {
 	shared *shared // Set at construction, never changed.
 
-	mu       sync.Mutex // guards the fields below; never held while writing
-	conn     net.Conn   // nil while held
+	mu       sync.Mutex                        // guards the fields below; held for no write that can block
+	conn     net.Conn                          // nil while held
+	try      func(b []byte) (n int, err error) // writes without blocking; nil: there is no way
 	format   format
 	early    []*event      // what came while held
 	queue    []*buffer     // what waits is queue[head:]; the first may be partly written
@@ -47,9 +50,9 @@ type outbox struct {
 	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
 }
 
-// push queues the events of r and reports whether the caller must start a
-// goroutine that drains o. The error is ErrClientClosed, or ErrSlowClient
-// where this push was one too many: o has failed then.
+// push sends the events of r and reports whether the caller must start a
+// goroutine that drains o. The error is ErrClientClosed; or ErrSlowClient where
+// this push was one too many, or that of the write: o has failed then.
 func (o *outbox) push(r *run) (start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -61,14 +64,40 @@ func (o *outbox) push(r *run) (start bool, err error) {
 	o.shared.queued.Add(int64(n))
 	if o.conn == nil {
 		o.early = append(o.early, r.events...)
-	} else {
-		o.appendLocked(r.buffers(o.format)...)
+	} else if err := o.sendLocked(r.buffers(o.format)...); err != nil {
+		return false, err
 	}
 	if o.waiting > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
 		return false, ErrSlowClient
 	}
 	return o.startLocked(), nil
+}
+
+// sendLocked writes bufs, as far as nothing waits and the kernel takes them,
+// and queues the rest. The error is that of the write: o has failed.
+func (o *outbox) sendLocked(bufs ...*buffer) error {
+	if o.try == nil || o.writing || o.head < len(o.queue) || o.pong != nil {
+		o.appendLocked(bufs...)
+		return nil
+	}
+	delivered := 0
+	for i, buf := range bufs {
+		n, err := o.try(buf.b)
+		if err != nil {
+			o.failLocked()
+			return err
+		}
+		if n < len(buf.b) {
+			o.deliveredLocked(delivered)
+			o.appendLocked(bufs[i:]...)
+			o.wroteLocked(n)
+			return nil
+		}
+		delivered += len(buf.ends)
+	}
+	o.deliveredLocked(delivered)
+	return nil
 }
 
 // slowLocked reports whether the reader has used up its patience. It is to be
@@ -87,48 +116,51 @@ func (o *outbox) slowLocked(now time.Duration) bool {
 	return now-o.above >= o.shared.slowAfter
 }
 
-// control queues a control frame, unless o takes no more, and reports whether
-// the caller must start a goroutine that drains o.
-func (o *outbox) control(frame *buffer) (start bool) {
+// control sends a control frame, unless o takes no more; start and err are as
+// for push.
+func (o *outbox) control(frame *buffer) (start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed || o.failed || o.conn == nil {
-		return false
+		return false, nil
 	}
-	o.appendLocked(frame)
-	return o.startLocked()
+	err = o.sendLocked(frame)
+	return o.startLocked(), err
 }
 
-// answer queues a pong in the place of one that still waits (RFC 6455
-// §5.5.3: only the newest ping needs an answer), so that a flood of pings
-// costs no memory. It goes out before whatever waits. It reports whether the
-// caller must start a goroutine that drains o.
-func (o *outbox) answer(pong *buffer) (start bool) {
+// answer sends a pong, in the place of one that still waits (RFC 6455 §5.5.3:
+// only the newest ping needs an answer), so that a flood of pings costs no
+// memory. It goes out before whatever waits; start and err are as for push.
+func (o *outbox) answer(pong *buffer) (start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed || o.failed || o.conn == nil {
-		return false
+		return false, nil
 	}
-	o.pong = pong
-	return o.startLocked()
+	if o.writing {
+		o.pong = pong
+		return false, nil
+	}
+	err = o.sendLocked(pong)
+	return o.startLocked(), err
 }
 
-// close queues a transport's last bytes behind all that waits; nothing more
-// is taken. It reports whether the caller must start a goroutine that drains
-// o, and whether this call was the one that closed o.
-func (o *outbox) close(last *buffer) (start, first bool) {
+// close sends a transport's last bytes behind all that waits; nothing more is
+// taken. It reports whether this call was the one that closed o; start and err
+// are as for push.
+func (o *outbox) close(last *buffer) (first, start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed || o.failed {
-		return false, false
+		return false, false, nil
 	}
 	o.closed = true
 	if o.conn == nil {
 		o.last = last
-		return false, true
+		return true, false, nil
 	}
-	o.appendLocked(last)
-	return o.startLocked(), true
+	err = o.sendLocked(last)
+	return true, o.startLocked(), err
 }
 
 // fail drops what waits; nothing more is taken or written, but for the write
@@ -151,26 +183,26 @@ func (o *outbox) failLocked() {
 	o.pong, o.last = nil, nil
 }
 
-// open ends the held state and reports whether the caller must start a
-// goroutine that drains o.
-func (o *outbox) open(conn net.Conn, f format) (start bool) {
+// open ends the held state. try writes to conn without blocking, or is nil;
+// start and err are as for push.
+func (o *outbox) open(conn net.Conn, try func([]byte) (int, error), f format) (start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.conn, o.format = conn, f
+	o.conn, o.try, o.format = conn, try, f
 	if o.failed {
-		return false
+		return false, nil
 	}
 	r := run{events: o.early}
-	o.appendLocked(r.buffers(f)...)
-	o.early = nil
+	bufs := r.buffers(f)
 	if o.last != nil {
-		o.appendLocked(o.last)
-		o.last = nil
+		bufs = append(bufs, o.last)
 	}
+	o.early, o.last = nil, nil
+	err = o.sendLocked(bufs...)
 	if o.waiting > o.shared.sendBuffer {
 		o.above = o.shared.clock.now() // patience with this reader begins now
 	}
-	return o.startLocked()
+	return o.startLocked(), err
 }
 
 func (o *outbox) appendLocked(bufs ...*buffer) {
@@ -185,7 +217,7 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 // startLocked reports whether there is something to write that nobody does,
 // and takes it that the caller sees to it.
 func (o *outbox) startLocked() bool {
-	if o.writing || o.conn == nil || o.head == len(o.queue) && o.pong == nil {
+	if o.writing || o.failed || o.conn == nil || o.head == len(o.queue) {
 		return false
 	}
 	o.writing = true
@@ -286,12 +318,17 @@ func (o *outbox) wroteLocked(n int) {
 			o.queue = nil // a burst is over: an idle client keeps none of it
 		}
 	}
-	o.waiting -= delivered
+	o.deliveredLocked(delivered)
+}
+
+// deliveredLocked notes that messages are written.
+func (o *outbox) deliveredLocked(n int) {
+	o.waiting -= n
 	if o.waiting <= o.shared.sendBuffer {
 		o.above = 0
 	}
-	o.shared.queued.Add(-int64(delivered))
-	o.shared.delivered.Add(int64(delivered))
+	o.shared.queued.Add(-int64(n))
+	o.shared.delivered.Add(int64(n))
 }
 
 // isClosed reports whether the last bytes are queued.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,14 +18,35 @@ import (
 type recorder struct {
 	net.Conn
 	gate chan error
+	room func() int // what try takes at once; nil: nothing
 
-	mu     sync.Mutex
-	got    []byte
-	writes int
-	most   int // bytes in one write
+	writing atomic.Bool
+	mu      sync.Mutex
+	got     []byte
+	writes  int
+	most    int // bytes in one write
+}
+
+// try stands in for the kernel.
+func (r *recorder) try(p []byte) (int, error) {
+	if r.writing.Load() {
+		panic("tried to write during a write")
+	}
+	if r.room == nil {
+		return 0, nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := min(len(p), r.room())
+	r.got = append(r.got, p[:n]...)
+	return n, nil
 }
 
 func (r *recorder) Write(p []byte) (int, error) {
+	if r.writing.Swap(true) {
+		panic("two writes at once")
+	}
+	defer r.writing.Store(false)
 	if r.gate != nil {
 		if err := <-r.gate; err != nil {
 			return 0, err
@@ -65,7 +87,7 @@ func TestOutboxGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, plainFormat)
+		o.open(conn, conn.try, plainFormat)
 		var want []byte
 		for i := range 3000 {
 			p := fmt.Sprint(i, string(make([]byte, i%100)))
@@ -102,7 +124,7 @@ func TestOutboxPong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, plainFormat)
+		o.open(conn, nil, plainFormat)
 		large := string(bytes.Repeat([]byte("x"), 3*maxWrite))
 		o.push(runOf(large))
 		go o.drain()
@@ -113,7 +135,7 @@ func TestOutboxPong(t *testing.T) {
 		}
 		o.close(closeFrame(1000, ""))
 		o.answer(controlFrame(opPong, []byte("too late")))
-		if o.control(pingFrame) {
+		if start, _ := o.control(pingFrame); start {
 			t.Error("a closed outbox takes a ping")
 		}
 		close(conn.gate)
@@ -126,13 +148,55 @@ func TestOutboxPong(t *testing.T) {
 	})
 }
 
+// Where nothing waits, what the kernel takes needs no goroutine; what is left
+// of a frame goes first.
+func TestOutboxWritesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room := 1 << 20
+		conn := &recorder{gate: make(chan error), room: func() int { return room }}
+		o := &outbox{shared: newShared()}
+		o.open(conn, conn.try, plainFormat)
+		if start, err := o.push(runOf("a", "b")); start || err != nil {
+			t.Errorf("push: start %v, %v; want neither", start, err)
+		}
+		if start, err := o.control(pingFrame); start || err != nil {
+			t.Errorf("control: start %v, %v; want neither", start, err)
+		}
+		if start, err := o.answer(controlFrame(opPong, nil)); start || err != nil {
+			t.Errorf("answer: start %v, %v; want neither", start, err)
+		}
+		room = 5
+		if start, err := o.push(runOf("c", "torn", "d")); !start || err != nil || o.waiting != 2 {
+			t.Errorf("push: start %v, %v, %d waiting; want a goroutine for 2", start, err, o.waiting)
+		}
+		room = 1 << 20
+		if start, err := o.push(runOf("e")); start || err != nil {
+			t.Errorf("push: start %v, %v; want neither while a goroutine writes", start, err)
+		}
+		go o.drain()
+		close(conn.gate)
+		synctest.Wait()
+		want := append(append(frames(opText, "a", "b"), pingFrame.b...), frames(opPong, "")...)
+		want = append(want, frames(opText, "c", "torn", "d", "e")...)
+		if !bytes.Equal(conn.got, want) {
+			t.Errorf("wrote %q, want %q", conn.got, want)
+		}
+		if n := o.shared.delivered.Load(); n != 6 {
+			t.Errorf("%d delivered, want 6", n)
+		}
+		if start, err := o.push(runOf("f")); start || err != nil {
+			t.Errorf("push: start %v, %v; want neither once all is written", start, err)
+		}
+	})
+}
+
 // A write that fails ends the outbox: what waits is dropped and counted, and
 // nothing more is taken.
 func TestOutboxWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, plainFormat)
+		o.open(conn, nil, plainFormat)
 		o.push(runOf("a", "b", "c"))
 		ended := make(chan error, 1)
 		go func() { ended <- o.drain() }()
@@ -158,8 +222,16 @@ func TestOutboxKeepsOrder(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			conn := &recorder{gate: make(chan error)}
 			o := &outbox{shared: newShared()}
+			var try func([]byte) (int, error)
+			if seed%2 == 0 {
+				try = conn.try
+				conn.room = func() int { return [...]int{0, 1, 5, 1000, 1 << 20, 1 << 20}[rnd.IntN(6)] }
+			}
 			var want []string
-			start := func(b bool) {
+			start := func(b bool, err error) {
+				if err != nil {
+					t.Fatal(err)
+				}
 				if b {
 					go o.drain()
 				}
@@ -168,7 +240,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 			for range 300 {
 				if !opened && rnd.IntN(10) == 0 {
 					opened = true
-					start(o.open(conn, plainFormat))
+					start(o.open(conn, try, plainFormat))
 				}
 				switch rnd.IntN(5) {
 				case 0, 1:
@@ -177,11 +249,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 						payloads = append(payloads, fmt.Sprint(len(want)+len(payloads), string(make([]byte, rnd.IntN(700)))))
 					}
 					want = append(want, payloads...)
-					b, err := o.push(runOf(payloads...))
-					if err != nil {
-						t.Fatal(err)
-					}
-					start(b)
+					start(o.push(runOf(payloads...)))
 				case 2:
 					start(o.control(pingFrame))
 				case 3:
@@ -197,7 +265,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 				}
 			}
 			if !opened {
-				start(o.open(conn, plainFormat))
+				start(o.open(conn, try, plainFormat))
 			}
 			close(conn.gate)
 			synctest.Wait()

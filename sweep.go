@@ -103,8 +103,6 @@ func (c *Client) sweep(now time.Duration) {
 		}
 	case s.pingInterval > 0 && now-heard >= s.pingInterval:
 		c.pinged.Store(int64(now))
-		if c.out.control(pingFrame) {
-			go c.drain()
-		}
+		c.sent(c.out.control(pingFrame))
 	}
 }
