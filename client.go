@@ -422,8 +422,8 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// accept answers the handshake and starts the client's reading goroutine,
-// which ends with the connection; Shutdown waits for it.
+// accept answers the handshake and parks the connection, or starts the client's
+// reading goroutine. Shutdown waits for its end.
 func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hijacker) error {
 	conn, err := websocket.Accept(&handshaker{w, hijacker, &c.wire}, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the hub has asked CheckOrigin
@@ -436,7 +436,9 @@ func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hi
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
 	c.sent(c.out.open(c.wire.Conn, tryWriter(c.wire.Conn), plainFormat))
-	go c.serve()
+	if !c.park() {
+		go c.serve()
+	}
 	return nil
 }
 
@@ -457,21 +459,64 @@ func (c *Client) gotPong(context.Context, []byte) {
 }
 
 // serve is the reading goroutine: it reads until the connection ends, then
-// takes the client out of the hub and closes the connection. It is written
-// with defers because a handler may end it by runtime.Goexit.
+// takes the client out of the hub and closes the connection; or until the
+// connection is idle, when it parks it and ends. The parker starts the next.
 func (c *Client) serve() {
-	defer c.hub.remove(c)
-	defer c.wire.linger()
-	defer c.disconnected()
-	defer func() {
-		c.leave(errors.New("realtime: OnMessage has ended its goroutine"))
-		c.expire()
-		c.home.inbox.put(entry{op: opLeave, client: c})
-		c.conn.CloseNow()
-		c.wire.hangUp(c.out.flushed())
+	c.wire.parked.Store(false)
+	parked := false
+	defer func() { // deferred because a handler may end the goroutine by runtime.Goexit
+		if !parked {
+			c.bury()
+		}
 	}()
 	err := c.read()
+	for errors.Is(err, errPark) {
+		if parked = c.park(); parked {
+			return // and leave c alone: another goroutine may be reading already
+		}
+		err = c.read()
+	}
 	c.leave(c.ending(err))
+}
+
+// park lets the connection wait for its next message without a goroutine, and
+// reports whether it does: then the caller has nothing more to do with c.
+func (c *Client) park() bool {
+	w := &c.wire
+	if !w.parkable || !w.idle() || w.over() {
+		return false
+	}
+	p := c.hub.parking()
+	if p == nil {
+		return false
+	}
+	if !w.placed {
+		w.place, w.placed = p.enter(c), true
+	}
+	known := w.known
+	w.known = true
+	w.parked.Store(true)
+	if !p.arm(w.place, w.Conn, known) {
+		w.known = known
+		w.parked.Store(false)
+		return false
+	}
+	return true
+}
+
+// bury is the end of the reading goroutine of a connection that has ended.
+func (c *Client) bury() {
+	defer c.hub.remove(c)
+	defer c.wire.linger()
+	defer c.disconnected() // which may also be a runtime.Goexit
+	c.leave(errors.New("realtime: OnMessage has ended its goroutine"))
+	c.expire()
+	if c.wire.placed {
+		c.hub.parking().leave(c.wire.place)
+	}
+	c.home.inbox.put(entry{op: opLeave, client: c})
+	c.conn.CloseNow()
+	c.wire.hangUp(c.out.flushed())
 }
 
 // read hands each message to OnMessage until the connection ends.

@@ -122,8 +122,11 @@ type Hub struct {
 	shared  shared
 	count   atomic.Int64 // of members
 
+	parkOnce sync.Once // guards parker
+	parker   *parker   // nil: there is none
+
 	mu       sync.Mutex     // guards the fields below
-	own      sync.WaitGroup // shards and sweeper
+	own      sync.WaitGroup // shards, sweeper and parker
 	shards   []*shard       // made for the first client
 	slots    []*Client      // a client's slot never changes; nil: free
 	free     []int          // slots that are free
@@ -433,6 +436,22 @@ func (h *Hub) remove(c *Client) {
 	}
 }
 
+// parking returns the hub's parker, or nil where it can have none. The first
+// client that could be parked makes it: hubs of other connections have no use
+// for it.
+func (h *Hub) parking() *parker {
+	h.parkOnce.Do(func() {
+		p, err := newParker()
+		if err != nil {
+			h.log.error(logSetup, "idle clients keep their goroutines", "err", err)
+			return
+		}
+		h.parker = p
+		h.own.Go(p.loop) // there is a client, so that Shutdown doesn't wait for own yet
+	})
+	return h.parker
+}
+
 // allShards returns the hub's shards.
 func (h *Hub) allShards() []*shard {
 	h.mu.Lock()
@@ -572,6 +591,10 @@ func (h *Hub) end() {
 	<-h.looped
 	for _, s := range h.shards { // they don't change any more
 		s.inbox.close()
+	}
+	h.parkOnce.Do(func() {}) // orders what follows behind the parker's making
+	if h.parker != nil {
+		h.parker.close()
 	}
 	h.own.Wait()
 	<-h.log.written()

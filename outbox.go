@@ -77,7 +77,7 @@ func (o *outbox) push(r *run) (start bool, err error) {
 // sendLocked writes bufs, as far as nothing waits and the kernel takes them,
 // and queues the rest. The error is that of the write: o has failed.
 func (o *outbox) sendLocked(bufs ...*buffer) error {
-	if o.try == nil || o.writing || o.head < len(o.queue) || o.pong != nil {
+	if !o.freeLocked() {
 		o.appendLocked(bufs...)
 		return nil
 	}
@@ -98,6 +98,11 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 	}
 	o.deliveredLocked(delivered)
 	return nil
+}
+
+// freeLocked reports whether what is sent may be written at once.
+func (o *outbox) freeLocked() bool {
+	return o.try != nil && !o.writing && o.head == len(o.queue) && o.pong == nil
 }
 
 // slowLocked reports whether the reader has used up its patience. It is to be
@@ -137,11 +142,11 @@ func (o *outbox) answer(pong *buffer) (start bool, err error) {
 	if o.closed || o.failed || o.conn == nil {
 		return false, nil
 	}
-	if o.writing {
+	if o.freeLocked() {
+		err = o.sendLocked(pong)
+	} else {
 		o.pong = pong
-		return false, nil
 	}
-	err = o.sendLocked(pong)
 	return o.startLocked(), err
 }
 
@@ -217,7 +222,7 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 // startLocked reports whether there is something to write that nobody does,
 // and takes it that the caller sees to it.
 func (o *outbox) startLocked() bool {
-	if o.writing || o.failed || o.conn == nil || o.head == len(o.queue) {
+	if o.writing || o.failed || o.conn == nil || o.head == len(o.queue) && o.pong == nil {
 		return false
 	}
 	o.writing = true

@@ -71,6 +71,12 @@ func TestStampede(t *testing.T) {
 					}
 				}
 			})
+			publishers.Go(func() {
+				for ctx.Err() == nil {
+					realtime.Kick(hub)
+					time.Sleep(100 * time.Microsecond)
+				}
+			})
 			for range 32 {
 				clients.Go(func() {
 					for ctx.Err() == nil {

@@ -15,6 +15,11 @@ const revolution = time.Second
 // them, so that not all clients are pinged at once.
 const phases = 16
 
+// parkAfter is how long a client's goroutine waits for its next message before
+// the connection is parked, where it can be: so long that a client which talks
+// pays nothing for it.
+const parkAfter = 3 * time.Second
+
 // A clock tells a hub's time: that of the process while it runs. When the
 // whole process was stopped (SIGSTOP, a suspended laptop, a frozen container)
 // the clock was too, because what clients sent meanwhile is still unread.
@@ -94,6 +99,9 @@ func (c *Client) sweep(now time.Duration) {
 	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
 		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
 		return
+	}
+	if !busy && now-heard >= parkAfter && !c.wire.parked.Load() && c.wire.partial.Load() == 0 {
+		c.wire.kick()
 	}
 	pinged := time.Duration(c.pinged.Load())
 	switch {

@@ -26,7 +26,8 @@ import (
 //   - after a close frame, whoever sent it, nothing follows.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
-// calls abort, which wakes that goroutine.
+// calls abort, which wakes that goroutine, or starts it where the connection
+// is parked: where it waits for the next message without one.
 type wire struct {
 	net.Conn              // set by Hijack, before any of the methods is called
 	reply    func([]byte) // takes a control frame of the library's; called on the reading goroutine
@@ -35,12 +36,18 @@ type wire struct {
 	in      *bufio.Reader // the library's
 	rest    []byte        // what net/http had read already
 	readErr error         // what ended the reading: the connection's fault, not the peer's grammar
+	place   int32         // with the parker
+	placed  bool          // it has one
+	known   bool          // the connection has been in the parker's set
 
 	// Times of the hub's clock. Written by the reading goroutine, read by the
 	// sweeper.
 	clock   *clock
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
+
+	parked   atomic.Bool // no goroutine reads
+	parkable bool        // set by attach
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool       // the library has done with it
@@ -52,7 +59,7 @@ type wire struct {
 func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.Conn, w.rest = conn, rest
+	w.Conn, w.rest, w.parkable = conn, rest, canPark(conn)
 	w.in = bufio.NewReaderSize(w, 256)
 	w.heard.Store(int64(w.clock.now()))
 	if w.aborted {
@@ -72,6 +79,12 @@ func (w *wire) Read(p []byte) (int, error) {
 		return 0, net.ErrClosed
 	}
 	n, err := w.Conn.Read(p)
+	for n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && w.kicked() {
+		if w.idle() {
+			return 0, errPark
+		}
+		n, err = w.Conn.Read(p)
+	}
 	if n > 0 {
 		w.took()
 	}
@@ -87,6 +100,34 @@ func (w *wire) Read(p []byte) (int, error) {
 }
 
 var errHungUp = errors.New("the peer has closed the connection")
+
+// errPark ends a Read that the sweeper has found idle. It comes between
+// messages only, where the library's Conn stays usable after it.
+var errPark = errors.New("parked")
+
+// idle reports whether the connection is between messages, with nothing read
+// of the next one.
+func (w *wire) idle() bool { return w.partial.Load() == 0 && len(w.rest) == 0 }
+
+// kick makes a Read that waits look whether it can park.
+func (w *wire) kick() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.parkable && !w.closed && !w.aborted {
+		w.Conn.SetReadDeadline(longAgo)
+	}
+}
+
+// kicked takes a kick back, and reports whether it was one that ended a Read.
+func (w *wire) kicked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || w.aborted {
+		return false
+	}
+	w.Conn.SetReadDeadline(time.Time{})
+	return true
+}
 
 // took notes that bytes have come.
 func (w *wire) took() {
@@ -154,9 +195,15 @@ func (w *wire) abort() {
 
 func (w *wire) wakeLocked() {
 	w.Conn.SetDeadline(longAgo)
-	switch c := w.halfCloser().(type) {
-	case *net.TCPConn, *net.UnixConn: // on TLS it could block
-		c.CloseWrite() // the reading goroutine may be in a handler: tell the peer all the same
+	// A parked connection is woken by shutdown(2) alone. And where the reading
+	// goroutine is in a handler, it tells the peer. On TLS it could block.
+	switch c := w.Conn.(type) {
+	case *net.TCPConn:
+		c.CloseRead()
+		c.CloseWrite()
+	case *net.UnixConn:
+		c.CloseRead()
+		c.CloseWrite()
 	}
 }
 

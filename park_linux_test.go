@@ -1,0 +1,288 @@
+package realtime_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// readers returns how many goroutines read from clients.
+func readers() int {
+	stacks := make([]byte, 4<<20)
+	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "realtime.(*Client).serve(")
+}
+
+// eventually waits until cond holds.
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came about that %s", what)
+		}
+	}
+}
+
+// parked waits until no goroutine reads.
+func parked(t *testing.T) {
+	t.Helper()
+	eventually(t, "all clients are parked", func() bool { return readers() == 0 })
+}
+
+// newUnixSite serves the hub on a Unix socket.
+func newUnixSite(t *testing.T, hub *realtime.Hub) *site {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", l.Addr().String())
+	}
+	return serveSite(t, hub, l, "ws://unix/ws", dial)
+}
+
+var parkable = map[string]func(*testing.T, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite}
+
+func TestIdleClientHoldsNoGoroutine(t *testing.T) {
+	for name, serve := range parkable {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+			s := serve(t, hub)
+			var conns []*websocket.Conn
+			for range 20 {
+				conns = append(conns, s.connect())
+			}
+			parked(t) // right after the handshake
+			for range 3 {
+				hub.Broadcast <- []byte("hello")
+				for _, c := range conns {
+					if got := read(t, c); got != "hello" {
+						t.Errorf("got %q", got)
+					}
+					write(t, c, "echo")
+					if got := read(t, c); got != "echo" {
+						t.Errorf("got %q", got)
+					}
+				}
+				realtime.Kick(hub)
+				parked(t)
+			}
+			for _, c := range conns {
+				go closeStatus(c)
+			}
+		})
+	}
+}
+
+// The sweeper parks what has been idle for a few seconds, and not before.
+func TestSweeperParks(t *testing.T) {
+	hub := realtime.NewHub()
+	s := newTCPSite(t, hub)
+	c := s.connect()
+	write(t, c, "hello")
+	start := time.Now()
+	eventually(t, "the message is read", func() bool { return hub.Stats().Received == 1 })
+	parked(t)
+	if d := time.Since(start); d < 3*time.Second {
+		t.Errorf("parked after %v, want 3 s", d)
+	}
+	go closeStatus(c)
+}
+
+// A connection is parked between messages only: within one, a kick changes
+// nothing.
+func TestKickWithinAMessage(t *testing.T) {
+	whole := slices.Concat(
+		frame(0x01, []byte("in ")), frame(0x89, []byte("ping")), frame(0x00, []byte("five ")), frame(0x8A, nil), frame(0x80, []byte("pieces")),
+		frame(0x82, []byte("and another")),
+	)
+	for name, serve := range parkable {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+			s := serve(t, hub)
+			c := s.raw()
+			for i := range whole {
+				realtime.Kick(hub)
+				if err := c.send(whole[i : i+1]); err != nil {
+					t.Fatal(err)
+				}
+				if i%3 == 0 {
+					runtime.Gosched()
+				}
+				realtime.Kick(hub)
+			}
+			for _, want := range []string{"ping", "in five pieces", "and another"} {
+				if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
+					t.Fatalf("got %q, %v; want %q", payload, err, want)
+				}
+			}
+			realtime.Kick(hub)
+			parked(t)
+			c.send(frame(0x88, nil))
+			c.readFrame()
+		})
+	}
+}
+
+// Bytes that come at the moment of parking are not left lying.
+func TestMessagesAtTheMomentOfParking(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+	s := newTCPSite(t, hub)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				realtime.Kick(hub)
+				runtime.Gosched()
+			}
+		}
+	})
+	var clients sync.WaitGroup
+	for range 4 {
+		c := s.connect()
+		clients.Go(func() {
+			for i := range 1000 {
+				want := fmt.Sprint(i)
+				if i%50 == 0 {
+					go c.Ping(t.Context()) // answered while we read
+				}
+				write(t, c, want)
+				if got := read(t, c); got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			}
+			go closeStatus(c)
+		})
+	}
+	clients.Wait()
+	close(stop)
+	all.Wait()
+}
+
+func TestParkedClientEnds(t *testing.T) {
+	ends := map[string]struct {
+		end  func(c *realtime.Client, peer *rawClient)
+		want func(err error) bool
+	}{
+		"by the client's close frame": {
+			func(_ *realtime.Client, peer *rawClient) { peer.send(frame(0x88, []byte{3, 0xE8})) },
+			func(err error) bool { return websocket.CloseStatus(err) == 1000 },
+		},
+		"by the client's FIN": {
+			func(_ *realtime.Client, peer *rawClient) { peer.conn.Close() },
+			func(err error) bool { return errors.Is(err, io.EOF) },
+		},
+		"by the client's reset": {
+			func(_ *realtime.Client, peer *rawClient) {
+				if c, ok := peer.conn.(*net.TCPConn); ok {
+					c.SetLinger(0)
+				}
+				peer.conn.Close()
+			},
+			func(err error) bool { return err != nil },
+		},
+		"by Close": {
+			func(c *realtime.Client, peer *rawClient) {
+				c.Close(4000, "")
+				peer.send(frame(0x88, []byte{0x0F, 0xA0}))
+			},
+			func(err error) bool {
+				return websocket.CloseStatus(err) == 4000 && errors.Is(err, realtime.ErrClientClosed)
+			},
+		},
+		"by its slowness": {
+			func(c *realtime.Client, peer *rawClient) {
+				for c.SendEvent(realtime.Event{Data: make([]byte, 1<<20)}) == nil {
+				}
+			},
+			func(err error) bool { return errors.Is(err, realtime.ErrSlowClient) },
+		},
+		"by Shutdown's ctx": {
+			func(c *realtime.Client, peer *rawClient) {},
+			func(err error) bool { return errors.Is(err, realtime.ErrHubClosed) },
+		},
+	}
+	for network, serve := range parkable {
+		for name, tt := range ends {
+			t.Run(network+"/"+name, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.SendBuffer, hub.SlowAfter = 4, -1
+				clients := make(chan *realtime.Client, 1)
+				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+					clients <- c
+					return nil
+				}
+				gone := make(chan error, 2)
+				hub.OnDisconnect = func(_ *realtime.Client, err error) { gone <- err }
+				before := descriptors(t)
+				s := serve(t, hub)
+				peer := s.raw()
+				parked(t)
+				tt.end(<-clients, peer)
+				if name == "by Shutdown's ctx" {
+					ctx, cancel := context.WithCancel(context.Background())
+					cancel()
+					hub.Shutdown(ctx)
+				}
+				if err := <-gone; !tt.want(err) {
+					t.Errorf("OnDisconnect got %v", err)
+				}
+				peer.conn.Close()
+				hub.Shutdown(context.Background())
+				s.srv.Close()
+				eventually(t, "all descriptors are closed", func() bool { return descriptors(t) <= before })
+			})
+		}
+	}
+}
+
+// descriptors returns how many are open.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(all)
+}
+
+// Pings of both sides pass while a client is parked.
+func TestPingsWhileParked(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.PingInterval, hub.PongTimeout = time.Second, time.Second
+	s := newTCPSite(t, hub)
+	c := s.connect()
+	ctx := c.CloseRead(context.Background()) // answers pings
+	for range 3 {
+		time.Sleep(time.Second)
+		realtime.Kick(hub)
+		parked(t)
+		if err := c.Ping(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if hub.ClientCount() != 1 {
+		t.Error("the client is gone")
+	}
+}
