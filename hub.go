@@ -77,7 +77,9 @@ type Hub struct {
 	// SendBuffer is the number of messages that may wait for a client that is
 	// slower than its publishers. A client above it for SlowAfter on end, or
 	// above 64 times as many for however short, is disconnected with
-	// [ErrSlowClient]. Zero and less mean 256.
+	// [ErrSlowClient]. A client that in this time has got rid of half of what
+	// waited, as one does that reads after a burst, has SlowAfter again. Zero
+	// and less mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages

@@ -3,6 +3,7 @@ package realtime_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -325,6 +326,41 @@ func TestClientAtSendBufferIsNotSlow(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A client that catches up with a burst is given its time, one that falls
+// behind isn't.
+func TestCatchingUpIsNotSlow(t *testing.T) {
+	for _, tt := range []struct {
+		rate int // messages that the client takes in a tenth of a second
+		slow bool
+	}{{600, false}, {300, false}, {100, true}} {
+		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				const events = 5000
+				big := []byte(strings.Repeat("x", 8<<10)) // a few in a write
+				for range events {
+					hub.Broadcast <- big
+				}
+				for i := range events {
+					if i%tt.rate == 0 {
+						time.Sleep(100 * time.Millisecond)
+					}
+					if _, _, err := c.readFrame(); err != nil {
+						break
+					}
+				}
+				synctest.Wait()
+				if slow := errors.Is(l.err, realtime.ErrSlowClient); slow != tt.slow {
+					t.Errorf("OnDisconnect got %v after %v, want ErrSlowClient: %v", l.err, l.at, tt.slow)
+				}
+			})
+		})
+	}
 }
 
 func TestSlowAfterNegativeDisconnectsAtOnce(t *testing.T) {

@@ -40,7 +40,8 @@ type outbox struct {
 	off      int           // bytes of queue[head] that are written
 	done     int           // messages of queue[head] that are written
 	waiting  int           // messages that are not completely written
-	above    time.Duration // since when waiting has been above SendBuffer; zero: it isn't
+	above    time.Duration // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
+	peak     int           // the most that waited since
 	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
 	last     *buffer       // the close frame, if it came while held
 	closed   bool
@@ -117,7 +118,7 @@ func (o *outbox) slowLocked(now time.Duration) bool {
 	if o.conn == nil {
 		return false // held by OnConnect, for which the reader can't help
 	}
-	o.above = cmp.Or(o.above, now)
+	o.above, o.peak = cmp.Or(o.above, now), max(o.peak, o.waiting)
 	return now-o.above >= o.shared.slowAfter
 }
 
@@ -183,7 +184,7 @@ func (o *outbox) failLocked() {
 	o.failed = true
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
-	o.waiting, o.above = 0, 0
+	o.waiting, o.above, o.peak = 0, 0, 0
 	o.early, o.queue, o.head, o.off, o.done = nil, nil, 0, 0, 0
 	o.pong, o.last = nil, nil
 }
@@ -205,7 +206,7 @@ func (o *outbox) open(conn net.Conn, try func([]byte) (int, error), f format) (s
 	o.early, o.last = nil, nil
 	err = o.sendLocked(bufs...)
 	if o.waiting > o.shared.sendBuffer {
-		o.above = o.shared.clock.now() // patience with this reader begins now
+		o.above, o.peak = o.shared.clock.now(), o.waiting // patience with this reader begins now
 	}
 	return o.startLocked(), err
 }
@@ -329,8 +330,14 @@ func (o *outbox) wroteLocked(n int) {
 // deliveredLocked notes that messages are written.
 func (o *outbox) deliveredLocked(n int) {
 	o.waiting -= n
-	if o.waiting <= o.shared.sendBuffer {
-		o.above = 0
+	switch {
+	case o.above == 0:
+	case o.waiting <= o.shared.sendBuffer:
+		o.above, o.peak = 0, 0
+	case o.waiting <= o.peak/2:
+		// A burst takes its time on a slow link or a busy machine. This
+		// reader is catching up with it.
+		o.above, o.peak = o.shared.clock.now(), o.waiting
 	}
 	o.shared.queued.Add(-int64(n))
 	o.shared.delivered.Add(int64(n))

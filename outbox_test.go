@@ -131,7 +131,7 @@ func TestOutboxPong(t *testing.T) {
 		synctest.Wait() // the first piece of it is being written
 		o.push(runOf("later"))
 		for i := range 10 {
-			o.answer(controlFrame(opPong, []byte(fmt.Sprint(i))))
+			o.answer(controlFrame(opPong, fmt.Append(nil, i)))
 		}
 		o.close(closeFrame(1000, ""))
 		o.answer(controlFrame(opPong, []byte("too late")))
