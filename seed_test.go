@@ -1,10 +1,14 @@
 package realtime_test
 
 import (
+	"context"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -89,4 +93,80 @@ func TestSeedWebSocket(t *testing.T) {
 		t.Error(err)
 	}
 	clients.Wait()
+}
+
+func TestSeedEventStream(t *testing.T) {
+	ended := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(ended)
+		stream := realtime.NewStream(w, r)
+		if stream == nil {
+			return // client doesn't support SSE
+		}
+
+		// Named event with JSON data
+		stream.Send("update", map[string]any{"id": 1, "status": "done"})
+
+		// Plain data line
+		stream.SendRaw("hello world")
+
+		// Keepalive heartbeat (comment line)
+		stream.Comment("heartbeat")
+
+		ticker := time.NewTicker(time.Millisecond)
+		defer ticker.Stop()
+
+		for {
+			//lint:ignore S1000 the document's code as it stands
+			select {
+			case t := <-ticker.C:
+				stream.Send("tick", map[string]any{
+					"time":  t.Format(time.RFC3339),
+					"count": Chat.ClientCount(),
+				})
+			}
+
+			// Check if client disconnected
+			if stream.IsClosed() {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	req, _ := http.NewRequestWithContext(ctx, "GET", srv.URL, nil)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got := resp.Header.Get("Content-Type"); got != "text/event-stream" {
+		t.Errorf("Content-Type = %q", got)
+	}
+	const fixed = "event: update\ndata: {\"id\":1,\"status\":\"done\"}\n\ndata: hello world\n\n: heartbeat\n\n"
+	buf := make([]byte, 0, 4096)
+	for strings.Count(string(buf), "\n\n") < 5 {
+		n, err := resp.Body.Read(buf[len(buf):cap(buf)])
+		if err != nil {
+			t.Fatalf("after %q: %v", buf, err)
+		}
+		buf = buf[:len(buf)+n]
+	}
+	rest, ok := strings.CutPrefix(string(buf), fixed)
+	if !ok {
+		t.Fatalf("got %q, want it to begin with %q", buf, fixed)
+	}
+	event, _, _ := strings.Cut(rest, "\n\n")
+	data, ok := strings.CutPrefix(event, "event: tick\ndata: ")
+	var tick struct {
+		Time  time.Time
+		Count *int
+	}
+	if err := json.Unmarshal([]byte(data), &tick); !ok || err != nil || tick.Time.IsZero() || tick.Count == nil {
+		t.Errorf("got the event %q, %v", event, err)
+	}
+	cancel() // the client leaves
+	<-ended
 }
