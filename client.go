@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"compress/flate"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -425,17 +426,23 @@ func hasToken(values []string, token string) bool {
 // accept answers the handshake and parks the connection, or starts the client's
 // reading goroutine. Shutdown waits for its end.
 func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hijacker) error {
-	conn, err := websocket.Accept(&handshaker{w, hijacker, &c.wire}, r, &websocket.AcceptOptions{
+	mode := websocket.CompressionDisabled
+	if c.hub.shared.compression {
+		mode = websocket.CompressionNoContextTakeover
+	}
+	h := &handshaker{ResponseWriter: w, hijacker: hijacker, wire: &c.wire}
+	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the hub has asked CheckOrigin
+		CompressionMode:    mode,
 		OnPingReceived:     c.gotPing,
-		OnPongReceived:     c.gotPong,
+		OnPongReceived:     func(context.Context, []byte) { c.gotControl() },
 	})
 	if err != nil {
 		return err
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
-	c.sent(c.out.open(c.wire.Conn, tryWriter(c.wire.Conn), plainFormat))
+	c.sent(c.out.open(c.wire.Conn, tryWriter(c.wire.Conn), h.format))
 	if !c.park() {
 		go c.serve()
 	}
@@ -445,14 +452,14 @@ func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hi
 // gotPing answers a ping in the library's place, whose answer would wait for
 // the connection. The library calls it while it reads.
 func (c *Client) gotPing(_ context.Context, payload []byte) bool {
-	c.gotPong(nil, nil)
+	c.gotControl()
 	c.sent(c.out.answer(controlFrame(opPong, payload)))
 	return false
 }
 
-// gotPong notes a control frame. Inside of a fragmented message it changes
+// gotControl notes a control frame. Inside of a fragmented message it changes
 // nothing: that message is to end in its time all the same.
-func (c *Client) gotPong(context.Context, []byte) {
+func (c *Client) gotControl() {
 	if !c.inMessage {
 		c.wire.between()
 	}
@@ -562,7 +569,11 @@ func (c *Client) ending(err error) error {
 		return fmt.Errorf("realtime: connection lost: %w", readErr)
 	}
 	cause := fmt.Errorf("realtime: client broke the protocol: %w", err)
-	c.close(websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}, cause)
+	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
+	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
+		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
+	}
+	c.close(status, cause)
 	return cause
 }
 

@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"bytes"
+	"compress/flate"
 	"encoding/binary"
 	"sync"
 	"unicode/utf8"
@@ -24,8 +26,9 @@ type buffer struct {
 type format uint8
 
 const (
-	plainFormat format = iota // WebSocket: the data alone, one frame a message
-	formats                   // how many there are
+	plainFormat   format = iota // WebSocket: the data alone, one frame a message
+	deflateFormat               // the same, compressed where that makes it smaller (RFC 7692)
+	formats                     // how many there are
 )
 
 // An event is an Event on its way to many clients. Its frames are made at
@@ -46,10 +49,51 @@ func (ev *event) buffer(f format) *buffer {
 		if ev.Binary {
 			op = opBinary
 		}
-		b := appendFrame(make([]byte, 0, maxFrameHeader+len(ev.Data)), op, ev.Data)
-		w.buf = &buffer{b: b, ends: []int{len(b)}}
+		switch f {
+		case plainFormat:
+			w.buf = messageBuffer(op, ev.Data)
+		case deflateFormat:
+			if b, ok := deflate(ev.Data); ok {
+				w.buf = messageBuffer(op|rsv1Bit, b)
+			} else {
+				w.buf = ev.buffer(plainFormat)
+			}
+		}
 	})
 	return w.buf
+}
+
+// messageBuffer returns a buffer with one message.
+func messageBuffer(op byte, payload []byte) *buffer {
+	b := appendFrame(make([]byte, 0, maxFrameHeader+len(payload)), op, payload)
+	return &buffer{b: b, ends: []int{len(b)}}
+}
+
+// minDeflate is the size below which compressing isn't tried: a packet is a
+// packet, and a small message has little in it that repeats.
+const minDeflate = 256
+
+// deflaters have a megabyte each, but one is in use for each event that is
+// being compressed, not for each client.
+var deflaters = sync.Pool{New: func() any {
+	w, _ := flate.NewWriter(nil, flate.DefaultCompression) // fails for unknown levels only
+	return w
+}}
+
+// deflate compresses data with a fresh window (RFC 7692 §7.2.1), so that one
+// result serves all clients, and reports whether that made it smaller.
+func deflate(data []byte) (b []byte, ok bool) {
+	if len(data) < minDeflate {
+		return nil, false
+	}
+	var out bytes.Buffer
+	w := deflaters.Get().(*flate.Writer)
+	defer deflaters.Put(w)
+	w.Reset(&out)
+	w.Write(data) // a bytes.Buffer doesn't fail
+	w.Flush()
+	b = bytes.TrimSuffix(out.Bytes(), []byte("\x00\x00\xff\xff"))
+	return b, len(b) < len(data)
 }
 
 // A joined buffer holds at most this much, so that what one write call takes
@@ -120,7 +164,8 @@ const (
 	opPing   = 0x9
 	opPong   = 0xA
 
-	finBit = 0x80
+	finBit  = 0x80
+	rsv1Bit = 0x40 // the message is compressed
 
 	maxFrameHeader    = 10  // without a mask
 	maxControlPayload = 125 // RFC 6455 §5.5

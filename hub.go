@@ -105,6 +105,12 @@ type Hub struct {
 	// wait for it. Zero and less mean 10 s.
 	WriteTimeout time.Duration
 
+	// Compression compresses what goes to WebSocket clients that can take it
+	// (permessage-deflate, RFC 7692): each event once for all of them, from
+	// 256 bytes up and where that makes it smaller, and without a window kept
+	// from one message to the next, which would cost memory for each client.
+	Compression bool
+
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of
 	// line at most once a second, the rest counted. Nil means slog.Default().
 	Logger *slog.Logger
@@ -150,6 +156,7 @@ type shared struct {
 	pingInterval    time.Duration // negative: never
 	pongTimeout     time.Duration
 	writeTimeout    time.Duration
+	compression     bool
 	logger          *slog.Logger
 
 	queued      atomic.Int64
@@ -220,6 +227,7 @@ func (h *Hub) settle() {
 		s.writeTimeout = positive(h.WriteTimeout, 10*time.Second)
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
+		s.compression = h.Compression
 		s.logger = cmp.Or(h.Logger, slog.Default())
 	})
 }

@@ -38,18 +38,27 @@ func newRawClient(t *testing.T, conn net.Conn) *rawClient {
 // rawHandshaken reads the answer to a handshake that was sent.
 func rawHandshaken(t *testing.T, conn net.Conn) *rawClient {
 	t.Helper()
-	c := &rawClient{t, conn, bufio.NewReader(conn)}
+	c := &rawClient{t: t, conn: conn}
+	c.readHandshake()
+	return c
+}
+
+// readHandshake reads the server's answer, or fails the test, and returns its
+// headers.
+func (c *rawClient) readHandshake() http.Header {
+	c.t.Helper()
+	c.br = bufio.NewReader(c.conn)
 	resp, err := http.ReadResponse(c.br, nil)
 	if err != nil {
-		t.Fatalf("handshake: %v", err)
+		c.t.Fatalf("handshake: %v", err)
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols {
-		t.Fatalf("handshake: %s", resp.Status)
+		c.t.Fatalf("handshake: %s", resp.Status)
 	}
 	if got, want := resp.Header.Get("Sec-WebSocket-Accept"), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="; got != want {
-		t.Fatalf("Sec-WebSocket-Accept = %q, want %q (RFC 6455 §1.3)", got, want)
+		c.t.Fatalf("Sec-WebSocket-Accept = %q, want %q (RFC 6455 §1.3)", got, want)
 	}
-	return c
+	return resp.Header
 }
 
 // send writes bytes as they are.

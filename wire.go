@@ -283,6 +283,7 @@ type handshaker struct {
 	http.ResponseWriter
 	hijacker http.Hijacker
 	wire     *wire
+	format   format // what was negotiated; set by Hijack
 }
 
 func (h *handshaker) Unwrap() http.ResponseWriter { return h.ResponseWriter }
@@ -302,6 +303,9 @@ func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if err := rw.Flush(); err != nil {
 		conn.Close()
 		return nil, nil, err
+	}
+	if h.Header().Get("Sec-WebSocket-Extensions") != "" { // the library knows one
+		h.format = deflateFormat
 	}
 	rest, _ := rw.Reader.Peek(rw.Reader.Buffered())
 	h.wire.attach(conn, bytes.Clone(rest))
