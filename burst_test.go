@@ -18,7 +18,7 @@ import (
 // listenSegments listens on loopback with the segment size of an Ethernet
 // link: with loopback's own 64 KB the kernel takes far more at once than it
 // does in the field.
-func listenSegments(t *testing.T) net.Listener {
+func listenSegments(t testing.TB) net.Listener {
 	t.Helper()
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
@@ -35,7 +35,7 @@ func listenSegments(t *testing.T) net.Listener {
 }
 
 // newTLSSite serves the hub on loopback over TLS.
-func newTLSSite(t *testing.T, hub *realtime.Hub) *site {
+func newTLSSite(t testing.TB, hub *realtime.Hub) *site {
 	t.Helper()
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS()
@@ -56,8 +56,8 @@ func newTLSSite(t *testing.T, hub *realtime.Hub) *site {
 // however far they are behind for a moment.
 func TestBurstDisconnectsNoReader(t *testing.T) {
 	const clients, events = 8, 10_000
-	transports := map[string]func(*testing.T, *realtime.Hub) *site{
-		"tcp": func(t *testing.T, hub *realtime.Hub) *site {
+	transports := map[string]func(testing.TB, *realtime.Hub) *site{
+		"tcp": func(t testing.TB, hub *realtime.Hub) *site {
 			l := listenSegments(t)
 			return serveSite(t, hub, l, "ws://"+l.Addr().String()+"/ws", new(net.Dialer).DialContext)
 		},

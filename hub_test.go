@@ -83,7 +83,7 @@ func (l *pipeListener) dial(context.Context, string, string) (net.Conn, error) {
 
 // A site is a real http.Server with one hub at /ws, over TCP or net.Pipe.
 type site struct {
-	t    *testing.T
+	t    testing.TB
 	hub  *realtime.Hub
 	srv  *http.Server
 	url  string // of the handler
@@ -91,14 +91,14 @@ type site struct {
 }
 
 // newPipeSite serves the hub over net.Pipe, for synctest.
-func newPipeSite(t *testing.T, hub *realtime.Hub) *site {
+func newPipeSite(t testing.TB, hub *realtime.Hub) *site {
 	t.Helper()
 	l := listenPipe()
 	return serveSite(t, hub, l, "ws://pipe/ws", l.dial)
 }
 
 // newTCPSite serves the hub on loopback.
-func newTCPSite(t *testing.T, hub *realtime.Hub) *site {
+func newTCPSite(t testing.TB, hub *realtime.Hub) *site {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -107,7 +107,7 @@ func newTCPSite(t *testing.T, hub *realtime.Hub) *site {
 	return serveSite(t, hub, l, "ws://"+l.Addr().String()+"/ws", new(net.Dialer).DialContext)
 }
 
-func serveSite(t *testing.T, hub *realtime.Hub, l net.Listener, url string, dial func(context.Context, string, string) (net.Conn, error)) *site {
+func serveSite(t testing.TB, hub *realtime.Hub, l net.Listener, url string, dial func(context.Context, string, string) (net.Conn, error)) *site {
 	if hub.Logger == nil {
 		hub.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}

@@ -234,7 +234,7 @@ func TestFragmentedMessage(t *testing.T) {
 
 // Bytes that net/http has read together with the handshake are not lost.
 func TestMessageInThePacketOfTheHandshake(t *testing.T) {
-	for name, serve := range map[string]func(*testing.T, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
+	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
 		t.Run(name, func(t *testing.T) {
 			hub := realtime.NewHub()
 			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }

@@ -43,7 +43,7 @@ func parked(t *testing.T) {
 }
 
 // newUnixSite serves the hub on a Unix socket.
-func newUnixSite(t *testing.T, hub *realtime.Hub) *site {
+func newUnixSite(t testing.TB, hub *realtime.Hub) *site {
 	t.Helper()
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
@@ -55,7 +55,7 @@ func newUnixSite(t *testing.T, hub *realtime.Hub) *site {
 	return serveSite(t, hub, l, "ws://unix/ws", dial)
 }
 
-var parkable = map[string]func(*testing.T, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite}
+var parkable = map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite}
 
 func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 	for name, serve := range parkable {

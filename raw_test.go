@@ -20,7 +20,7 @@ var quiet = slog.New(slog.DiscardHandler)
 
 // A rawClient speaks RFC 6455 by hand, so that it can break its rules.
 type rawClient struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	br   *bufio.Reader
 }
@@ -29,14 +29,14 @@ const handshake = "GET /ws HTTP/1.1\r\nHost: pipe\r\nConnection: Upgrade\r\nUpgr
 	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
 // newRawClient makes the handshake on conn.
-func newRawClient(t *testing.T, conn net.Conn) *rawClient {
+func newRawClient(t testing.TB, conn net.Conn) *rawClient {
 	t.Helper()
 	go io.WriteString(conn, handshake)
 	return rawHandshaken(t, conn)
 }
 
 // rawHandshaken reads the answer to a handshake that was sent.
-func rawHandshaken(t *testing.T, conn net.Conn) *rawClient {
+func rawHandshaken(t testing.TB, conn net.Conn) *rawClient {
 	t.Helper()
 	c := &rawClient{t: t, conn: conn}
 	c.readHandshake()

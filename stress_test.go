@@ -18,7 +18,7 @@ import (
 // Clients that come, talk, stall and go in every way there is, while
 // publishers never stop, leave nothing behind.
 func TestStampede(t *testing.T) {
-	for name, serve := range map[string]func(*testing.T, *realtime.Hub) *site{
+	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{
 		"tcp": newTCPSite, "tls": newTLSSite, "pipe": newPipeSite,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,90 @@
+package realtime_test
+
+import (
+	"io"
+	"net"
+	"runtime"
+	"testing"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// allocs returns how many allocations one run of f costs the whole process.
+func allocs(runs int, f func()) float64 {
+	for range 100 { // pools and stacks
+		f()
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for range runs {
+		f()
+	}
+	runtime.ReadMemStats(&after)
+	return float64(after.Mallocs-before.Mallocs) / float64(runs)
+}
+
+// A message in costs one allocation, its Data, and a delivery none: what an
+// event costs is shared by all who get it.
+func TestAllocations(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	const clients, runs = 50, 200
+	hub := realtime.NewHub()
+	got := make(chan struct{}, 1)
+	hub.OnMessage = func(*realtime.Hub, realtime.Message) { got <- struct{}{} }
+	s := newTCPSite(t, hub)
+	var conns []net.Conn
+	for range clients {
+		conns = append(conns, s.raw().conn)
+	}
+
+	message := frame(0x81, make([]byte, 100))
+	if n := allocs(runs, func() {
+		conns[0].Write(message)
+		<-got
+	}); n > 1.1 {
+		t.Errorf("a message in costs %.2f allocations, want 1", n)
+	}
+
+	data, buf := make([]byte, 100), make([]byte, 102)
+	if n := allocs(runs, func() {
+		hub.Broadcast <- data
+		for _, c := range conns {
+			io.ReadFull(c, buf)
+		}
+	}); n/clients > 0.2 {
+		t.Errorf("an event for %d clients costs %.2f allocations, want no more than a few", clients, n)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// BenchmarkMessage is a message's way in.
+func BenchmarkMessage(b *testing.B) {
+	hub := realtime.NewHub()
+	got := make(chan struct{}, 1)
+	hub.OnMessage = func(*realtime.Hub, realtime.Message) { got <- struct{}{} }
+	c := newTCPSite(b, hub).raw().conn
+	message := frame(0x81, make([]byte, 100))
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Write(message)
+		<-got
+	}
+}
+
+// BenchmarkEcho is a round trip over loopback, both ends in one process.
+func BenchmarkEcho(b *testing.B) {
+	hub := realtime.NewHub()
+	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+	c := newTCPSite(b, hub).raw().conn
+	message, buf := frame(0x81, make([]byte, 100)), make([]byte, 102)
+	b.ReportAllocs()
+	for b.Loop() {
+		c.Write(message)
+		io.ReadFull(c, buf)
+	}
+}
