@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -323,8 +324,7 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 	}
 	hijacker, err := findHijacker(w)
 	if err != nil {
-		h.log.error(logSetup, "client refused: "+err.Error())
-		return h.refuse(w, http.StatusNotImplemented, http.StatusText(http.StatusNotImplemented), err)
+		return h.refuseSetup(w, err)
 	}
 
 	c := newClient(h)
@@ -345,10 +345,14 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 		c.disconnected()
 		return h.refuseClosed(w)
 	}
-	if err := c.accept(w, r, hijacker); err != nil {
-		// The 101 is said already: what can be done is not to send it.
-		http.NewResponseController(w).SetWriteDeadline(longAgo)
-		h.log.error(logSetup, "client lost: its connection can't be taken over", "err", err)
+	conn, rest, err := takeOver(hijacker)
+	if err != nil {
+		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
+		c.disconnected()
+		return h.refuseSetup(w, err)
+	}
+	if err := c.accept(w.Header(), r, conn, rest); err != nil {
+		conn.Close()
 		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
 		c.disconnected()
 		return h.refused(err)
@@ -425,12 +429,14 @@ func hasToken(values []string, token string) bool {
 
 // accept answers the handshake and parks the connection, or starts the client's
 // reading goroutine. Shutdown waits for its end.
-func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hijacker) error {
+func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest []byte) error {
+	c.wire.attach(nc, rest)
+	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout))
 	mode := websocket.CompressionDisabled
 	if c.hub.shared.compression {
 		mode = websocket.CompressionNoContextTakeover
 	}
-	h := &handshaker{ResponseWriter: w, hijacker: hijacker, wire: &c.wire}
+	h := &handshaker{header: header, wire: &c.wire}
 	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the hub has asked CheckOrigin
 		CompressionMode:    mode,
@@ -442,7 +448,8 @@ func (c *Client) accept(w http.ResponseWriter, r *http.Request, hijacker http.Hi
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
-	c.sent(c.out.open(c.wire.Conn, tryWriter(c.wire.Conn), h.format))
+	c.wire.handshaken()
+	c.sent(c.out.open(nc, tryWriter(nc), h.format))
 	if !c.park() {
 		go c.serve()
 	}

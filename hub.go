@@ -660,6 +660,13 @@ func (h *Hub) refused(err error) error {
 	return fmt.Errorf("realtime: upgrade: %w", err)
 }
 
+// refuseSetup answers a request that can't become a client for what is
+// between it and the hub.
+func (h *Hub) refuseSetup(w http.ResponseWriter, err error) error {
+	h.log.error(logSetup, "client refused: "+err.Error())
+	return h.refuse(w, http.StatusNotImplemented, http.StatusText(http.StatusNotImplemented), err)
+}
+
 // refuseClosed answers a request that came after Shutdown had begun. Another
 // process may be up within seconds, but not for all at once.
 func (h *Hub) refuseClosed(w http.ResponseWriter) error {

@@ -1,12 +1,14 @@
 package realtime_test
 
 import (
+	"bufio"
 	"bytes"
 	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -323,12 +325,13 @@ func TestWrappedResponseWriter(t *testing.T) {
 	type opaque struct{ http.ResponseWriter }
 	hub := realtime.NewHub()
 	hub.Logger = quiet
-	errs := make(chan error, 4) // net/http may try again where it got no answer
+	errs := make(chan error, 1)
 	mux := http.NewServeMux()
 	for path, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
 		"/wrapped": func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{w} },
 		"/opaque":  func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{opaque{w}} },
-		"/broken":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w} },
+		"/broken":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w, errBroken} },
+		"/panics":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w, nil} },
 	} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { errs <- realtime.Upgrade(wrap(w), r, hub) })
 	}
@@ -340,24 +343,26 @@ func TestWrappedResponseWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.CloseNow()
 	if err := <-errs; err != nil {
 		t.Errorf("behind a wrapper with Unwrap: %v", err)
 	}
+	conn.Close(websocket.StatusNormalClosure, "")
 	if _, resp, err := websocket.Dial(t.Context(), srv.URL+"/opaque", nil); err == nil || resp.StatusCode != 501 {
 		t.Errorf("behind an opaque wrapper: %v, want 501", err)
 	}
 	if err := <-errs; err == nil || !strings.Contains(err.Error(), "realtime_test.opaque hides http.Hijacker") {
 		t.Errorf("error %q should name realtime_test.opaque", err)
 	}
-	if _, _, err := websocket.Dial(t.Context(), srv.URL+"/broken", nil); err == nil {
-		t.Error("the handshake succeeded where Hijack failed")
+	for _, path := range []string{"/broken", "/panics"} {
+		if _, resp, err := websocket.Dial(t.Context(), srv.URL+path, nil); err == nil || resp == nil || resp.StatusCode != 501 {
+			t.Errorf("%s: %v, want 501", path, err)
+		}
+		if err := <-errs; err == nil || !strings.Contains(err.Error(), "brokenHijacker") {
+			t.Errorf("error %q should name brokenHijacker", err)
+		}
 	}
-	if err := <-errs; !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "brokenHijacker") {
-		t.Errorf("error %q should name brokenHijacker", err)
-	}
-	if st := hub.Stats(); st.Refused < 2 {
-		t.Errorf("Refused = %d, want 2 or more", st.Refused)
+	if st := hub.Stats(); st.Refused != 3 || st.Clients != 0 {
+		t.Errorf("Stats() = %+v, want 3 refused, no clients", st)
 	}
 }
 
@@ -365,13 +370,20 @@ type unwrapper struct{ http.ResponseWriter }
 
 func (u unwrapper) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
-type brokenHijacker struct{ http.ResponseWriter }
+// A brokenHijacker's Hijack fails with err, or panics if that is nil.
+type brokenHijacker struct {
+	http.ResponseWriter
+	err error
+}
 
 var errBroken = errors.New("broken")
 
-func (b brokenHijacker) Unwrap() http.ResponseWriter { return b.ResponseWriter }
-
-func (brokenHijacker) Hijack() (c netConn, rw *readWriter, err error) { return nil, nil, errBroken }
+func (b brokenHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if b.err == nil {
+		panic("not a Hijacker after all")
+	}
+	return nil, nil, b.err
+}
 
 // A peer that stalls inside a frame hangs nothing: not Close, not Shutdown.
 func TestStallInsideAFrameDuringShutdown(t *testing.T) {

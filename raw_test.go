@@ -11,11 +11,6 @@ import (
 	"testing"
 )
 
-type (
-	netConn    = net.Conn
-	readWriter = bufio.ReadWriter
-)
-
 var quiet = slog.New(slog.DiscardHandler)
 
 // A rawClient speaks RFC 6455 by hand, so that it can break its rules.

@@ -67,6 +67,15 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 	}
 }
 
+// handshaken lifts the deadline of the handshake's answer.
+func (w *wire) handshaken() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.aborted {
+		w.Conn.SetWriteDeadline(time.Time{})
+	}
+}
+
 // Read reads for the library.
 func (w *wire) Read(p []byte) (int, error) {
 	if len(w.rest) > 0 {
@@ -276,53 +285,78 @@ func (w *wire) discard() {
 	}
 }
 
-// A handshaker is the ResponseWriter that websocket.Accept gets. Its Hijack
-// puts the wire under the library, with small buffers: one that reads frame
-// headers and short messages, and one that holds a control frame.
-type handshaker struct {
-	http.ResponseWriter
-	hijacker http.Hijacker
-	wire     *wire
-	format   format // what was negotiated; set by Hijack
-}
-
-func (h *handshaker) Unwrap() http.ResponseWriter { return h.ResponseWriter }
-
-// WriteHeaderNow is for gin, whose WriteHeader waits for the first Write.
-func (h *handshaker) WriteHeaderNow() {
-	if w, ok := h.ResponseWriter.(interface{ WriteHeaderNow() }); ok {
-		w.WriteHeaderNow()
+// findHijacker returns what can take the connection over, or an error that
+// names the culprit. It looks at the innermost ResponseWriter behind Unwrap,
+// because those around it often have a Hijack that fails, or panics, where
+// that one has none; but the outermost Hijack is to be called, which knows.
+func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
+	var hijacker http.Hijacker
+	for {
+		if h, ok := w.(http.Hijacker); ok && hijacker == nil {
+			hijacker = h
+		}
+		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			break
+		}
+		w = outer.Unwrap()
 	}
+	if _, ok := w.(http.Hijacker); !ok {
+		return nil, fmt.Errorf("%T hides http.Hijacker: give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route", w)
+	}
+	return hijacker, nil
 }
 
-func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	conn, rw, err := h.hijacker.Hijack()
+// takeOver takes the connection from net/http. After an error the request can
+// still be answered.
+func takeOver(hijacker http.Hijacker) (conn net.Conn, rest []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("the Hijack of %T panicked: %v", hijacker, v)
+		}
+	}()
+	conn, rw, err := hijacker.Hijack()
 	if err != nil {
-		return nil, nil, fmt.Errorf("%T: %w", h.hijacker, err)
+		return nil, nil, fmt.Errorf("the Hijack of %T: %w", hijacker, err)
 	}
-	if err := rw.Flush(); err != nil {
-		conn.Close()
+	rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
+	return conn, bytes.Clone(rest), nil
+}
+
+// A handshaker is the ResponseWriter that websocket.Accept gets for a
+// connection that has been taken over. It writes the answer to the connection
+// itself: through net/http the answer would have to come before the takeover,
+// which might then fail, and a middleware that holds headers back, as one that
+// compresses may, would never let it out.
+type handshaker struct {
+	header http.Header // the ResponseWriter's, with what middleware has put in
+	status int
+	wire   *wire
+	format format // what was negotiated; set by Hijack
+}
+
+func (h *handshaker) Header() http.Header         { return h.header }
+func (h *handshaker) WriteHeader(status int)      { h.status = status }
+func (h *handshaker) Write(p []byte) (int, error) { return len(p), nil } // of an error that Upgrade has ruled out
+
+// bodyHeaders speak of a body, which the answer to a handshake hasn't.
+var bodyHeaders = map[string]bool{
+	"Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Trailer": true, "Transfer-Encoding": true,
+}
+
+// Hijack sends the answer and puts the wire under the library, with small
+// buffers: one that reads frame headers and short messages, and one that holds
+// a control frame.
+func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	var answer bytes.Buffer
+	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", h.status, http.StatusText(h.status))
+	h.header.WriteSubset(&answer, bodyHeaders)
+	answer.WriteString("\r\n")
+	if _, err := h.wire.Conn.Write(answer.Bytes()); err != nil {
 		return nil, nil, err
 	}
-	if h.Header().Get("Sec-WebSocket-Extensions") != "" { // the library knows one
+	if h.header.Get("Sec-WebSocket-Extensions") != "" { // the library knows one
 		h.format = deflateFormat
 	}
-	rest, _ := rw.Reader.Peek(rw.Reader.Buffered())
-	h.wire.attach(conn, bytes.Clone(rest))
 	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
-}
-
-// findHijacker returns what can take the connection over, as
-// http.ResponseController would find it, or an error that names the culprit.
-func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
-	for rw := w; ; {
-		switch t := rw.(type) {
-		case http.Hijacker:
-			return t, nil
-		case interface{ Unwrap() http.ResponseWriter }:
-			rw = t.Unwrap()
-		default:
-			return nil, fmt.Errorf("%T hides http.Hijacker: give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route", rw)
-		}
-	}
 }
