@@ -1,0 +1,230 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+// patience is how long anything may take: this bounds a test that has gone
+// wrong, and says nothing of how long things should take.
+const patience = time.Minute
+
+// chromium returns the browser to use.
+func chromium(t *testing.T) string {
+	t.Helper()
+	names := []string{"chromium", "chromium-browser", "google-chrome"}
+	if name := os.Getenv("CHROMIUM"); name != "" {
+		names = []string{name}
+	}
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	t.Fatalf("these tests need a Chromium, and there is none of %s: install one (apt-get install chromium) or set $CHROMIUM to its path",
+		strings.Join(names, ", "))
+	return ""
+}
+
+// newBrowser starts a browser that ends with the test, and returns its
+// context, for newTab.
+func newBrowser(t *testing.T) context.Context {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(chromium(t)),
+		chromedp.NoSandbox, // which root can't have; all pages are our own
+		chromedp.DisableGPU,
+		chromedp.Flag("disable-quic", true),
+		chromedp.Flag("disable-component-update", true),
+		chromedp.WSURLReadTimeout(patience),
+	)
+	// Not t.Context(): the browser is to be closed, not to be killed.
+	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(cancel)
+	browser, cancel := chromedp.NewContext(allocator)
+	t.Cleanup(func() {
+		defer cancel()
+		ctx, cancel := context.WithTimeout(browser, patience)
+		defer cancel()
+		if err := chromedp.Cancel(ctx); err != nil {
+			t.Errorf("closing the browser: %v", err)
+		}
+	})
+	if err := chromedp.Do(browser); err != nil {
+		t.Fatalf("starting the browser: %v", err)
+	}
+	return browser
+}
+
+// A tab is a page with cookies, storage and cache of its own, as on a computer
+// of its own. A complaint of the browser about the page (an exception, a
+// violation of its policy, a warning) fails the test.
+type tab struct {
+	*testing.T
+	name string
+	ctx  context.Context
+
+	mu         sync.Mutex
+	complaints []string
+	outage     bool // the server is known to be down: that is no complaint
+}
+
+func newTab(t *testing.T, browser context.Context, name string) *tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
+	tab := &tab{T: t, name: name, ctx: ctx}
+	t.Cleanup(func() {
+		if t.Failed() {
+			tab.screenshot()
+		}
+		cancel()
+		for _, complaint := range tab.complaints {
+			t.Errorf("%s's browser complains: %s", name, complaint)
+		}
+	})
+	if err := chromedp.Listen(ctx, tab.hear); err != nil {
+		t.Fatalf("opening a tab for %s: %v", name, err)
+	}
+	return tab
+}
+
+// hear collects complaints. It runs on the goroutine that reads from the
+// browser, so that what happened before the answer to a command is known with
+// the answer.
+func (tab *tab) hear(ev any) {
+	var complaint string
+	switch ev := ev.(type) {
+	case *runtime.EventExceptionThrown:
+		complaint = "exception: " + ev.ExceptionDetails.Text
+		if e := ev.ExceptionDetails.Exception; e != nil {
+			complaint += " " + e.Description
+		}
+	case *runtime.EventConsoleAPICalled:
+		if ev.Type != "error" && ev.Type != "warning" && ev.Type != "assert" {
+			return
+		}
+		complaint = "console." + string(ev.Type)
+		for _, arg := range ev.Args {
+			complaint += fmt.Sprintf(" %s%s", arg.Value, arg.Description)
+		}
+	case *log.EventEntryAdded:
+		if ev.Entry.Level != "error" && ev.Entry.Level != "warning" {
+			return
+		}
+		complaint = fmt.Sprintf("%s %s: %s %s", ev.Entry.Source, ev.Entry.Level, ev.Entry.Text, ev.Entry.URL)
+	default:
+		return
+	}
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	if tab.outage && strings.HasPrefix(complaint, "network error: ") {
+		return
+	}
+	tab.complaints = append(tab.complaints, complaint)
+}
+
+// expectOutage says whether the server is known to be down.
+func (tab *tab) expectOutage(down bool) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	tab.outage = down
+}
+
+// do runs actions in the tab.
+func (tab *tab) do(what string, actions ...chromedp.Action[chromedp.Void]) {
+	tab.Helper()
+	ctx, cancel := context.WithTimeout(tab.ctx, patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		tab.Fatalf("%s: %s: %v", tab.name, what, err)
+	}
+}
+
+func (tab *tab) open(url string) {
+	tab.Helper()
+	tab.do("opening "+url, chromedp.Navigate(url))
+}
+
+func (tab *tab) click(selector string) {
+	tab.Helper()
+	tab.do("clicking on "+selector, chromedp.Click(chromedp.CSS(selector)))
+}
+
+func (tab *tab) write(selector, text string) {
+	tab.Helper()
+	tab.do("writing into "+selector, chromedp.SendKeys(chromedp.CSS(selector), text))
+}
+
+// enter presses the Enter key. SendKeys would type a line break even where the
+// page has prevented that.
+func (tab *tab) enter() {
+	tab.Helper()
+	press := input.DispatchKeyEventParams{
+		Type: input.DispatchKeyEventTypeKeyDown, Key: "Enter", Code: "Enter", Text: "\r",
+		WindowsVirtualKeyCode: 13, NativeVirtualKeyCode: 13,
+	}
+	release := press
+	release.Type, release.Text = input.DispatchKeyEventTypeKeyUp, ""
+	tab.do("pressing Enter", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		if _, err := cdp.Call(ctx, target, input.DispatchKeyEvent, press); err != nil {
+			return err
+		}
+		_, err := cdp.Call(ctx, target, input.DispatchKeyEvent, release)
+		return err
+	}))
+}
+
+// eval returns the value of JavaScript in the tab.
+func eval[T any](tab *tab, js string) T {
+	tab.Helper()
+	ctx, cancel := context.WithTimeout(tab.ctx, patience)
+	defer cancel()
+	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](js))
+	if err != nil {
+		tab.Fatalf("%s: %s: %v", tab.name, js, err)
+	}
+	return v
+}
+
+// until waits for the JavaScript condition to become true. It asks again and
+// again from outside, because the page's policy forbids what chromedp.Poll
+// does inside: to make code of a string.
+func (tab *tab) until(condition string) {
+	tab.Helper()
+	again := time.NewTicker(25 * time.Millisecond)
+	defer again.Stop()
+	for deadline := time.Now().Add(patience); !eval[bool](tab, "Boolean("+condition+")"); <-again.C {
+		if time.Now().After(deadline) {
+			tab.Fatalf("%s has waited in vain for %s; the page reads:\n%s", tab.name, condition, eval[string](tab, "document.body.innerText"))
+		}
+	}
+}
+
+// screenshot saves how the tab looks.
+func (tab *tab) screenshot() {
+	ctx, cancel := context.WithTimeout(tab.ctx, patience)
+	defer cancel()
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	path := filepath.Join(tab.ArtifactDir(), tab.name+".png")
+	if err == nil {
+		err = os.WriteFile(path, png, 0o644)
+	}
+	if err != nil {
+		tab.Logf("no screenshot of %s: %v", tab.name, err)
+		return
+	}
+	tab.Logf("screenshot of %s: %s", tab.name, path)
+}
