@@ -114,7 +114,7 @@ func (c *Client) SendEvent(e Event) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	return c.push(&run{events: []*event{{Event: e}}})
+	return c.pushed(c.out.post(&e))
 }
 
 // Set keeps a value with the client, under a key. It may be read until after
@@ -181,9 +181,8 @@ func validCode(code websocket.StatusCode) bool {
 	return false
 }
 
-// push queues the events of r for the client.
-func (c *Client) push(r *run) error {
-	start, err := c.out.push(r)
+// pushed does what a push or a post has left to do.
+func (c *Client) pushed(start bool, err error) error {
 	switch err {
 	case ErrClientClosed:
 		return err

@@ -76,7 +76,7 @@ func (s *shard) deliver() {
 		return
 	}
 	for _, c := range s.clients {
-		c.push(&s.run) // a client that has left, or is too slow, costs the others nothing
+		c.pushed(c.out.push(&s.run)) // a client that has left, or is too slow, costs the others nothing
 	}
 	s.run.reset()
 }

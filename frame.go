@@ -45,22 +45,42 @@ type event struct {
 func (ev *event) buffer(f format) *buffer {
 	w := &ev.wire[f]
 	w.once.Do(func() {
-		op := byte(opText)
-		if ev.Binary {
-			op = opBinary
-		}
 		switch f {
 		case plainFormat:
-			w.buf = messageBuffer(op, ev.Data)
+			w.buf = messageBuffer(ev.opcode(), ev.Data)
 		case deflateFormat:
 			if b, ok := deflate(ev.Data); ok {
-				w.buf = messageBuffer(op|rsv1Bit, b)
+				w.buf = messageBuffer(ev.opcode()|rsv1Bit, b)
 			} else {
 				w.buf = ev.buffer(plainFormat)
 			}
 		}
 	})
 	return w.buf
+}
+
+// opcode returns that of e as a message.
+func (e *Event) opcode() byte {
+	if e.Binary {
+		return opBinary
+	}
+	return opText
+}
+
+// A letter is a buffer with one message to one client, whose memory is used
+// again once it is written.
+type letter struct {
+	buffer
+	end [1]int
+}
+
+var letters = sync.Pool{New: func() any { return new(letter) }}
+
+// write makes l the frame of e.
+func (l *letter) write(e *Event) {
+	l.b = appendFrame(l.b[:0], e.opcode(), e.Data)
+	l.end[0] = len(l.b)
+	l.ends = l.end[:]
 }
 
 // messageBuffer returns a buffer with one message.

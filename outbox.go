@@ -60,14 +60,52 @@ func (o *outbox) push(r *run) (start bool, err error) {
 	if o.closed || o.failed {
 		return false, ErrClientClosed
 	}
-	n := len(r.events)
-	o.waiting += n
-	o.shared.queued.Add(int64(n))
+	o.countLocked(len(r.events))
 	if o.conn == nil {
 		o.early = append(o.early, r.events...)
 	} else if err := o.sendLocked(r.buffers(o.format)...); err != nil {
 		return false, err
 	}
+	return o.pushedLocked()
+}
+
+// post is push for an event that nobody else gets. Where the kernel takes it,
+// its frame's memory serves the next one.
+func (o *outbox) post(e *Event) (start bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed {
+		return false, ErrClientClosed
+	}
+	o.countLocked(1)
+	switch {
+	case o.conn == nil:
+		o.early = append(o.early, &event{Event: *e})
+	case o.format == deflateFormat && len(e.Data) >= minDeflate:
+		err = o.sendLocked((&event{Event: *e}).buffer(o.format))
+	default:
+		l := letters.Get().(*letter)
+		l.write(e)
+		free := o.freeLocked()
+		err = o.sendLocked(&l.buffer)
+		if free && o.head == len(o.queue) && cap(l.b) <= maxWrite {
+			letters.Put(l)
+		}
+	}
+	if err != nil {
+		return false, err
+	}
+	return o.pushedLocked()
+}
+
+// countLocked notes that n messages more wait.
+func (o *outbox) countLocked(n int) {
+	o.waiting += n
+	o.shared.queued.Add(int64(n))
+}
+
+// pushedLocked ends a push or a post.
+func (o *outbox) pushedLocked() (start bool, err error) {
 	if o.waiting > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
 		return false, ErrSlowClient

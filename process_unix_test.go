@@ -84,6 +84,7 @@ func childClient(url string) int {
 		fmt.Println("dial:", err)
 		return 1
 	}
+	conn.SetReadLimit(-1)
 	for n := 0; ; n++ {
 		_, data, err := conn.Read(context.Background())
 		if err != nil {
