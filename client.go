@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"bytes"
 	"compress/flate"
 	"context"
 	"crypto/rand"
@@ -294,9 +295,6 @@ func (c *Client) abort(cause error) bool {
 // closing takes a close frame that the library wants to write: the answer to
 // the peer's, or a complaint. The reading goroutine calls it.
 func (c *Client) closing(frame []byte) {
-	if frame[0]&0x0F != opClose {
-		return // a pong that wasn't asked for
-	}
 	status := parseClose(frame[2:])
 	if !validReason(status.Reason) {
 		// The library echoes what the peer sent, and doesn't look at it.
@@ -339,7 +337,11 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := c.connect(w, r); err != nil {
 		return err
 	}
-	if c.out.hasFailed() || h.closing() { // flooded while OnConnect took its time, or Shutdown
+	if c.out.hasFailed() { // flooded while OnConnect took its time
+		c.disconnected()
+		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", c.left())
+	}
+	if h.closing() {
 		c.leave(ErrHubClosed)
 		c.disconnected()
 		return h.refuseClosed(w)
@@ -393,13 +395,15 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 		answer.Set("Allow", http.MethodGet)
 		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", r.Method)
 	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
-		answer.Set("Upgrade", "websocket")
+		if r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
+			askForUpgrade(answer)
+		}
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
-		answer.Set("Connection", "Upgrade")
-		answer.Set("Upgrade", "websocket")
+		askForUpgrade(answer)
 		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket; a proxy in front may drop them")
 	case r.Header.Get("Sec-WebSocket-Version") != "13":
+		askForUpgrade(answer)
 		answer.Set("Sec-WebSocket-Version", "13")
 		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
 	}
@@ -411,6 +415,12 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 		}
 	}
 	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
+}
+
+// askForUpgrade makes answer one of 426 (RFC 9110 §15.5.22).
+func askForUpgrade(answer http.Header) {
+	answer.Set("Connection", "Upgrade")
+	answer.Set("Upgrade", "websocket")
 }
 
 // hasToken reports whether a header has token, which is in lower case, in one
@@ -429,8 +439,8 @@ func hasToken(values []string, token string) bool {
 // accept answers the handshake and parks the connection, or starts the client's
 // reading goroutine. Shutdown waits for its end.
 func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest []byte) error {
+	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
 	c.wire.attach(nc, rest)
-	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout))
 	mode := websocket.CompressionDisabled
 	if c.hub.shared.compression {
 		mode = websocket.CompressionNoContextTakeover
@@ -447,7 +457,7 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
-	c.wire.handshaken()
+	nc.SetWriteDeadline(time.Time{})
 	c.sent(c.out.open(nc, tryWriter(nc), h.format))
 	if !c.park() {
 		go c.serve()
@@ -496,7 +506,7 @@ func (c *Client) serve() {
 // reports whether it does: then the caller has nothing more to do with c.
 func (c *Client) park() bool {
 	w := &c.wire
-	if !w.parkable || !w.idle() || w.over() {
+	if !w.parkable || !w.idle() {
 		return false
 	}
 	p := c.hub.parking()
@@ -600,7 +610,7 @@ func readMessage(r io.Reader) ([]byte, error) {
 				return b, nil // too large to keep: the handler's
 			}
 			*mem = b
-			return append(make([]byte, 0, len(b)), b...), nil
+			return bytes.Clone(b), nil
 		}
 		if err != nil {
 			return nil, err

@@ -1,8 +1,10 @@
 package realtime
 
-// Kick does what the sweeper does to clients that have been idle, to all.
+// Kick does to all clients what the sweeper does to those that have been idle.
 func Kick(h *Hub) {
 	for _, c := range h.all() {
-		c.wire.kick()
+		if !c.wire.parked.Load() {
+			c.wire.kick()
+		}
 	}
 }

@@ -204,15 +204,13 @@ func NewHub() *Hub {
 	return h
 }
 
-var errNotMade = errors.New("hub was not made by realtime.NewHub")
-
 // usable reports what is wrong with h itself.
 func (h *Hub) usable() error {
 	switch {
 	case h == nil:
 		return errors.New("hub is nil: make one with realtime.NewHub")
 	case h.publish == nil:
-		return errNotMade
+		return errors.New("hub was not made by realtime.NewHub")
 	}
 	return nil
 }
@@ -344,7 +342,7 @@ func (h *Hub) loop() {
 		select {
 		case <-h.Broadcast:
 			h.shared.dropped.Add(1)
-		case hand := <-h.joins: // OnConnect may still be running for it
+		case hand := <-h.joins: // it was added just before
 			hand.join()
 		case <-h.stop:
 			return
@@ -602,8 +600,7 @@ func (h *Hub) end() {
 	for _, s := range h.shards { // they don't change any more
 		s.inbox.close()
 	}
-	h.parkOnce.Do(func() {}) // orders what follows behind the parker's making
-	if h.parker != nil {
+	if h.parker != nil { // made by a client, and they are gone
 		h.parker.close()
 	}
 	h.own.Wait()

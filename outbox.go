@@ -86,9 +86,8 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	default:
 		l := letters.Get().(*letter)
 		l.write(e)
-		free := o.freeLocked()
 		err = o.sendLocked(&l.buffer)
-		if free && o.head == len(o.queue) && cap(l.b) <= maxWrite {
+		if o.head == len(o.queue) && cap(l.b) <= maxWrite {
 			letters.Put(l)
 		}
 	}
@@ -139,16 +138,15 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 	return nil
 }
 
-// freeLocked reports whether what is sent may be written at once.
-func (o *outbox) freeLocked() bool {
-	return o.try != nil && !o.writing && o.head == len(o.queue) && o.pong == nil
-}
+// freeLocked reports whether what is sent may be written at once: then nothing
+// waits, because whoever leaves something waiting has it drained.
+func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 
 // slowLocked reports whether the reader has used up its patience. It is to be
 // called when waiting has grown, and now and then.
 func (o *outbox) slowLocked(now time.Duration) bool {
-	if o.waiting <= o.shared.sendBuffer {
-		return false
+	if o.waiting <= o.shared.sendBuffer || o.closed {
+		return false // one that is being closed has its closeTimeout
 	}
 	if o.waiting > hardLimit*o.shared.sendBuffer {
 		return true
@@ -216,9 +214,6 @@ func (o *outbox) fail() {
 }
 
 func (o *outbox) failLocked() {
-	if o.failed {
-		return
-	}
 	o.failed = true
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
@@ -233,9 +228,6 @@ func (o *outbox) open(conn net.Conn, try func([]byte) (int, error), f format) (s
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.conn, o.try, o.format = conn, try, f
-	if o.failed {
-		return false, nil
-	}
 	r := run{events: o.early}
 	bufs := r.buffers(f)
 	if o.last != nil {
@@ -261,7 +253,7 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 // startLocked reports whether there is something to write that nobody does,
 // and takes it that the caller sees to it.
 func (o *outbox) startLocked() bool {
-	if o.writing || o.failed || o.conn == nil || o.head == len(o.queue) && o.pong == nil {
+	if o.writing || o.head == len(o.queue) && o.pong == nil {
 		return false
 	}
 	o.writing = true
@@ -369,7 +361,6 @@ func (o *outbox) wroteLocked(n int) {
 func (o *outbox) deliveredLocked(n int) {
 	o.waiting -= n
 	switch {
-	case o.above == 0:
 	case o.waiting <= o.shared.sendBuffer:
 		o.above, o.peak = 0, 0
 	case o.waiting <= o.peak/2:
@@ -395,11 +386,12 @@ func (o *outbox) hasFailed() bool {
 	return o.failed
 }
 
-// flushed returns a channel that is closed when all that waits is written, or
-// never will be. It is for one caller, once nothing more is queued.
+// flushed takes nothing more, and returns a channel that is closed when all
+// that waits is written, or never will be. It is for one caller.
 func (o *outbox) flushed() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.closed = true
 	done := make(chan struct{})
 	if o.writing {
 		o.drained = done
@@ -415,8 +407,6 @@ func (o *outbox) overdue(now time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.failed:
-		return nil
 	case o.writing && now-o.progress >= o.shared.writeTimeout:
 		return errWriteTimeout
 	case o.slowLocked(now):

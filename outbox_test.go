@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -63,6 +64,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 func newShared() *shared {
 	s := &shared{sendBuffer: 256, slowAfter: time.Second, writeTimeout: 10 * time.Second}
 	s.clock.start = time.Now()
+	s.clock.until.Store(math.MaxInt64) // there is no sweeper to wind it
 	return s
 }
 

@@ -82,7 +82,7 @@ func (p *parker) arm(place int32, conn net.Conn, known bool) bool {
 	}
 	p.mu.Lock() // also what tells the race detector that c's next goroutine comes after this one
 	event := syscall.EpollEvent{
-		Events: syscall.EPOLLIN | syscall.EPOLLRDHUP | syscall.EPOLLONESHOT,
+		Events: syscall.EPOLLIN | syscall.EPOLLONESHOT,
 		Fd:     place,
 		Pad:    p.slots[place].generation,
 	}

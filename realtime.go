@@ -71,6 +71,11 @@ type Message struct {
 // because [Hub.OnMessage] may already run for it by the time Upgrade returns:
 // values, topics and first messages are given to a client in [Hub.OnConnect].
 //
+// The connection is taken over before the handshake is answered. The answer has
+// the headers that were set on w before, a cookie of middleware's among them,
+// but not what middleware would add when an answer is written; an access log
+// doesn't see the 101.
+//
 // An error has already been answered, so that most callers ignore it: 426 for
 // a request that is no WebSocket handshake (RFC 6455 §4.2.1), 403 for a
 // refused origin, what OnConnect chose with [Refuse], 503 after Shutdown, 501

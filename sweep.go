@@ -22,15 +22,31 @@ const parkAfter = 3 * time.Second
 
 // A clock tells a hub's time: that of the process while it runs. When the
 // whole process was stopped (SIGSTOP, a suspended laptop, a frozen container)
-// the clock was too, because what clients sent meanwhile is still unread.
+// the clock was too, because what clients sent meanwhile is still unread. The
+// sweeper winds it at least once a revolution, and it runs for two: whoever is
+// first to ask after a stall gets no time from after it.
 type clock struct {
-	start   time.Time
-	stalled atomic.Int64 // how long the process stood still
+	start time.Time
+	lost  atomic.Int64 // how long it stood still
+	until atomic.Int64 // when it stands still unless it is wound
 }
 
 // now returns the hub's time. It is never zero, so that zero can mean never.
 func (c *clock) now() time.Duration {
-	return time.Since(c.start) - time.Duration(c.stalled.Load()) + 1
+	return max(1, min(c.running(), time.Duration(c.until.Load())))
+}
+
+// running returns the time of a clock that is wound.
+func (c *clock) running() time.Duration {
+	return time.Since(c.start) - time.Duration(c.lost.Load())
+}
+
+// wind lets the clock run on. It is for the sweeper.
+func (c *clock) wind() {
+	running := c.running()
+	now := max(1, min(running, time.Duration(c.until.Load())))
+	c.lost.Add(int64(running - now)) // before until, so that nobody sees it jump ahead
+	c.until.Store(int64(now + 2*revolution))
 }
 
 // sweep does all that depends on time, for all clients, so that none of them
@@ -41,6 +57,7 @@ func (h *Hub) sweep() {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
+	h.shared.clock.wind()
 	due := time.Now()
 	var members []*Client
 	for phase := 0; ; phase = (phase + 1) % phases {
@@ -60,9 +77,9 @@ func (h *Hub) sweep() {
 			return
 		}
 		if late := time.Since(due); late >= revolution {
-			h.shared.clock.stalled.Add(int64(late))
 			due = due.Add(late)
 		}
+		h.shared.clock.wind()
 		members = h.inPhase(phase, members[:0])
 		now := h.shared.clock.now()
 		for _, c := range members {
@@ -92,9 +109,6 @@ func (c *Client) sweep(now time.Duration) {
 	if heard == 0 || c.left() != nil {
 		return // not connected yet, or not any more
 	}
-	// A reader that was stamped before the clock learned of a stall.
-	heard = min(heard, now)
-
 	busy := c.inHandler.Load()
 	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
 		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)

@@ -20,17 +20,16 @@ import (
 // hub's: they wait in the client's outbox, and the library's few writes join
 // them there. This holds because nobody else has the library's Conn:
 //
-//   - each control frame of the library is one Write of at most 127 bytes,
-//     which Write asserts;
-//   - the library never writes data;
+//   - the library writes nothing but a close frame, in one Write of at most
+//     127 bytes, which Write asserts;
 //   - after a close frame, whoever sent it, nothing follows.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
 // calls abort, which wakes that goroutine, or starts it where the connection
 // is parked: where it waits for the next message without one.
 type wire struct {
-	net.Conn              // set by Hijack, before any of the methods is called
-	reply    func([]byte) // takes a control frame of the library's; called on the reading goroutine
+	net.Conn              // set by attach
+	reply    func([]byte) // takes a close frame of the library's; called on the reading goroutine
 
 	// Owned by the reading goroutine.
 	in      *bufio.Reader // the library's
@@ -67,15 +66,6 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 	}
 }
 
-// handshaken lifts the deadline of the handshake's answer.
-func (w *wire) handshaken() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.aborted {
-		w.Conn.SetWriteDeadline(time.Time{})
-	}
-}
-
 // Read reads for the library.
 func (w *wire) Read(p []byte) (int, error) {
 	if len(w.rest) > 0 {
@@ -83,9 +73,6 @@ func (w *wire) Read(p []byte) (int, error) {
 		w.rest = w.rest[n:]
 		w.took()
 		return n, nil
-	}
-	if w.over() {
-		return 0, net.ErrClosed
 	}
 	n, err := w.Conn.Read(p)
 	for n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && w.kicked() {
@@ -150,26 +137,20 @@ func (w *wire) took() {
 // between notes that a message, or a control frame outside of one, is
 // complete. The next one may have begun in the bytes that were read.
 func (w *wire) between() {
-	if w.in.Buffered() == 0 && len(w.rest) == 0 {
+	if w.in.Buffered() == 0 {
 		w.partial.Store(0)
 	} else {
 		w.partial.Store(int64(w.clock.now()))
 	}
 }
 
-// over reports whether reading has come to its end.
-func (w *wire) over() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.closed || w.aborted
-}
-
-// Write takes a control frame of the library's. On anything else the
-// connection would be torn, so it is given up.
+// Write takes a close frame of the library's: all that it writes where pings
+// are answered for it. On anything else the connection would be torn, so it is
+// given up.
 func (w *wire) Write(p []byte) (int, error) {
-	if len(p) < 2 || len(p) > 2+maxControlPayload || p[0]&(finBit|0x08) != finBit|0x08 || int(p[1]) != len(p)-2 {
+	if len(p) < 2 || len(p) > 2+maxControlPayload || p[0] != finBit|opClose || int(p[1]) != len(p)-2 {
 		w.abort()
-		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are no control frame; this version of it does not fit", len(p))
+		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are no close frame; this version of it does not fit", len(p))
 	}
 	w.reply(p)
 	return len(p), nil
@@ -252,16 +233,14 @@ func (w *wire) halfCloser() interface{ CloseWrite() error } {
 // connection and could take the close frame away from the peer (RFC 6455
 // §7.1.1). It blocks until then, at the longest until abort.
 func (w *wire) linger() {
-	if w.readErr == nil || errors.Is(w.readErr, os.ErrDeadlineExceeded) {
-		w.discard()
-	}
+	w.discard()
 	conn := w.Conn
 	if w.isAborted() {
-		switch c := conn.(type) {
-		case *net.TCPConn:
-			c.SetLinger(0)
-		case *tls.Conn:
+		if c, ok := conn.(*tls.Conn); ok {
 			conn = c.NetConn() // Close of a tls.Conn may wait 5 s to say goodbye
+		}
+		if c, ok := conn.(*net.TCPConn); ok {
+			c.SetLinger(0)
 		}
 	}
 	conn.Close()
