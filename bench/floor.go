@@ -1,0 +1,65 @@
+//go:build linux
+
+package main
+
+import (
+	"crypto/sha1"
+	"encoding/base64"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"sync"
+	"syscall"
+)
+
+// serveFloor is the least that a server can do: one thread that calls write(2)
+// with bytes which are ready.
+func serveFloor() (http.Handler, func(int, func() []byte)) {
+	runtime.LockOSThread()
+	var (
+		mu    sync.Mutex // guards the fields below
+		conns []net.Conn // keeps the descriptors open
+		fds   []int
+	)
+	join := func(w http.ResponseWriter, r *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			conn.Close()
+			return
+		}
+		mu.Lock()
+		conns = append(conns, conn)
+		raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) })
+		mu.Unlock()
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+			base64.StdEncoding.EncodeToString(sum[:]))
+	}
+	var frames []byte
+	publish := func(n int, next func() []byte) {
+		frames = frames[:0]
+		for range n {
+			data := next()
+			frames = append(frames, 0x81, 126, byte(len(data)>>8), byte(len(data)))
+			frames = append(frames, data...)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for i := 0; i < len(fds); i++ {
+			if n, _ := syscall.Write(fds[i], frames); n != len(frames) {
+				conns[i].Close() // the client has gone; one that just lags would find a message missing
+				last := len(fds) - 1
+				fds[i], conns[i] = fds[last], conns[last]
+				fds, conns = fds[:last], conns[:last]
+				i--
+			}
+		}
+	}
+	return http.HandlerFunc(join), publish
+}

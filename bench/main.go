@@ -1,0 +1,182 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == serveFlag {
+		if err := serve(os.Args[2], os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	c, err := parse(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	r, err := c.run(ctx, os.Stderr)
+	if err == nil {
+		err = r.publish(os.Stdout, c.out)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// A comparison is what a run of this program is to do.
+type comparison struct {
+	args       []string // from the command line
+	contenders []*contender
+	clients    []int
+	rounds     int
+	limit      time.Duration // for all of it
+	work       workload      // of each turn, but for its clients
+	out        string        // a folder, or empty for none
+}
+
+func parse(args []string) (*comparison, error) {
+	c := &comparison{args: args}
+	c.work = workload{settle: time.Second, stall: 5 * time.Second, limit: 2 * time.Minute}
+	f := flag.NewFlagSet("bench", flag.ContinueOnError)
+	contenders := f.String("contenders", names(), "who takes part, by `names`")
+	clients := f.String("clients", "1000,10000", "`numbers` of clients")
+	f.IntVar(&c.rounds, "rounds", 5, "how often each contender takes its turn")
+	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "how long each figure is measured, each time")
+	f.DurationVar(&c.limit, "limit", 40*time.Minute, "when to stop, with what has been measured by then")
+	f.IntVar(&c.work.threads, "threads", max(1, min(4, runtime.NumCPU()/2)), "threads of the load generator")
+	f.StringVar(&c.out, "out", "results", "`folder` for the table and the charts; empty writes none")
+	f.StringVar(&c.work.profiles, "cpuprofile", "", "`folder` for CPU profiles of the servers; empty writes none")
+	quick := f.Bool("quick", false, "another default for what is not given: -clients 1000 -rounds 1 -duration 500ms -out ''")
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	if f.NArg() > 0 {
+		return nil, fmt.Errorf("%q is no flag: see -h", f.Arg(0))
+	}
+	if *quick {
+		quickly := map[string]string{"clients": "1000", "rounds": "1", "duration": "500ms", "out": ""}
+		f.Visit(func(given *flag.Flag) { delete(quickly, given.Name) })
+		for name, value := range quickly {
+			if err := f.Set(name, value); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for name := range strings.SplitSeq(*contenders, ",") {
+		found := find(name)
+		if found == nil {
+			return nil, fmt.Errorf("no contender is called %q: choose from %s", name, names())
+		}
+		c.contenders = append(c.contenders, found)
+	}
+	for number := range strings.SplitSeq(*clients, ",") {
+		n, err := strconv.Atoi(number)
+		if err != nil || n <= 0 {
+			return nil, fmt.Errorf("%q is no number of clients", number)
+		}
+		c.clients = append(c.clients, n)
+	}
+	if c.rounds <= 0 || c.work.threads <= 0 || c.work.duration <= 0 || c.limit <= 0 {
+		return nil, errors.New("-rounds, -threads, -duration and -limit must be positive")
+	}
+	var limit syscall.Rlimit // Go has raised the soft one
+	need := uint64(slices.Max(c.clients)) + 100
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Max < need {
+		return nil, fmt.Errorf("%d clients need %d descriptors a process, and ulimit -Hn allows %d", need-100, need, limit.Max)
+	}
+	return c, nil
+}
+
+// names lists the contenders.
+func names() string {
+	var all []string
+	for _, c := range contenders {
+		all = append(all, c.name)
+	}
+	return strings.Join(all, ",")
+}
+
+// run lets the contenders take turns, and tells on progress what goes on. They
+// do so in one order and in the opposite one, round by round, so that nobody
+// always comes after the same.
+func (c *comparison) run(ctx context.Context, progress io.Writer) (*results, error) {
+	if c.work.profiles != "" {
+		if err := os.MkdirAll(c.work.profiles, 0o777); err != nil {
+			return nil, err
+		}
+	}
+	r := newResults(c)
+	began := time.Now()
+	took := make(map[*result]time.Duration) // the last turn
+	var turns []*result
+	order := slices.Clone(r.all)
+	for range c.rounds {
+		turns = append(turns, order...)
+		slices.Reverse(order)
+	}
+	for turn, at := range turns {
+		left := time.Duration(0)
+		for _, later := range turns[turn:] {
+			left += c.guess(later, took)
+		}
+		if time.Since(began) > c.limit {
+			r.unfinished = len(turns) - turn
+			break
+		}
+		fmt.Fprintf(progress, "[%d/%d] %v left; %d clients, %s: ", turn+1, len(turns), left.Round(time.Second), at.clients, at.contender.name)
+		w := c.work
+		w.clients = at.clients
+		start := time.Now()
+		f, err := w.measure(ctx, at.contender)
+		took[at] = time.Since(start)
+		switch {
+		case ctx.Err() != nil:
+			fmt.Fprintln(progress)
+			return nil, ctx.Err()
+		case err != nil:
+			at.failures = append(at.failures, fmt.Sprintf("round %d: %v", turn/len(r.all)+1, err))
+			fmt.Fprintln(progress, "FAILED:", err)
+		default:
+			at.figures = append(at.figures, f)
+			fmt.Fprintf(progress, "%s and %s µs a delivery, %s KB a client, echo %s µs\n",
+				digits3(f.single.cpu), digits3(f.burst.cpu), digits3(f.idle/1024), digits3(f.echo.cpu))
+			if losses := f.losses(); losses != "" {
+				fmt.Fprintln(progress, losses)
+			}
+		}
+	}
+	r.took = time.Since(began)
+	r.loadAfter = loadAverage()
+	return r, nil
+}
+
+// guess returns how long a turn will take: as long as the last of its kind.
+func (c *comparison) guess(r *result, took map[*result]time.Duration) time.Duration {
+	if t := took[r]; t > 0 {
+		return t
+	}
+	return 4*c.work.duration + 2*c.work.settle + time.Duration(r.clients)*time.Millisecond/2
+}

@@ -1,0 +1,206 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// The two ways in which the kernel tells the CPU time must agree, as the tables
+// have the sum from one and its parts from the other.
+func TestProcessorTime(t *testing.T) {
+	before := processCPU(0)
+	userBefore, systemBefore := processTicks(os.Getpid())
+	for processCPU(0)-before < 200*time.Millisecond {
+	}
+	user, system := processTicks(os.Getpid())
+	exact, ticks := processCPU(0)-before, user+system-userBefore-systemBefore
+	if diff := (exact - ticks).Abs(); diff > 50*time.Millisecond {
+		t.Errorf("got %v by the clock, %v from /proc", exact, ticks)
+	}
+}
+
+// A collector is a sink that notes what it gets.
+type collector []string
+
+func (c *collector) open() error               { *c = append(*c, "open"); return nil }
+func (c *collector) text(b []byte) error       { *c = append(*c, "text "+string(b)); return nil }
+func (c *collector) ping(payload []byte) error { *c = append(*c, "ping "+string(payload)); return nil }
+
+// TestDecoder cuts what a server sends into pieces of every size.
+func TestDecoder(t *testing.T) {
+	long := strings.Repeat("long ", 60)
+	for _, test := range []struct {
+		name   string
+		stream bool
+		in     string
+		want   []string
+	}{
+		{
+			name: "frames",
+			in: "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n" +
+				"\x81\x05first" + "\x89\x02hi" + "\x82\x7e\x01\x2c" + long +
+				"\x01\x03fra" + "\x89\x00" + "\x00\x01g" + "\x80\x04ment" + "\x81\x00" + "\x02\x01a" + "\x80\x06nother",
+			want: []string{"open", "text first", "ping hi", "text " + long, "ping ", "text fragment", "text ", "text another"},
+		},
+		{
+			name:   "chunked stream",
+			stream: true,
+			in: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" +
+				"8\r\ndata: a\n\r\n" + "A\r\n\ndata: b\n\n\r\n" + "3\r\n: c\r\n2\r\n\n\n\r\n",
+			want: []string{"open", "text data: a", "text data: b", "text : c"},
+		},
+		{
+			name:   "stream until the end",
+			stream: true,
+			in:     "HTTP/1.1 200 OK\r\n\r\nid: 1\ndata: a\n\ndata: b\n\n",
+			want:   []string{"open", "text id: 1\ndata: a", "text data: b"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for size := 1; size <= len(test.in); size++ {
+				d := decoder{stream: test.stream}
+				var got collector
+				var waiting []byte
+				for piece := range slices.Chunk([]byte(test.in), size) {
+					waiting = append(waiting, piece...)
+					n, err := d.decode(waiting, &got)
+					if err != nil {
+						t.Fatalf("pieces of %d: %v", size, err)
+					}
+					waiting = slices.Clone(waiting[n:]) // a decoder must not keep what it was given
+				}
+				if !slices.Equal(got, test.want) || len(waiting) > 0 {
+					t.Fatalf("pieces of %d: got %q and %q, want %q", size, got, waiting, test.want)
+				}
+			}
+		})
+	}
+}
+
+func TestDecoderRefuses(t *testing.T) {
+	opened := "HTTP/1.1 101 Switching Protocols\r\n\r\n"
+	for _, in := range []string{
+		"HTTP/1.1 403 Forbidden\r\n\r\n",
+		opened + "\x88\x02\x03\xe8", // a close frame
+		opened + "\x81\x80mask",     // masked
+		opened + "\xc1\x00",         // compressed
+		opened + "\x83\x00",         // no such opcode
+	} {
+		if _, err := new(decoder).decode([]byte(in), new(collector)); err == nil {
+			t.Errorf("%q: got no error", in)
+		}
+	}
+}
+
+func TestMessage(t *testing.T) {
+	want := message{42, time.Now().UnixNano()}
+	text := want.appendTo(nil)
+	if len(text) != messageBytes {
+		t.Fatalf("%d bytes, want %d", len(text), messageBytes)
+	}
+	got, rest, ok := nextMessage(fmt.Appendf(nil, "data: %s\nmore", text))
+	if got != want || string(rest) != "\nmore" || !ok {
+		t.Errorf("got %v, %q, %t", got, rest, ok)
+	}
+	for i := range text {
+		changed := slices.Clone(text)
+		changed[i] = '#'
+		if m, _, ok := nextMessage(changed); ok {
+			t.Errorf("got %v from %s", m, changed)
+		}
+	}
+	if _, _, ok := nextMessage(text[:messageBytes-1]); ok {
+		t.Error("got a message that was cut short")
+	}
+}
+
+func TestHistogram(t *testing.T) {
+	for _, scale := range []int64{1, 1000, 1e6, 1e9} {
+		h := new(histogram)
+		for i := int64(1); i <= 1000; i++ {
+			h.add(i * scale)
+		}
+		for _, q := range []float64{0.01, 0.5, 0.99} {
+			want := q * 1000 * float64(scale)
+			if got := h.quantile(q); got < want*0.98 || got > want*1.02+float64(scale) {
+				t.Errorf("quantile %v of 1..1000 × %d: got %v, want %v", q, scale, got, want)
+			}
+		}
+	}
+}
+
+// madeUp returns results as a run would have them.
+func madeUp(t *testing.T) *results {
+	t.Helper()
+	c, err := parse([]string{"-quick", "-clients", "10,20", "-contenders", "floor,realtime,gws,go-sse"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newResults(c)
+	for i, one := range r.all {
+		for round := range 3 {
+			f := figures{idle: 1024 * float64(i+1), joined: 2048 * float64(i+1)}
+			f.single.cpu = float64(4 + i + 10*round)
+			f.burst.cpu = 1 / float64(1+i)
+			one.figures = append(one.figures, f)
+		}
+	}
+	return r
+}
+
+func TestResults(t *testing.T) {
+	r := madeUp(t)
+	gws := r.all[2]
+	gws.figures[1].lost, gws.figures[1].disconnected = 1234, 1
+	gws.figures[1].reason = fmt.Errorf("%w by <chance>", errDisconnected)
+	gws.failures = append(gws.failures, "round 4: no\nport")
+	out := t.TempDir()
+	if err := r.publish(io.Discard, out); err == nil || !strings.Contains(err.Error(), "gws") {
+		t.Errorf("got %v, want an error that names gws", err)
+	}
+	text, err := os.ReadFile(filepath.Join(out, "results.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| gws | 16.0 (1.07 ×) | 0.333 (0.67 ×) |", // medians, and by realtime's 15 and 0.5
+		"| 1,234 | 1 |", // losses
+		"- gws, 10 clients: **failed** in `round 4: no port`", // on one line
+		"- gws, 10 clients: `LOST messages: 1,234, clients: 1 (disconnected by <chance>)`",
+		"- in bursts, µs, 10 clients: gws has 0.333, realtime has 0.500.",
+		"| go-sse (SSE) | 17.0 | 7.00 – 27.0 | 1.21 | 1.13 |",
+	} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	for _, name := range []string{"delivery.svg", "memory.svg"} {
+		checkXML(t, filepath.Join(out, name))
+	}
+}
+
+func checkXML(t *testing.T, file string) {
+	t.Helper()
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for d := xml.NewDecoder(f); ; {
+		if _, err := d.Token(); err == io.EOF {
+			return
+		} else if err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+	}
+}
