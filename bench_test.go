@@ -19,7 +19,7 @@ func BenchmarkHub(b *testing.B) {
 				before := heap()
 				all := make([]*Client, clients)
 				for i := range all {
-					c := newClient(hub)
+					c := newClient(hub, false)
 					if err := hub.add(c); err != nil {
 						b.Fatal(err)
 					}

@@ -1,24 +1,15 @@
 package realtime
 
 import (
-	"bytes"
-	"compress/flate"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"os"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -33,11 +24,12 @@ var (
 	errIncomplete   = errors.New("realtime: client left a message incomplete for Hub.PongTimeout")
 )
 
-// A Client is one connection of a hub. All its methods are safe for
-// concurrent use and none of them waits for the connection.
+// A Client is one connection of a hub, a WebSocket or an event stream. All its
+// methods are safe for concurrent use and none of them waits for the connection.
 type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub
+	stream       bool // an event stream, not a WebSocket
 	id           [16]byte
 	onMessage    func(hub *Hub, msg Message)
 	onDisconnect func(c *Client, err error)
@@ -47,14 +39,19 @@ type Client struct {
 	home *shard
 
 	// Owned by the shard's goroutine.
-	index int
+	index int           // in shard.clients; negative: not any more
+	subs  *subscription // the first of them
+	list  *list         // the events of the batch at hand; nil: none yet
 
 	out  outbox
 	wire wire
 
 	// Owned by the reading goroutine.
 	conn      *websocket.Conn
-	inMessage bool // between the first frame of a message and its end
+	inMessage bool  // between the first frame of a message and its end
+	junk      int32 // bytes that came on an event stream
+
+	beat time.Duration // when the last heartbeat was due, on the hub's clock; owned by the sweeper
 
 	inHandler atomic.Bool  // OnMessage is running: nothing is read
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
@@ -66,20 +63,37 @@ type Client struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	values map[string]any
+
+	// tmu orders changes of topics, also while they are on their way to the
+	// shard: its goroutine must never wait for it.
+	tmu    sync.Mutex               // guards the fields below
+	topics map[string]*subscription // nil while there are none
+	joined bool                     // what it had to get of the past at its joining, it has got
 }
 
-func newClient(h *Hub) *Client {
-	c := &Client{hub: h, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
+func newClient(h *Hub, stream bool) *Client {
+	c := &Client{hub: h, stream: stream, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
 	rand.Read(c.id[:]) // never fails
 	c.out.shared = &h.shared
 	c.wire.clock = &h.shared.clock
-	c.wire.reply = c.closing
+	if !stream {
+		c.wire.reply = c.closing
+	}
 	return c
 }
 
 // ID returns the client's id: 32 hexadecimal digits, random, so that knowing
 // one tells nothing of another.
 func (c *Client) ID() string { return hex.EncodeToString(c.id[:]) }
+
+// parseID is the reverse of ID.
+func parseID(s string) (id [16]byte, err error) {
+	if len(s) != 2*len(id) {
+		return id, errors.New("realtime: not a client's id")
+	}
+	_, err = hex.Decode(id[:], []byte(s))
+	return id, err
+}
 
 // Context returns a context that is done when the client is gone, or going:
 // from then on nothing can be sent to it. Its [context.Cause] is the error
@@ -97,7 +111,8 @@ func (c *Client) Context() context.Context {
 	return c.ctx
 }
 
-// Send sends data to this client alone, as a text message. It queues and
+// Send sends data to this client alone, as a text message or an event without
+// a name. It queues and
 // returns at once; what one goroutine sends arrives in that order, but in no
 // particular order with what is published to many. data belongs to the hub
 // from then on and must be valid UTF-8.
@@ -110,7 +125,9 @@ func (c *Client) Send(data []byte) error {
 	return c.SendEvent(Event{Data: data})
 }
 
-// SendEvent sends e to this client alone; see [Client.Send].
+// SendEvent sends e to this client alone; see [Client.Send]. Where it has a
+// Key, it replaces an older one of that Key that was sent to this client or
+// published to all. Except means nothing here.
 func (c *Client) SendEvent(e Event) error {
 	if err := e.check(); err != nil {
 		return err
@@ -144,6 +161,8 @@ func (c *Client) Get(key string) (value any, ok bool) {
 // sends are discarded. The error is [ErrClientClosed] where the client is gone
 // or leaving already; a code that can't be sent, or a reason that is longer
 // than 123 bytes or not UTF-8, is an error that leaves the client connected.
+// An event stream ends without either, and its browser comes back; see [Refuse]
+// for how to turn it away then.
 func (c *Client) Close(code websocket.StatusCode, reason string) error {
 	if !validCode(code) {
 		return fmt.Errorf("realtime: close code %d can't be sent: use 1000, 1001, 1003, 1007 to 1014, or 3000 to 4999", code)
@@ -219,7 +238,10 @@ func (c *Client) cutSlow() {
 
 // drain writes what waits in the outbox. It is the body of a goroutine; the
 // reading goroutine waits for it.
-func (c *Client) drain() { c.sent(false, c.out.drain()) }
+func (c *Client) drain() {
+	c.sent(false, c.out.drain())
+	c.finish()
+}
 
 // leave ends the client's membership; the first cause stays. It reports
 // whether this call did. The shard is told later, by the reading goroutine,
@@ -268,14 +290,32 @@ func (c *Client) isMember() bool {
 
 // close starts the close handshake and reports whether this call did.
 func (c *Client) close(status websocket.CloseError, cause error) bool {
-	first, start, err := c.out.close(closeFrame(status.Code, status.Reason))
+	var last *buffer
+	switch {
+	case !c.stream:
+		last = closeFrame(status.Code, status.Reason)
+	case errors.Is(cause, ErrHubClosed):
+		last = retryNotice()
+	default:
+		last = new(buffer)
+	}
+	first, start, err := c.out.close(last)
 	if !first {
 		return false
 	}
 	c.leave(cause)
 	c.expire()
 	c.sent(start, err)
+	c.finish()
 	return true
+}
+
+// finish ends an event stream once its last bytes are written: nobody answers
+// those.
+func (c *Client) finish() {
+	if c.stream && c.out.isFinished() {
+		c.wire.finish()
+	}
 }
 
 // expire gives the connection closeTimeout to end by itself.
@@ -292,77 +332,8 @@ func (c *Client) abort(cause error) bool {
 	return first
 }
 
-// closing takes a close frame that the library wants to write: the answer to
-// the peer's, or a complaint. The reading goroutine calls it.
-func (c *Client) closing(frame []byte) {
-	status := parseClose(frame[2:])
-	if !validReason(status.Reason) {
-		// The library echoes what the peer sent, and doesn't look at it.
-		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
-	}
-	_, start, err := c.out.close(closeFrame(status.Code, status.Reason))
-	c.expire()
-	c.sent(start, err)
-}
-
-// upgrade makes the request a client of h; see [Upgrade]. It runs on the HTTP
-// handler's goroutine.
-func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
-	h.start()
-	h.settle()
-	if h.closing() {
-		return h.refuseClosed(w)
-	}
-	if status, err := checkHandshake(w.Header(), r); err != nil {
-		return h.refuse(w, status, err.Error(), err)
-	}
-	if err := h.admitOrigin(w, r); err != nil {
-		return err
-	}
-	hijacker, err := findHijacker(w)
-	if err != nil {
-		return h.refuseSetup(w, err)
-	}
-
-	c := newClient(h)
-	if err := h.add(c); err != nil {
-		return h.refuseClosed(w)
-	}
-	accepted := false
-	defer func() {
-		if !accepted {
-			c.discard()
-		}
-	}()
-	if err := c.connect(w, r); err != nil {
-		return err
-	}
-	if c.out.hasFailed() { // flooded while OnConnect took its time
-		c.disconnected()
-		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", c.left())
-	}
-	if h.closing() {
-		c.leave(ErrHubClosed)
-		c.disconnected()
-		return h.refuseClosed(w)
-	}
-	conn, rest, err := takeOver(hijacker)
-	if err != nil {
-		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
-		c.disconnected()
-		return h.refuseSetup(w, err)
-	}
-	if err := c.accept(w.Header(), r, conn, rest); err != nil {
-		conn.Close()
-		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
-		c.disconnected()
-		return h.refused(err)
-	}
-	accepted = true
-	return nil
-}
-
-// connect asks OnConnect, and answers its refusal.
+// connect asks OnConnect, and answers its refusal; then it gives the client what
+// it has missed.
 func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 	if c.hub.OnConnect != nil {
 		defer func() {
@@ -374,9 +345,29 @@ func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 		if err := c.hub.OnConnect(c, r); err != nil {
 			return c.hub.refuseAs(w, r, err)
 		}
+	} else if err := c.askedTopics(r); err != nil {
+		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
 	}
+	c.catchUp(lastEventID(r))
 	c.join()
 	return nil
+}
+
+// maxAskedTopics is how many topics a client can ask for where nobody else
+// chooses them.
+const maxAskedTopics = 100
+
+// askedTopics subscribes the client to the topics of its URL. It is for hubs
+// without OnConnect, whose clients may have whatever they want.
+func (c *Client) askedTopics(r *http.Request) error {
+	topics := r.URL.Query()["topic"]
+	if len(topics) > maxAskedTopics {
+		return fmt.Errorf("the request asks for %d topics, %d are allowed", len(topics), maxAskedTopics)
+	}
+	if len(topics) == 0 {
+		return nil
+	}
+	return c.Subscribe(topics...)
 }
 
 // discard takes a client that never got its connection out of the hub.
@@ -384,101 +375,6 @@ func (c *Client) discard() {
 	c.abort(ErrClientClosed)
 	c.home.inbox.put(entry{op: opLeave, client: c})
 	c.hub.remove(c)
-}
-
-// checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
-// the HTTP status that says so. It comes before OnConnect, so that no client
-// is made of a request which websocket.Accept would turn down.
-func checkHandshake(answer http.Header, r *http.Request) (status int, err error) {
-	switch {
-	case r.Method != http.MethodGet:
-		answer.Set("Allow", http.MethodGet)
-		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", r.Method)
-	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
-		if r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
-			askForUpgrade(answer)
-		}
-		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
-	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
-		askForUpgrade(answer)
-		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket; a proxy in front may drop them")
-	case r.Header.Get("Sec-WebSocket-Version") != "13":
-		askForUpgrade(answer)
-		answer.Set("Sec-WebSocket-Version", "13")
-		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
-	}
-	keys := r.Header["Sec-Websocket-Key"]
-	if len(keys) == 1 {
-		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0]))
-		if err == nil && len(key) == 16 {
-			return 0, nil
-		}
-	}
-	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
-}
-
-// askForUpgrade makes answer one of 426 (RFC 9110 §15.5.22).
-func askForUpgrade(answer http.Header) {
-	answer.Set("Connection", "Upgrade")
-	answer.Set("Upgrade", "websocket")
-}
-
-// hasToken reports whether a header has token, which is in lower case, in one
-// of its comma-separated lists.
-func hasToken(values []string, token string) bool {
-	for _, v := range values {
-		for t := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(t), token) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// accept answers the handshake and parks the connection, or starts the client's
-// reading goroutine. Shutdown waits for its end.
-func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest []byte) error {
-	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
-	c.wire.attach(nc, rest)
-	mode := websocket.CompressionDisabled
-	if c.hub.shared.compression {
-		mode = websocket.CompressionNoContextTakeover
-	}
-	h := &handshaker{header: header, wire: &c.wire}
-	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
-		InsecureSkipVerify: true, // the hub has asked CheckOrigin
-		CompressionMode:    mode,
-		OnPingReceived:     c.gotPing,
-		OnPongReceived:     func(context.Context, []byte) { c.gotControl() },
-	})
-	if err != nil {
-		return err
-	}
-	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
-	c.conn = conn
-	nc.SetWriteDeadline(time.Time{})
-	c.sent(c.out.open(nc, tryWriter(nc), h.format))
-	if !c.park() {
-		go c.serve()
-	}
-	return nil
-}
-
-// gotPing answers a ping in the library's place, whose answer would wait for
-// the connection. The library calls it while it reads.
-func (c *Client) gotPing(_ context.Context, payload []byte) bool {
-	c.gotControl()
-	c.sent(c.out.answer(controlFrame(opPong, payload)))
-	return false
-}
-
-// gotControl notes a control frame. Inside of a fragmented message it changes
-// nothing: that message is to end in its time all the same.
-func (c *Client) gotControl() {
-	if !c.inMessage {
-		c.wire.between()
-	}
 }
 
 // serve is the reading goroutine: it reads until the connection ends, then
@@ -492,12 +388,16 @@ func (c *Client) serve() {
 			c.bury()
 		}
 	}()
-	err := c.read()
+	read := c.read
+	if c.stream {
+		read = c.listen
+	}
+	err := read()
 	for errors.Is(err, errPark) {
 		if parked = c.park(); parked {
 			return // and leave c alone: another goroutine may be reading already
 		}
-		err = c.read()
+		err = read()
 	}
 	c.leave(c.ending(err))
 }
@@ -538,87 +438,10 @@ func (c *Client) bury() {
 		c.hub.parking().leave(c.wire.place)
 	}
 	c.home.inbox.put(entry{op: opLeave, client: c})
-	c.conn.CloseNow()
+	if c.conn != nil {
+		c.conn.CloseNow()
+	}
 	c.wire.hangUp(c.out.flushed())
-}
-
-// read hands each message to OnMessage until the connection ends.
-func (c *Client) read() error {
-	for {
-		// A context that can be canceled would cost an allocation for each
-		// frame, and its cancellation the close frame.
-		typ, r, err := c.conn.Reader(context.Background())
-		if err != nil {
-			return err
-		}
-		c.inMessage = true
-		data, err := readMessage(r)
-		if err != nil {
-			return err
-		}
-		c.inMessage = false
-		switch binary := typ == websocket.MessageBinary; {
-		case c.out.isClosed():
-			// Nothing but the peer's close frame matters any more.
-		case !binary && !utf8.Valid(data):
-			c.close(websocket.CloseError{
-				Code:   websocket.StatusInvalidFramePayloadData,
-				Reason: "text message is not UTF-8",
-			}, errors.New("realtime: client sent a text message that is not UTF-8"))
-		default:
-			c.hub.shared.received.Add(1)
-			c.handle(Message{Client: c, Data: data, Binary: binary})
-		}
-		c.wire.between()
-	}
-}
-
-// ending returns why the client left, given what ended the reading. Where the
-// peer broke the protocol and the library has not told it, this does.
-func (c *Client) ending(err error) error {
-	if status, ok := errors.AsType[websocket.CloseError](err); ok {
-		return fmt.Errorf("realtime: closed by the client: %w", status)
-	}
-	if readErr := c.wire.readErr; errors.Is(readErr, os.ErrDeadlineExceeded) {
-		return errors.New("realtime: client left a control frame incomplete for 5 s")
-	} else if readErr != nil {
-		return fmt.Errorf("realtime: connection lost: %w", readErr)
-	}
-	cause := fmt.Errorf("realtime: client broke the protocol: %w", err)
-	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
-	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
-		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
-	}
-	c.close(status, cause)
-	return cause
-}
-
-// messages holds memory to read messages into: how long one is shows at its
-// end, so the handler gets a copy that fits.
-var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
-
-// readMessage returns all of a message.
-func readMessage(r io.Reader) ([]byte, error) {
-	mem := messages.Get().(*[]byte)
-	defer messages.Put(mem)
-	b := (*mem)[:0]
-	for {
-		n, err := r.Read(b[len(b):cap(b)])
-		b = b[:len(b)+n]
-		if err == io.EOF {
-			if cap(b) > 64<<10 {
-				return b, nil // too large to keep: the handler's
-			}
-			*mem = b
-			return bytes.Clone(b), nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if len(b) == cap(b) {
-			b = slices.Grow(b, 1)
-		}
-	}
 }
 
 // handle runs OnMessage. Its time does not count as the client's silence.

@@ -3,7 +3,12 @@ package realtime
 import (
 	"bytes"
 	"compress/flate"
+	"encoding/base64"
 	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"unicode/utf8"
 
@@ -17,54 +22,177 @@ type buffer struct {
 	b []byte
 
 	// ends has the offset behind each message in b, the last one len(b). It is
-	// nil in a buffer of control frames, which are no messages: they don't
-	// count as waiting for a client.
+	// nil in a buffer of control frames and notices, which are no messages:
+	// they don't count as waiting for a client.
 	ends []int
+
+	// keyed has the events of which b is made, if any of them has a Key: where
+	// b has to wait, they do one by one.
+	keyed []*event
 }
 
 // A format is what a message looks like on a client's wire.
 type format uint8
 
 const (
-	plainFormat   format = iota // WebSocket: the data alone, one frame a message
-	deflateFormat               // the same, compressed where that makes it smaller (RFC 7692)
-	formats                     // how many there are
+	plainFormat           format = iota // WebSocket: the data alone, one frame a message
+	plainDeflateFormat                  // the same, compressed where that makes it smaller (RFC 7692)
+	envelopeFormat                      // WebSocket with the subprotocol realtime.v1: an envelope
+	envelopeDeflateFormat               // the same, compressed
+	streamFormat                        // event stream: name, id and data
+	envelopeStreamFormat                // event stream of envelopes
+	formats                             // how many there are
 )
+
+// isStream reports whether f is for event streams.
+func (f format) isStream() bool { return f == streamFormat || f == envelopeStreamFormat }
+
+// isDeflate reports whether f is compressed.
+func (f format) isDeflate() bool { return f == plainDeflateFormat || f == envelopeDeflateFormat }
 
 // An event is an Event on its way to many clients. Its frames are made at
 // most once for each format, by whoever asks first.
 type event struct {
-	Event
-	wire [formats]struct {
-		once sync.Once
-		buf  *buffer
-	}
+	Event            // with an ID where the hub keeps a history
+	topic  string    // whose subscribers get it; empty: all clients do
+	seq    uint64    // its place in the hub's history; zero: none
+	notice notice    // what else it is
+	except *[16]byte // the id of the client that is passed over
+
+	mu   sync.Mutex       // guards the fields below
+	bufs [formats]*buffer // made at first use
+	bare *event           // made at first use
 }
+
+// isFor reports whether the client with the given id may get ev.
+func (ev *event) isFor(id *[16]byte) bool { return ev.except == nil || *ev.except != *id }
+
+// A notice is what the hub itself has to say to a client.
+type notice uint8
+
+const (
+	noNotice       notice = iota
+	positionNotice        // the client has seen all up to ID
+	resetNotice           // the client may have missed events
+)
+
+// resetEvent tells a client that it may have missed events.
+var resetEvent = &event{notice: resetNotice, Event: Event{Name: "reset"}}
 
 // buffer returns the event in the given format.
 func (ev *event) buffer(f format) *buffer {
-	w := &ev.wire[f]
-	w.once.Do(func() {
-		switch f {
-		case plainFormat:
-			w.buf = messageBuffer(ev.opcode(), ev.Data)
-		case deflateFormat:
-			if b, ok := deflate(ev.Data); ok {
-				w.buf = messageBuffer(ev.opcode()|rsv1Bit, b)
-			} else {
-				w.buf = ev.buffer(plainFormat)
-			}
-		}
-	})
-	return w.buf
+	ev.mu.Lock()
+	defer ev.mu.Unlock()
+	return ev.bufferLocked(f)
 }
 
-// opcode returns that of e as a message.
-func (e *Event) opcode() byte {
-	if e.Binary {
-		return opBinary
+func (ev *event) bufferLocked(f format) *buffer {
+	if ev.bufs[f] == nil {
+		ev.bufs[f] = ev.encodeLocked(f)
 	}
-	return opText
+	return ev.bufs[f]
+}
+
+func (ev *event) encodeLocked(f format) *buffer {
+	buf := new(buffer)
+	switch {
+	case f.isDeflate():
+		payload, op := ev.payload(f)
+		b, ok := deflate(payload)
+		if !ok {
+			return ev.bufferLocked(f - 1)
+		}
+		buf.b = appendFrame(make([]byte, 0, maxFrameHeader+len(b)), op|rsv1Bit, b)
+	default:
+		buf.b = ev.append(make([]byte, 0, 64+len(ev.Data)), f)
+	}
+	if ev.notice == noNotice {
+		buf.ends = []int{len(buf.b)}
+	}
+	if ev.Key != "" {
+		buf.keyed = []*event{ev}
+	}
+	return buf
+}
+
+// append appends ev in a format that is not compressed. Notices mean nothing
+// to plain clients, who know of no ids: they get nothing.
+func (ev *event) append(b []byte, f format) []byte {
+	switch {
+	case f.isStream():
+		return ev.appendStream(b, f)
+	case f == plainFormat && ev.notice != noNotice:
+		return b
+	}
+	payload, op := ev.payload(f)
+	return appendFrame(b, op, payload)
+}
+
+// payload returns what a WebSocket message in format f has, and its opcode.
+func (ev *event) payload(f format) (payload []byte, op byte) {
+	switch {
+	case f == envelopeFormat || f == envelopeDeflateFormat:
+		return ev.envelope(), opText
+	case ev.Binary:
+		return ev.Data, opBinary
+	}
+	return ev.Data, opText
+}
+
+// appendStream appends ev as an event stream has it. A position alone has no
+// data, so that no listener in the browser is called for it.
+func (ev *event) appendStream(b []byte, f format) []byte {
+	e := &ev.Event
+	switch {
+	case f == envelopeStreamFormat:
+		e = &Event{ID: ev.ID, Data: ev.envelope()}
+	case ev.notice == positionNotice:
+		return append(appendLines(b, "id: ", ev.ID), '\n')
+	}
+	b, _ = appendEvent(b, e) // checked when it was published
+	return b
+}
+
+// An envelope is what a client with the subprotocol realtime.v1 gets, as JSON.
+type envelope struct {
+	ID       string  `json:"id,omitempty"`
+	Topic    string  `json:"topic,omitempty"`
+	Event    string  `json:"event,omitempty"`
+	Data     *string `json:"data,omitempty"` // nil in a position
+	Encoding string  `json:"encoding,omitempty"`
+	Reset    bool    `json:"reset,omitempty"` // tells the hub's own "reset" from somebody's event of that name
+}
+
+// envelope returns ev in its envelope.
+func (ev *event) envelope() []byte {
+	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Reset: ev.notice == resetNotice}
+	if ev.notice != positionNotice {
+		data := string(ev.Data)
+		if ev.Binary {
+			data, e.Encoding = base64.StdEncoding.EncodeToString(ev.Data), "base64"
+		}
+		e.Data = &data
+	}
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false) // it goes into no HTML
+	enc.Encode(&e)           // strings can always be encoded, and a bytes.Buffer doesn't fail
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+}
+
+// withoutID returns ev as it is to a client for which its id would be a step
+// back: it is the same one for all of them.
+func (ev *event) withoutID() *event {
+	if ev.ID == "" {
+		return ev
+	}
+	ev.mu.Lock()
+	defer ev.mu.Unlock()
+	if ev.bare == nil {
+		ev.bare = &event{Event: ev.Event, topic: ev.topic}
+		ev.bare.ID = ""
+	}
+	return ev.bare
 }
 
 // A letter is a buffer with one message to one client, whose memory is used
@@ -76,17 +204,19 @@ type letter struct {
 
 var letters = sync.Pool{New: func() any { return new(letter) }}
 
-// write makes l the frame of e.
-func (l *letter) write(e *Event) {
-	l.b = appendFrame(l.b[:0], e.opcode(), e.Data)
+// write makes l the message of e in a format that is not compressed.
+func (l *letter) write(e *Event, f format) {
+	if f == plainFormat { // the common case, without an event of its own
+		op := byte(opText)
+		if e.Binary {
+			op = opBinary
+		}
+		l.b = appendFrame(l.b[:0], op, e.Data)
+	} else {
+		l.b = (&event{Event: *e}).append(l.b[:0], f)
+	}
 	l.end[0] = len(l.b)
 	l.ends = l.end[:]
-}
-
-// messageBuffer returns a buffer with one message.
-func messageBuffer(op byte, payload []byte) *buffer {
-	b := appendFrame(make([]byte, 0, maxFrameHeader+len(payload)), op, payload)
-	return &buffer{b: b, ends: []int{len(b)}}
 }
 
 // minDeflate is the size below which compressing isn't tried: a packet is a
@@ -126,8 +256,21 @@ const (
 // A run is events in order on their way to clients of one audience. It
 // belongs to one goroutine.
 type run struct {
-	events []*event
-	bufs   [formats][]*buffer // the events joined, made at first use
+	events   []*event
+	messages int                // how many of the events are messages
+	seq      uint64             // the highest of the events' places in the history
+	bufs     [formats][]*buffer // the events joined, made at first use
+}
+
+// add appends events.
+func (r *run) add(events ...*event) {
+	r.events = append(r.events, events...)
+	for _, ev := range events {
+		if ev.notice == noNotice {
+			r.messages++
+		}
+		r.seq = max(r.seq, ev.seq)
+	}
 }
 
 // reset empties r for other events. Outboxes share what r made, so r forgets
@@ -135,6 +278,7 @@ type run struct {
 func (r *run) reset() {
 	clear(r.events)
 	r.events = r.events[:0]
+	r.messages, r.seq = 0, 0
 	for f := range r.bufs {
 		clear(r.bufs[f])
 		r.bufs[f] = r.bufs[f][:0]
@@ -170,7 +314,12 @@ func join(events []*event, f format, size int) *buffer {
 	buf := &buffer{b: make([]byte, 0, size), ends: make([]int, 0, len(events))}
 	for _, ev := range events {
 		buf.b = append(buf.b, ev.buffer(f).b...)
-		buf.ends = append(buf.ends, len(buf.b))
+		if ev.notice == noNotice {
+			buf.ends = append(buf.ends, len(buf.b))
+		}
+		if ev.Key != "" && buf.keyed == nil {
+			buf.keyed = slices.Clone(events)
+		}
 	}
 	return buf
 }
@@ -211,6 +360,9 @@ func controlFrame(op byte, payload []byte) *buffer {
 	return &buffer{b: appendFrame(nil, op, payload)}
 }
 
+// heartbeatComment is what keeps an event stream awake.
+var heartbeatComment = &buffer{b: appendComment(nil, "")}
+
 // pingFrame is the one ping that every client gets. Any byte from the client
 // answers it, so it needs no payload to be told from another.
 var pingFrame = controlFrame(opPing, nil)
@@ -239,4 +391,78 @@ func parseClose(payload []byte) websocket.CloseError {
 // validReason reports whether reason can stand in a close frame.
 func validReason(reason string) bool {
 	return len(reason) <= maxCloseReason && utf8.ValidString(reason)
+}
+
+// Fields of an event stream, WHATWG HTML §9.2.5.
+
+// validEventID reports whether id survives the way to a client and back: as a
+// field's value, then as a header's. Of what WHATWG HTML §9.2.6 lets pass,
+// NUL would be ignored, and spaces at the ends and most of what isn't ASCII
+// don't outlive servers and proxies.
+func validEventID(id string) bool {
+	for i := range len(id) {
+		if id[i] < 0x21 || id[i] > 0x7E {
+			return false
+		}
+	}
+	return len(id) <= maxEventIDBytes
+}
+
+// appendEvent appends e as an event stream has it, or nothing if e can't be
+// sent. Every field gets a space after its colon, for readers strip one: data
+// that begins with a space must not lose it.
+func appendEvent(b []byte, e *Event) ([]byte, error) {
+	if strings.ContainsAny(e.Name, "\r\n") {
+		return b, fmt.Errorf("realtime: event name %q has a line break, which would end the field on an event stream", e.Name)
+	}
+	if !validEventID(e.ID) {
+		return b, fmt.Errorf("realtime: event id %.100q is not visible ASCII of at most %d bytes", e.ID, maxEventIDBytes)
+	}
+	if e.ID != "" {
+		b = appendLines(b, "id: ", e.ID)
+	}
+	if e.Name != "" {
+		b = appendLines(b, "event: ", e.Name)
+	}
+	if e.Binary {
+		b = append(b, "data: "...)
+		b = base64.StdEncoding.AppendEncode(b, e.Data)
+		b = append(b, '\n')
+	} else {
+		b = appendLines(b, "data: ", e.Data)
+	}
+	return append(b, '\n'), nil
+}
+
+// appendComment appends text as comment lines.
+func appendComment(b []byte, text string) []byte {
+	return append(appendLines(b, ": ", text), '\n')
+}
+
+// appendLines appends each line of text after prefix. A line ends at CR, LF or
+// CRLF, because a reader takes each of them for its end (WHATWG HTML §9.2.5):
+// one that went out as it is would let text forge fields. A line break at the
+// end is followed by one more, empty line. A run of bytes that aren't UTF-8
+// becomes U+FFFD.
+func appendLines[T string | []byte](b []byte, prefix string, text T) []byte {
+	for start := 0; ; {
+		end := start
+		for end < len(text) && text[end] != '\n' && text[end] != '\r' {
+			end++
+		}
+		b = append(b, prefix...)
+		n := len(b)
+		b = append(b, text[start:end]...)
+		if !utf8.Valid(b[n:]) {
+			b = append(b[:n], bytes.ToValidUTF8(b[n:], []byte("\uFFFD"))...)
+		}
+		b = append(b, '\n')
+		if end == len(text) {
+			return b
+		}
+		if text[end] == '\r' && end+1 < len(text) && text[end+1] == '\n' {
+			end++
+		}
+		start = end + 1
+	}
 }

@@ -20,7 +20,8 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A Hub keeps clients and sends them what is published. It is made by
+// A Hub keeps clients, of both transports, and sends them what is published. It
+// is made by
 // [NewHub]; a Hub that isn't is reported by every call that can.
 //
 // The exported fields are settings, but for Broadcast. They may be assigned
@@ -51,12 +52,15 @@ type Hub struct {
 	// messages.
 	OnMessage func(hub *Hub, msg Message)
 
-	// OnConnect is called before a client's handshake is answered, on the
+	// OnConnect is called before a client's request is answered, on the
 	// goroutine of the HTTP handler. An error refuses the client: one made by
 	// [Refuse] chooses the answer, any other is logged and answered by 403
 	// and a fixed text, so that it tells a stranger nothing. OnConnect is
-	// where a client gets its values and first messages: Set and Send work
-	// in it, and what is sent goes out right after the handshake, in order.
+	// where a client gets its values, topics and first messages: Set, Subscribe
+	// and Send work in it, and what is sent goes out right after the handshake,
+	// in order. Without OnConnect a client has the topics that its URL asks
+	// for (?topic=a&topic=b), 100 at most: set one where not everybody may have
+	// everything.
 	// It may block; what is published meanwhile waits for the client. The
 	// client counts once OnConnect has returned nil.
 	OnConnect func(c *Client, r *http.Request) error
@@ -65,7 +69,8 @@ type Hub struct {
 	// the client's last OnMessage, when the client is gone. err is never nil:
 	// a client's own close satisfies [websocket.CloseStatus], and
 	// [ErrSlowClient], [ErrHubClosed] and [ErrClientClosed] tell why this
-	// side closed. Get still works, Send doesn't.
+	// side closed. The end of an event stream is [io.EOF]. Get and Topics
+	// still work, Send doesn't.
 	OnDisconnect func(c *Client, err error)
 
 	// CheckOrigin reports whether a request may become a client, by its
@@ -92,8 +97,9 @@ type Hub struct {
 	// mean 512 KiB.
 	MaxMessageBytes int64
 
-	// PingInterval is the silence of a client after which it gets a ping.
-	// Zero means 54 s, less never.
+	// PingInterval is the silence of a client after which it gets a ping. An
+	// event stream, whose client can't answer, gets a comment each
+	// PingInterval. Zero means 54 s, less never.
 	PingInterval time.Duration
 
 	// PongTimeout is how long a ping may stay unanswered, and a message
@@ -104,6 +110,19 @@ type Hub struct {
 	// WriteTimeout is how long a client may take no bytes at all while some
 	// wait for it. Zero and less mean 10 s.
 	WriteTimeout time.Duration
+
+	// History is what the hub remembers, for clients that come back and for the
+	// latest values. Zero keeps nothing.
+	//
+	// Each event then has an id that is the hub's own, and a client that comes
+	// back with the last one it saw gets every event since, on the topics that
+	// OnConnect subscribes and among those published to all: each once, in
+	// order, and then the live ones. Where the hub can't tell what was missed,
+	// because it is no longer kept or was another process's, the client gets a
+	// reset instead, the newest event of each Key, and the live ones. A client
+	// that is new gets no reset. The id comes from the header Last-Event-ID,
+	// which a browser's EventSource sends, or the query's lastEventId.
+	History History
 
 	// Compression compresses what goes to WebSocket clients that can take it
 	// (permessage-deflate, RFC 7692): each event once for all of them, from
@@ -117,7 +136,7 @@ type Hub struct {
 
 	// Set at construction, never changed.
 	publish  chan handover // of events, taken by the loop until done is closed
-	joins    chan handover // of clients, taken by the loop until stop is closed
+	changes  chan handover // of clients, taken by the loop until stop is closed
 	done     chan struct{} // closed when Shutdown begins
 	flushed  chan struct{} // closed when all that was published has reached the outboxes
 	stop     chan struct{} // closed when nothing but the hub's own goroutines is left
@@ -126,8 +145,10 @@ type Hub struct {
 	log      logbook
 
 	started atomic.Bool // the loop has been, or must not be any more
-	settled sync.Once   // guards shared's settings
+	settled sync.Once   // guards shared's settings and past's making
 	shared  shared
+	past    *history     // owned by the loop, but for what never changes
+	here    *event       // owned by the sweeper: the position it told last
 	count   atomic.Int64 // of members
 
 	parkOnce sync.Once // guards parker
@@ -157,6 +178,7 @@ type shared struct {
 	pongTimeout     time.Duration
 	writeTimeout    time.Duration
 	compression     bool
+	history         History
 	logger          *slog.Logger
 
 	queued      atomic.Int64
@@ -164,6 +186,9 @@ type shared struct {
 	delivered   atomic.Int64
 	received    atomic.Int64
 	dropped     atomic.Int64
+	replaced    atomic.Int64
+	resumed     atomic.Int64
+	resets      atomic.Int64
 	slowClients atomic.Int64
 	refused     atomic.Int64
 	invalidText atomic.Int64
@@ -178,6 +203,9 @@ type Stats struct {
 	Published   int64 // events taken from publishers
 	Delivered   int64 // messages written to a client's connection
 	Received    int64 // messages from clients
+	Replaced    int64 // messages that a newer one with their Key took the place of
+	Resumed     int64 // clients that came back and got all they had missed
+	Resets      int64 // clients that came back and may have missed events
 	Dropped     int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
 	SlowClients int64 // clients disconnected for ErrSlowClient
 	Refused     int64 // requests that were turned down
@@ -191,7 +219,7 @@ func NewHub() *Hub {
 	h := &Hub{
 		Broadcast: make(chan []byte, 256),
 		publish:   make(chan handover),
-		joins:     make(chan handover),
+		changes:   make(chan handover),
 		done:      make(chan struct{}),
 		flushed:   make(chan struct{}),
 		stop:      make(chan struct{}),
@@ -226,6 +254,8 @@ func (h *Hub) settle() {
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
+		s.history = h.History.settled()
+		h.past = newHistory(s.history)
 		s.logger = cmp.Or(h.Logger, slog.Default())
 	})
 }
@@ -263,12 +293,28 @@ func (h *Hub) start() {
 	}
 }
 
+// Publish sends e to the clients that have topic; see [Client.Subscribe]. A
+// topic that no client has is as good as any other. The empty topic is an error,
+// and so is one that Subscribe would refuse. For all else see [Hub.PublishAll].
+func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
+	if err := checkTopic(topic); err != nil {
+		return err
+	}
+	return h.take(ctx, topic, e)
+}
+
 // PublishAll sends e to every client. It waits only for the hub to take the
 // event, which ctx can cut short: an error means that nothing was sent. It is
 // [ErrHubClosed] after Shutdown has begun, ctx's, or says what is wrong with
 // e: a line break in its name, an ID, or text that is not UTF-8. What one
-// goroutine publishes, Broadcast included, reaches each client in that order.
+// goroutine publishes, by Publish, PublishAll and Broadcast together, reaches
+// each client in that order.
 func (h *Hub) PublishAll(ctx context.Context, e Event) error {
+	return h.take(ctx, "", e)
+}
+
+// take hands an event to the loop.
+func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	if err := h.usable(); err != nil {
 		return fmt.Errorf("realtime: publish: %w", err)
 	}
@@ -282,7 +328,11 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 		return ErrHubClosed
 	}
 	h.start()
-	hand := handover{event: &event{Event: e}, taken: make(chan struct{})}
+	ev := &event{Event: e, topic: topic}
+	if id, err := parseID(e.Except); err == nil {
+		ev.except = &id // nobody has an id of another form
+	}
+	hand := handover{event: ev, taken: make(chan struct{})}
 	select {
 	case h.publish <- hand:
 		<-hand.taken
@@ -294,15 +344,30 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 	}
 }
 
-// A handover is what a publisher or a newcomer gives to the loop: one of
-// event and client. Its giver waits until the loop has closed taken. Without
-// that, a publisher could send to Broadcast what is to come later before the
-// loop has looked at what Broadcast holds, and a client could leave its shard
-// before it has joined.
+// A handover is what a publisher or a client gives to the loop. Its giver
+// waits until the loop has closed taken. Without that, a publisher could send to
+// Broadcast what is to come later before the loop has looked at what Broadcast
+// holds, and a client could leave its shard before it has joined.
 type handover struct {
-	event  *event
-	client *Client
-	taken  chan struct{}
+	event *event // or a change of a client:
+
+	client  *Client
+	entries []entry // for its shard
+	replay  *replay // nil, or what the loop fills in, to come behind entries
+	taken   chan struct{}
+}
+
+// hand gives a client's change to the loop and reports whether it was taken:
+// a hub that has ended takes none.
+func (h *Hub) hand(hand handover) bool {
+	hand.taken = make(chan struct{})
+	select {
+	case h.changes <- hand:
+		<-hand.taken
+		return true
+	case <-h.stop:
+		return false
+	}
 }
 
 // loop takes events and newcomers from everybody and gives them to the
@@ -312,13 +377,20 @@ func (h *Hub) loop() {
 	defer close(h.looped)
 	var shards []*shard
 	var batch []entry
+	expiry := time.NewTimer(0) // of the history's oldest event
+	defer expiry.Stop()
+	<-expiry.C
+	expiring := false
+	var past *history // nil: nothing has been published, and the settings are not settled yet
 	for open := true; open; {
 		select {
 		case data := <-h.Broadcast:
 			batch = h.takeBroadcast(append(batch, h.text(data)))
-		case hand := <-h.joins:
-			shards = h.allShards()
-			hand.join()
+		case hand := <-h.changes:
+			shards, past = h.allShards(), h.past
+			h.change(&hand)
+		case <-expiry.C:
+			expiring = false
 		case hand := <-h.publish:
 			h.settle()
 			// What its publisher has put into Broadcast before comes before it.
@@ -330,11 +402,19 @@ func (h *Hub) loop() {
 		}
 		if len(batch) > 0 {
 			h.shared.published.Add(int64(len(batch)))
+			past = h.past
+			h.remember(batch)
 			for _, s := range shards {
 				s.inbox.put(batch...)
 			}
 			clear(batch)
 			batch = batch[:0]
+		}
+		if past != nil && !expiring {
+			if wait := past.expire(time.Now()); wait > 0 {
+				expiry.Reset(wait + time.Second) // so that a busy hub wakes once a second for it
+				expiring = true
+			}
 		}
 	}
 	h.flush(shards)
@@ -342,18 +422,41 @@ func (h *Hub) loop() {
 		select {
 		case <-h.Broadcast:
 			h.shared.dropped.Add(1)
-		case hand := <-h.joins: // it was added just before
-			hand.join()
+		case hand := <-h.changes: // it was added just before, or has not left yet
+			h.change(&hand)
 		case <-h.stop:
 			return
 		}
 	}
 }
 
-// join tells the client's shard of it.
-func (hand *handover) join() {
-	hand.client.home.inbox.put(entry{op: opJoin, client: hand.client})
+// change passes a client's change to its shard. What it gets of the past ends
+// here: all that is published from now on reaches the shard behind it.
+func (h *Hub) change(hand *handover) {
+	entries := hand.entries
+	if r := hand.replay; r != nil {
+		h.past.fill(r)
+		switch {
+		case r.lost:
+			h.shared.resets.Add(1)
+		case r.last != "":
+			h.shared.resumed.Add(1)
+		}
+		entries = append(entries, entry{op: opReplay, client: hand.client, replay: r})
+	}
+	hand.client.home.inbox.put(entries...)
 	close(hand.taken)
+}
+
+// remember keeps events.
+func (h *Hub) remember(batch []entry) {
+	if !h.shared.history.keeps() {
+		return
+	}
+	now := time.Now()
+	for _, e := range batch {
+		h.past.add(e.event, now)
+	}
 }
 
 // takeBroadcast appends what Broadcast holds.
@@ -380,15 +483,15 @@ func (h *Hub) text(data []byte) entry {
 func (h *Hub) flush(shards []*shard) {
 	var left atomic.Int64
 	left.Store(int64(len(shards)) + 1)
-	note := func() {
+	note := func(*shard) {
 		if left.Add(-1) == 0 {
 			close(h.flushed)
 		}
 	}
 	for _, s := range shards {
-		s.inbox.put(entry{op: opFlush, note: note})
+		s.inbox.put(entry{op: opNote, note: note})
 	}
-	note()
+	note(nil)
 }
 
 // add gives the client a slot and a shard, and passes it through the loop to
@@ -401,7 +504,7 @@ func (h *Hub) add(c *Client) error {
 	}
 	if h.shards == nil {
 		for range min(runtime.GOMAXPROCS(0), 16) {
-			s := new(shard)
+			s := &shard{stats: &h.shared}
 			s.inbox.init()
 			h.shards = append(h.shards, s)
 			h.own.Go(s.loop)
@@ -422,9 +525,7 @@ func (h *Hub) add(c *Client) error {
 	h.clients++
 	c.home = h.shards[c.slot%len(h.shards)]
 	h.mu.Unlock()
-	hand := handover{client: c, taken: make(chan struct{})}
-	h.joins <- hand // the loop lives on while there are clients
-	<-hand.taken
+	h.hand(handover{client: c, entries: []entry{{op: opJoin, client: c}}}) // the loop lives on while there are clients
 	return nil
 }
 
@@ -515,6 +616,9 @@ func (h *Hub) Stats() Stats {
 		Published:   s.published.Load(),
 		Delivered:   s.delivered.Load(),
 		Received:    s.received.Load(),
+		Replaced:    s.replaced.Load(),
+		Resumed:     s.resumed.Load(),
+		Resets:      s.resets.Load(),
 		Dropped:     s.dropped.Load(),
 		SlowClients: s.slowClients.Load(),
 		Refused:     s.refused.Load(),
@@ -636,9 +740,16 @@ func (h *Hub) inPhase(phase int, dst []*Client) []*Client {
 	return dst
 }
 
-// ServeHTTP makes the request a WebSocket client; see [Upgrade], whose error
-// the hub has answered and logged.
-func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) { Upgrade(w, r, h) }
+// ServeHTTP makes the request a client: an event stream where it accepts one
+// (see [Hub.ServeSSE]) and doesn't ask for an upgrade, and otherwise a WebSocket
+// (see [Upgrade], whose error the hub has answered and logged).
+func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !hasToken(r.Header["Upgrade"], "websocket") && (acceptsStream(r) || r.Method == http.MethodOptions) {
+		h.ServeSSE(w, r)
+		return
+	}
+	Upgrade(w, r, h)
+}
 
 // refuse answers a request that doesn't become a client and returns err as
 // Upgrade does.

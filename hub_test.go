@@ -154,7 +154,7 @@ func (s *site) connect() *websocket.Conn {
 // raw joins a client that speaks bytes, or fails the test.
 func (s *site) raw() *rawClient {
 	s.t.Helper()
-	conn, err := s.dial(context.Background(), "tcp", strings.TrimSuffix(strings.TrimPrefix(s.url, "ws://"), "/ws"))
+	conn, err := s.dial(context.Background(), "tcp", s.host())
 	if err != nil {
 		s.t.Fatal(err)
 	}

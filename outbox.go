@@ -2,7 +2,8 @@ package realtime
 
 import (
 	"cmp"
-	"net"
+	"io"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -31,15 +32,18 @@ type outbox struct {
 	shared *shared // Set at construction, never changed.
 
 	mu       sync.Mutex                        // guards the fields below; held for no write that can block
-	conn     net.Conn                          // nil while held
+	conn     io.Writer                         // nil while held
 	try      func(b []byte) (n int, err error) // writes without blocking; nil: there is no way
 	format   format
 	early    []*event      // what came while held
-	queue    []*buffer     // what waits is queue[head:]; the first may be partly written
+	queue    []queued      // what waits is queue[head:]; the first may be partly written
 	head     int           // index into queue
 	off      int           // bytes of queue[head] that are written
 	done     int           // messages of queue[head] that are written
+	latest   latest        // of what waits: where the newest of each Key is
 	waiting  int           // messages that are not completely written
+	exempt   int           // of these, what a replay has brought: the reader can't help it
+	seq      uint64        // the highest place in the history of what was sent
 	above    time.Duration // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
 	peak     int           // the most that waited since
 	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
@@ -60,7 +64,8 @@ func (o *outbox) push(r *run) (start bool, err error) {
 	if o.closed || o.failed {
 		return false, ErrClientClosed
 	}
-	o.countLocked(len(r.events))
+	o.countLocked(r.messages)
+	o.seq = max(o.seq, r.seq)
 	if o.conn == nil {
 		o.early = append(o.early, r.events...)
 	} else if err := o.sendLocked(r.buffers(o.format)...); err != nil {
@@ -81,11 +86,11 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	switch {
 	case o.conn == nil:
 		o.early = append(o.early, &event{Event: *e})
-	case o.format == deflateFormat && len(e.Data) >= minDeflate:
+	case e.Key != "" || o.format.isDeflate() && len(e.Data) >= minDeflate:
 		err = o.sendLocked((&event{Event: *e}).buffer(o.format))
 	default:
 		l := letters.Get().(*letter)
-		l.write(e)
+		l.write(e, o.format)
 		err = o.sendLocked(&l.buffer)
 		if o.head == len(o.queue) && cap(l.b) <= maxWrite {
 			letters.Put(l)
@@ -97,6 +102,56 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	return o.pushedLocked()
 }
 
+// conflateEarlyLocked drops what a newer event replaces of what came while o
+// was held.
+func (o *outbox) conflateEarlyLocked() {
+	o.early = conflate(o.early, func(*event) { o.replacedLocked(1) })
+}
+
+// replay sends what r has of the past. Where o is held, that comes before what
+// was published meanwhile, some of which the past may have as well. start and
+// err are as for push.
+func (o *outbox) replay(r *replay) (start bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed {
+		return false, ErrClientClosed
+	}
+	if o.conn == nil {
+		before := countMessages(o.early)
+		o.early = r.before(o.early)
+		added := countMessages(o.early) - before
+		o.countLocked(added)
+		o.exempt += added
+	} else if past := r.before(nil); len(past) > 0 {
+		var rn run
+		rn.add(past...)
+		o.countLocked(rn.messages)
+		o.exempt += rn.messages
+		if err := o.sendLocked(rn.buffers(o.format)...); err != nil {
+			return false, err
+		}
+	}
+	if r.position != nil {
+		o.seq = max(o.seq, r.position.seq)
+	}
+	return o.startLocked(), nil
+}
+
+// position tells the client that it has seen all up to ev, a notice, unless it
+// has been sent later events. It reports whether it did; start and err are as
+// for push.
+func (o *outbox) position(ev *event) (sent, start bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed || o.failed || o.conn == nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
+		return false, false, nil
+	}
+	o.seq = ev.seq
+	err = o.sendLocked(ev.buffer(o.format))
+	return true, o.startLocked(), err
+}
+
 // countLocked notes that n messages more wait.
 func (o *outbox) countLocked(n int) {
 	o.waiting += n
@@ -105,7 +160,10 @@ func (o *outbox) countLocked(n int) {
 
 // pushedLocked ends a push or a post.
 func (o *outbox) pushedLocked() (start bool, err error) {
-	if o.waiting > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
+	if o.conn == nil && o.owedLocked() > hardLimit*o.shared.sendBuffer {
+		o.conflateEarlyLocked()
+	}
+	if o.owedLocked() > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
 		return false, ErrSlowClient
 	}
@@ -121,6 +179,9 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 	}
 	delivered := 0
 	for i, buf := range bufs {
+		if len(buf.b) == 0 {
+			continue // a notice in a format that has none
+		}
 		n, err := o.try(buf.b)
 		if err != nil {
 			o.failLocked()
@@ -128,8 +189,10 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 		}
 		if n < len(buf.b) {
 			o.deliveredLocked(delivered)
+			o.latest.busy = math.MaxInt // n bytes are gone: nothing may change places with another
 			o.appendLocked(bufs[i:]...)
 			o.wroteLocked(n)
+			o.busyLocked(o.head)
 			return nil
 		}
 		delivered += len(buf.ends)
@@ -145,18 +208,23 @@ func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 // slowLocked reports whether the reader has used up its patience. It is to be
 // called when waiting has grown, and now and then.
 func (o *outbox) slowLocked(now time.Duration) bool {
-	if o.waiting <= o.shared.sendBuffer || o.closed {
+	owed := o.owedLocked()
+	if owed <= o.shared.sendBuffer || o.closed {
 		return false // one that is being closed has its closeTimeout
 	}
-	if o.waiting > hardLimit*o.shared.sendBuffer {
+	if owed > hardLimit*o.shared.sendBuffer {
 		return true
 	}
 	if o.conn == nil {
 		return false // held by OnConnect, for which the reader can't help
 	}
-	o.above, o.peak = cmp.Or(o.above, now), max(o.peak, o.waiting)
+	o.above, o.peak = cmp.Or(o.above, now), max(o.peak, owed)
 	return now-o.above >= o.shared.slowAfter
 }
+
+// owedLocked returns how many messages wait for which the reader is held to
+// account.
+func (o *outbox) owedLocked() int { return o.waiting - o.exempt }
 
 // control sends a control frame, unless o takes no more; start and err are as
 // for push.
@@ -217,37 +285,137 @@ func (o *outbox) failLocked() {
 	o.failed = true
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
-	o.waiting, o.above, o.peak = 0, 0, 0
-	o.early, o.queue, o.head, o.off, o.done = nil, nil, 0, 0, 0
+	o.waiting, o.exempt, o.above, o.peak = 0, 0, 0, 0
+	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, latest{}
 	o.pong, o.last = nil, nil
 }
 
 // open ends the held state. try writes to conn without blocking, or is nil;
 // start and err are as for push.
-func (o *outbox) open(conn net.Conn, try func([]byte) (int, error), f format) (start bool, err error) {
+func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) (start bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.conn, o.try, o.format = conn, try, f
-	r := run{events: o.early}
+	o.conflateEarlyLocked()
+	var r run
+	r.add(o.early...)
 	bufs := r.buffers(f)
 	if o.last != nil {
 		bufs = append(bufs, o.last)
 	}
 	o.early, o.last = nil, nil
 	err = o.sendLocked(bufs...)
-	if o.waiting > o.shared.sendBuffer {
-		o.above, o.peak = o.shared.clock.now(), o.waiting // patience with this reader begins now
+	if owed := o.owedLocked(); owed > o.shared.sendBuffer {
+		o.above, o.peak = o.shared.clock.now(), owed // patience with this reader begins now
 	}
 	return o.startLocked(), err
 }
 
+// A queued is what waits in an outbox.
+type queued struct {
+	*buffer
+	event *event // nil, or one with a Key: a newer one may take its place
+}
+
+// void is what waits in the place of an event for which a newer one does.
+var void = new(buffer)
+
+// A latest tells where the newest event of each Key waits. Places are indexes
+// into the queue, plus base, which changes with the queue so that they don't.
+type latest struct {
+	places map[topicKey]int // nil while there are none
+	base   int
+	busy   int // what waits before this place is being written
+	voids  int
+}
+
+// A topicKey tells events apart that a newer one replaces.
+type topicKey struct{ topic, key string }
+
+// appendLocked queues bufs. Events with a Key wait one by one, each in the
+// place of the older one that it replaces, or rather behind it: its id comes
+// after those that wait between.
 func (o *outbox) appendLocked(bufs ...*buffer) {
-	if o.head >= len(o.queue)-o.head && len(o.queue)+len(bufs) > cap(o.queue) {
-		n := copy(o.queue, o.queue[o.head:])
-		clear(o.queue[n:])
-		o.queue, o.head = o.queue[:n], 0
+	for _, buf := range bufs {
+		if buf.keyed == nil {
+			o.makeRoomLocked()
+			o.queue = append(o.queue, queued{buffer: buf})
+			continue
+		}
+		for _, ev := range buf.keyed {
+			o.makeRoomLocked()
+			q := queued{buffer: ev.buffer(o.format)}
+			if ev.Key != "" {
+				q.event = ev
+				o.replaceLocked(topicKey{ev.topic, ev.Key})
+			}
+			o.queue = append(o.queue, q)
+		}
 	}
-	o.queue = append(o.queue, bufs...)
+}
+
+// replaceLocked takes back what waits under a key. What is being written, in
+// part or by the drain goroutine, doesn't wait. The next place is that of the
+// newer one.
+func (o *outbox) replaceLocked(key topicKey) {
+	l := &o.latest
+	if old, ok := l.places[key]; ok && old >= l.busy {
+		o.queue[old-l.base] = queued{buffer: void}
+		l.voids++
+		o.replacedLocked(1)
+	}
+	if l.places == nil {
+		l.places = make(map[topicKey]int)
+	}
+	l.places[key] = l.base + len(o.queue)
+}
+
+// replacedLocked notes that n messages don't wait any more because newer ones
+// do.
+func (o *outbox) replacedLocked(n int) {
+	o.waiting -= n
+	o.exempt = min(o.exempt, o.waiting)
+	o.shared.queued.Add(-int64(n))
+	o.shared.replaced.Add(int64(n))
+}
+
+// makeRoomLocked makes room for one more, in the place of what has gone.
+func (o *outbox) makeRoomLocked() {
+	l := &o.latest
+	if len(o.queue) < cap(o.queue) || o.head+l.voids < len(o.queue)/2 {
+		return
+	}
+	kept, busy := 0, 0
+	for i := o.head; i < len(o.queue); i++ {
+		q := o.queue[i]
+		if q.buffer == void {
+			continue
+		}
+		if i+l.base < l.busy {
+			busy = kept + 1
+		}
+		if q.event != nil {
+			if key := (topicKey{q.event.topic, q.event.Key}); l.places[key] == i+l.base {
+				l.places[key] = kept + l.base
+			}
+		}
+		o.queue[kept] = q
+		kept++
+	}
+	clear(o.queue[kept:])
+	o.queue, o.head, l.voids = o.queue[:kept], 0, 0
+	if l.busy != math.MaxInt {
+		l.busy = busy + l.base
+	}
+}
+
+// busyLocked notes that what waits before index i of the queue, and the rest of
+// what is partly written, can't be replaced any more.
+func (o *outbox) busyLocked(i int) {
+	if i == o.head && o.off > 0 {
+		i++
+	}
+	o.latest.busy = i + o.latest.base
 }
 
 // startLocked reports whether there is something to write that nobody does,
@@ -308,34 +476,65 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	if o.pong != nil && o.off == 0 {
 		if o.head > 0 {
 			o.head--
-			o.queue[o.head] = o.pong
+			o.queue[o.head] = queued{buffer: o.pong}
 		} else {
-			o.queue = slices.Insert(o.queue, 0, o.pong)
+			o.queue = slices.Insert(o.queue, 0, queued{buffer: o.pong})
+			o.latest.base-- // for all others to keep their places
 		}
 		o.pong = nil
 	}
+	o.skipLocked()
 	if o.head == len(o.queue) {
 		return nil
 	}
 	first := o.queue[o.head].b[o.off:]
-	if o.head+1 == len(o.queue) || o.pong != nil || len(first)+len(o.queue[o.head+1].b) > maxWrite {
+	next := o.head + 1
+	o.latest.busy = next + o.latest.base
+	if next == len(o.queue) || o.pong != nil || len(first)+len(o.queue[next].b) > maxWrite {
 		return first[:min(len(first), maxWrite)]
 	}
 	b := append(mem[:0], first...)
-	for _, buf := range o.queue[o.head+1:] {
-		if len(b)+len(buf.b) > maxWrite {
-			break
-		}
-		b = append(b, buf.b...)
+	for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= maxWrite; next++ {
+		b = append(b, o.queue[next].b...)
 	}
+	o.latest.busy = next + o.latest.base
 	return b
+}
+
+// skipLocked passes over what has nothing to write.
+func (o *outbox) skipLocked() {
+	for o.head < len(o.queue) && len(o.queue[o.head].b) == 0 {
+		o.passLocked()
+	}
+	if o.head == len(o.queue) {
+		o.head, o.queue = 0, o.queue[:0]
+		if cap(o.queue) > 8 {
+			o.queue = nil // a burst is over: an idle client keeps none of it
+		}
+		o.latest = latest{}
+	}
+}
+
+// passLocked takes the first out of the queue.
+func (o *outbox) passLocked() {
+	q := o.queue[o.head]
+	if q.event != nil {
+		if key := (topicKey{q.event.topic, q.event.Key}); o.latest.places[key] == o.head+o.latest.base {
+			delete(o.latest.places, key)
+		}
+	}
+	if q.buffer == void {
+		o.latest.voids--
+	}
+	o.queue[o.head] = queued{}
+	o.head, o.off, o.done = o.head+1, 0, 0
 }
 
 // wroteLocked moves on by n bytes.
 func (o *outbox) wroteLocked(n int) {
 	delivered := 0
 	for n > 0 {
-		buf := o.queue[o.head]
+		buf := o.queue[o.head].buffer
 		step := min(n, len(buf.b)-o.off)
 		n -= step
 		o.off += step
@@ -344,29 +543,24 @@ func (o *outbox) wroteLocked(n int) {
 			delivered++
 		}
 		if o.off == len(buf.b) {
-			o.queue[o.head] = nil
-			o.head, o.off, o.done = o.head+1, 0, 0
+			o.passLocked()
 		}
 	}
-	if o.head == len(o.queue) {
-		o.head, o.queue = 0, o.queue[:0]
-		if cap(o.queue) > 8 {
-			o.queue = nil // a burst is over: an idle client keeps none of it
-		}
-	}
+	o.skipLocked()
 	o.deliveredLocked(delivered)
 }
 
 // deliveredLocked notes that messages are written.
 func (o *outbox) deliveredLocked(n int) {
 	o.waiting -= n
-	switch {
-	case o.waiting <= o.shared.sendBuffer:
+	o.exempt = max(0, o.exempt-n) // what was replayed is in front
+	switch owed := o.owedLocked(); {
+	case owed <= o.shared.sendBuffer:
 		o.above, o.peak = 0, 0
-	case o.waiting <= o.peak/2:
+	case owed <= o.peak/2:
 		// A burst takes its time on a slow link or a busy machine. This
 		// reader is catching up with it.
-		o.above, o.peak = o.shared.clock.now(), o.waiting
+		o.above, o.peak = o.shared.clock.now(), owed
 	}
 	o.shared.queued.Add(-int64(n))
 	o.shared.delivered.Add(int64(n))
@@ -377,6 +571,13 @@ func (o *outbox) isClosed() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.closed
+}
+
+// isFinished reports whether all is written, and nothing more will be.
+func (o *outbox) isFinished() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.closed && !o.failed && !o.writing && o.conn != nil
 }
 
 // hasFailed reports whether nothing can go out any more.

@@ -71,7 +71,7 @@ func newShared() *shared {
 func runOf(payloads ...string) *run {
 	r := new(run)
 	for _, p := range payloads {
-		r.events = append(r.events, &event{Event: Event{Data: []byte(p)}})
+		r.add(&event{Event: Event{Data: []byte(p)}})
 	}
 	return r
 }

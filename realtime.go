@@ -27,7 +27,8 @@ var (
 type Event struct {
 	// Name is the event's name on an event stream, where it chooses the
 	// listener in the browser (WHATWG HTML §9.2.6); empty means "message".
-	// It must not contain CR or LF. A WebSocket client gets Data alone.
+	// It must not contain CR or LF. A WebSocket client gets Data alone, unless
+	// it speaks the [Subprotocol].
 	Name string
 
 	// Data is the payload; nil and empty are the same empty payload. It
@@ -38,6 +39,17 @@ type Event struct {
 	// binary message, event streams get base64 (RFC 4648 §4). Data that is
 	// not Binary must be valid UTF-8.
 	Binary bool
+
+	// Key makes this event replace an older one of the same topic and Key that
+	// still waits for a client, because the client wants the latest value and
+	// not each of them. What was replaced doesn't count against SendBuffer.
+	// With [Hub.History], who subscribes gets the newest event of each Key
+	// first.
+	Key string
+
+	// Except is the ID of a client that the event passes over, as its sender
+	// knows already. A client that comes back is another one.
+	Except string
 
 	// ID is the event's id on a [Stream], which a reconnecting browser sends
 	// back as Last-Event-ID: visible ASCII, or empty for none. It is for
@@ -65,6 +77,19 @@ type Message struct {
 	Data   []byte  // the handler's to keep and to change
 	Binary bool    // reports whether it came as a binary message; text is valid UTF-8
 }
+
+// Subprotocol is the WebSocket subprotocol of clients that want to know more of
+// an event than its data. They get each as a text message, a JSON object
+//
+//	{"id": "…", "topic": "…", "event": "…", "data": "…"}
+//
+// where data is always a string, in base64 if the event is Binary, which
+// "encoding": "base64" then says, and the others are left out where they are
+// empty. With [Hub.History], an object that has an id alone tells how far the
+// client has come, and one with "reset": true that it may have missed events.
+// An event stream gets the same objects as its data where the request's query
+// has protocol=realtime.v1.
+const Subprotocol = "realtime.v1"
 
 // Upgrade turns the request into a WebSocket client of hub and returns at
 // once; the client lives on without the HTTP handler. It hands out no Client,

@@ -1,17 +1,18 @@
 package realtime
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 )
 
 const (
@@ -86,12 +87,7 @@ func NewStream(w http.ResponseWriter, r *http.Request) *Stream {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return nil
 	}
-	header := w.Header()
-	header.Set("Content-Type", "text/event-stream")
-	header.Set("Cache-Control", "no-cache, no-transform") // a proxy that compresses would also hold events back
-	header.Set("X-Accel-Buffering", "no")                 // nginx
-	header.Del("Content-Length")
-
+	streamHeaders(w.Header())
 	rc := http.NewResponseController(w)
 	rc.EnableFullDuplex() // where it is unsupported there is no need of it, or no way
 	w.WriteHeader(http.StatusOK)
@@ -314,74 +310,307 @@ func lastEventID(r *http.Request) string {
 	return id
 }
 
-// validEventID reports whether id survives the way to a client and back: as a
-// field's value, then as a header's. Of what WHATWG HTML §9.2.6 lets pass,
-// NUL would be ignored, and spaces at the ends and most of what isn't ASCII
-// don't outlive servers and proxies.
-func validEventID(id string) bool {
-	for i := range len(id) {
-		if id[i] < 0x21 || id[i] > 0x7E {
-			return false
-		}
-	}
-	return len(id) <= maxEventIDBytes
+// retryNotice tells a browser's EventSource how long to wait before it comes
+// back (WHATWG HTML §9.2.6): 1 to 5 s by chance, for not all to come at once.
+func retryNotice() *buffer {
+	return &buffer{b: fmt.Appendf(nil, "retry: %d\n\n", 1000+rand.IntN(4000))}
 }
 
-// appendEvent appends e as an event stream has it, or nothing if e can't be
-// sent. Every field gets a space after its colon, for readers strip one: data
-// that begins with a space must not lose it.
-func appendEvent(b []byte, e *Event) ([]byte, error) {
-	if strings.ContainsAny(e.Name, "\r\n") {
-		return b, fmt.Errorf("realtime: event name %q has a line break, which would end the field on an event stream", e.Name)
-	}
-	if !validEventID(e.ID) {
-		return b, fmt.Errorf("realtime: event id %.100q is not visible ASCII of at most %d bytes", e.ID, maxEventIDBytes)
-	}
-	if e.ID != "" {
-		b = appendLines(b, "id: ", e.ID)
-	}
-	if e.Name != "" {
-		b = appendLines(b, "event: ", e.Name)
-	}
-	if e.Binary {
-		b = append(b, "data: "...)
-		b = base64.StdEncoding.AppendEncode(b, e.Data)
-		b = append(b, '\n')
-	} else {
-		b = appendLines(b, "data: ", e.Data)
-	}
-	return append(b, '\n'), nil
+// streamHeaders sets the headers that an event stream's answer has.
+func streamHeaders(header http.Header) {
+	header.Set("Content-Type", "text/event-stream")
+	header.Set("Cache-Control", "no-cache, no-transform") // a proxy that compresses would also hold events back
+	header.Set("X-Accel-Buffering", "no")                 // nginx
+	header.Del("Content-Length")
 }
 
-// appendComment appends text as comment lines.
-func appendComment(b []byte, text string) []byte {
-	return append(appendLines(b, ": ", text), '\n')
+// acceptsStream reports whether r asks for an event stream, as every browser's
+// EventSource does.
+func acceptsStream(r *http.Request) bool {
+	for _, accepted := range r.Header["Accept"] {
+		for t := range strings.SplitSeq(accepted, ",") {
+			t, _, _ = strings.Cut(t, ";")
+			if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
-// appendLines appends each line of text after prefix. A line ends at CR, LF or
-// CRLF, because a reader takes each of them for its end (WHATWG HTML §9.2.5):
-// one that went out as it is would let text forge fields. A line break at the
-// end is followed by one more, empty line. A run of bytes that aren't UTF-8
-// becomes U+FFFD.
-func appendLines[T string | []byte](b []byte, prefix string, text T) []byte {
-	for start := 0; ; {
-		end := start
-		for end < len(text) && text[end] != '\n' && text[end] != '\r' {
-			end++
+// ServeSSE makes the request an event-stream client of the hub: a [Client] as
+// any other, but that nothing comes from it. The browser's EventSource is all
+// it takes on the other side, and comes back by itself when the connection is
+// lost; with [Hub.History] it then gets what it has missed. Close ends the
+// stream, which its browser takes for a loss of the connection.
+//
+// The answer to GET is taken over from net/http on HTTP/1.1 without TLS:
+// ServeSSE returns at once then, and the client takes little memory. Headers
+// that were set on w before are sent, those that middleware would add when an
+// answer is written are not. On HTTP/2 and TLS, behind middleware that hides
+// the connection or has set a Content-Encoding, and to HTTP/1.0, ServeSSE
+// answers through w and blocks until the client is gone; it lifts
+// Server.WriteTimeout. HEAD is answered by the headers alone, OPTIONS as CORS
+// asks, any other method by 405.
+//
+// A browser tells its origin only where it is another than the server's, so
+// CheckOrigin is asked only about a request that has one. An origin that it
+// accepts gets the CORS headers with which the browser hands the events on, and
+// may send cookies. Where no check is set, every page may read the stream, but
+// no cookies come along.
+//
+// Requests are refused as [Upgrade] refuses them, but for those that come after
+// Shutdown has begun: they get a stream that ends at once, with a delay after
+// which to come back, because an error would make a browser give up.
+//
+// A client that leaves is noticed at once, one that vanishes silently within
+// PingInterval and PongTimeout, on Linux where the connection was taken over.
+func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
+	if err := h.usable(); err != nil {
+		slog.Error("realtime: event stream: " + err.Error())
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return
+	}
+	h.start()
+	h.settle()
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions:
+	default:
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		err := fmt.Errorf("an event stream is a GET, not a %s", r.Method)
+		h.refuse(w, http.StatusMethodNotAllowed, err.Error(), err)
+		return
+	}
+	if h.shareAcross(w, r) != nil {
+		return
+	}
+	if r.Method == http.MethodOptions {
+		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	if err := canFlush(w); err != nil {
+		h.refuseSetup(w, err)
+		return
+	}
+	if r.Method == http.MethodHead {
+		streamHeaders(w.Header())
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	if h.closing() {
+		h.refuseStream(w)
+		return
+	}
+	c := newClient(h, true)
+	if err := h.add(c); err != nil {
+		h.refuseStream(w)
+		return
+	}
+	accepted := false
+	defer func() {
+		if !accepted {
+			c.discard()
 		}
-		b = append(b, prefix...)
-		n := len(b)
-		b = append(b, text[start:end]...)
-		if !utf8.Valid(b[n:]) {
-			b = append(b[:n], bytes.ToValidUTF8(b[n:], []byte("\uFFFD"))...)
+	}()
+	if err := c.connect(w, r); err != nil {
+		return
+	}
+	if h.closing() || c.out.hasFailed() { // or flooded while OnConnect took its time
+		c.leave(ErrHubClosed)
+		c.disconnected()
+		h.refuseStream(w)
+		return
+	}
+	f := streamFormat
+	if r.URL.Query().Get("protocol") == Subprotocol {
+		f = envelopeStreamFormat
+	}
+	streamHeaders(w.Header())
+	if conn := takeOverStream(w, r); conn != nil {
+		if err := c.acceptStream(w.Header(), conn, f); err != nil {
+			conn.Close()
+			c.leave(fmt.Errorf("realtime: event stream: %w", err))
+			c.disconnected()
+			return
 		}
-		b = append(b, '\n')
-		if end == len(text) {
-			return b
+		accepted = true
+		return
+	}
+	accepted = true
+	c.stayInHandler(w, r, f)
+}
+
+// shareAcross asks CheckOrigin about a request from another site, and answers
+// its refusal. One that is accepted gets the CORS headers (Fetch §3.2).
+func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
+	header := w.Header()
+	header.Add("Vary", "Origin")
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return nil
+	}
+	if err := h.admitOrigin(w, r); err != nil {
+		return err
+	}
+	header.Set("Access-Control-Allow-Origin", origin)
+	if originCheck(h.CheckOrigin) != nil {
+		header.Set("Access-Control-Allow-Credentials", "true")
+	}
+	if r.Method == http.MethodOptions {
+		// These headers and no others: SameOrigin believes what a proxy adds.
+		header.Set("Access-Control-Allow-Methods", "GET")
+		header.Set("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control")
+		header.Set("Access-Control-Max-Age", "600")
+	}
+	return nil
+}
+
+// refuseStream answers a request that came after Shutdown had begun.
+func (h *Hub) refuseStream(w http.ResponseWriter) {
+	streamHeaders(w.Header())
+	w.WriteHeader(http.StatusOK)
+	w.Write(retryNotice().b)
+	h.refused(ErrHubClosed)
+}
+
+// takeOverStream takes the connection from net/http, or returns nil where the
+// answer has to go through w.
+func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
+	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || r.TLS != nil || w.Header().Get("Content-Encoding") != "" {
+		return nil
+	}
+	for {
+		hijacker, err := findHijacker(w)
+		if err != nil {
+			return nil
 		}
-		if text[end] == '\r' && end+1 < len(text) && text[end+1] == '\n' {
-			end++
+		if conn, _, err := takeOver(hijacker); err == nil {
+			return conn // what came behind the request, nobody will read
 		}
-		start = end + 1
+		outer, ok := hijacker.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return nil
+		}
+		w = outer.Unwrap()
+	}
+}
+
+// acceptStream answers the request on its connection and parks it, or starts
+// the client's reading goroutine.
+func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
+	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.wire.attach(nc, nil)
+	header.Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
+	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
+	if err := c.wire.answer(http.StatusOK, header, retryNotice().b); err != nil {
+		return err
+	}
+	nc.SetWriteDeadline(time.Time{})
+	limitSilence(nc, c.hub.shared.pongTimeout)
+	c.sent(c.out.open(nc, tryWriter(nc), f))
+	if !c.park() {
+		go c.serve()
+	}
+	return nil
+}
+
+// maxJunk bounds what may come on an event stream, whose client has nothing to
+// say.
+const maxJunk = 64 << 10
+
+// listen waits for the end of an event stream's connection.
+func (c *Client) listen() error {
+	var junk [512]byte
+	n, err := c.wire.Read(junk[:])
+	if err != nil {
+		return err
+	}
+	c.wire.partial.Store(0)
+	if c.junk += int32(n); c.junk > maxJunk {
+		return fmt.Errorf("realtime: client sent more than %d bytes on an event stream", maxJunk)
+	}
+	return errPark
+}
+
+// A response is the connection of an event stream that stays in its HTTP
+// handler. The outbox's goroutine writes to it.
+type response struct {
+	net.Conn // nil: what isn't defined here is never called
+	w        http.ResponseWriter
+	rc       *http.ResponseController
+	gone     chan struct{} // closed when the handler is to return
+
+	mu      sync.Mutex // guards the fields below
+	ended   bool       // gone is closed
+	aborted bool
+	over    bool // the handler returns: w may soon be another request's
+}
+
+// stayInHandler is the life of an event stream that is answered through w. It
+// runs on the HTTP handler's goroutine.
+func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format) {
+	p := &response{w: w, rc: http.NewResponseController(w), gone: make(chan struct{})}
+	p.rc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout))
+	w.WriteHeader(http.StatusOK)
+	p.Write(retryNotice().b)           // whose failure the next write finds as well
+	p.rc.SetWriteDeadline(time.Time{}) // Server.WriteTimeout is not meant for this
+	c.wire.attach(p, nil)
+	c.sent(c.out.open(p, nil, f))
+	select {
+	case <-r.Context().Done():
+		c.leave(io.EOF)
+	case <-p.gone:
+	}
+	defer c.hub.remove(c)
+	defer c.disconnected()
+	c.expire()
+	c.home.inbox.put(entry{op: opLeave, client: c})
+	<-c.out.flushed()
+	p.leave(c.hub.shared.writeTimeout)
+}
+
+func (p *response) Write(b []byte) (int, error) {
+	n, err := p.w.Write(b)
+	if err == nil {
+		err = p.rc.Flush()
+	}
+	return n, err
+}
+
+// SetDeadline ends the write under way, and the handler: only abort calls it.
+func (p *response) SetDeadline(t time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.endLocked()
+	if p.over {
+		return nil
+	}
+	p.aborted = true
+	return p.rc.SetWriteDeadline(t)
+}
+
+// CloseWrite ends the handler.
+func (p *response) CloseWrite() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.endLocked()
+	return nil
+}
+
+func (p *response) endLocked() {
+	if !p.ended {
+		p.ended = true
+		close(p.gone)
+	}
+}
+
+// leave gives the end of the response its time. Nothing touches w afterwards.
+func (p *response) leave(timeout time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	if !p.aborted {
+		p.rc.SetWriteDeadline(time.Now().Add(timeout))
 	}
 }

@@ -109,6 +109,15 @@ func (c *Client) sweep(now time.Duration) {
 	if heard == 0 || c.left() != nil {
 		return // not connected yet, or not any more
 	}
+	if s.pingInterval > 0 && now-c.beat >= s.pingInterval {
+		if c.beat != 0 { // and not just connected
+			c.heartbeat()
+		}
+		c.beat = now
+	}
+	if c.stream {
+		return // all else is for the network to notice
+	}
 	busy := c.inHandler.Load()
 	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
 		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
@@ -126,5 +135,21 @@ func (c *Client) sweep(now time.Duration) {
 	case s.pingInterval > 0 && now-heard >= s.pingInterval:
 		c.pinged.Store(int64(now))
 		c.sent(c.out.control(pingFrame))
+	}
+}
+
+// heartbeat tells a client that knows of ids how far it has come, also where
+// nothing was published to its topics: the history would otherwise forget the
+// event that it saw last. On an event stream something is written in any case,
+// for proxies to see that it is alive.
+func (c *Client) heartbeat() {
+	h := c.hub
+	if seq := c.home.seq.Load(); h.here == nil || h.here.seq != seq {
+		h.here = newPosition(seq, h.past.id(seq))
+	}
+	told, start, err := c.out.position(h.here)
+	c.sent(start, err)
+	if !told && c.stream {
+		c.sent(c.out.control(heartbeatComment))
 	}
 }

@@ -59,7 +59,6 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.Conn, w.rest, w.parkable = conn, rest, canPark(conn)
-	w.in = bufio.NewReaderSize(w, 256)
 	w.heard.Store(int64(w.clock.now()))
 	if w.aborted {
 		w.wakeLocked()
@@ -214,6 +213,16 @@ func (w *wire) hangUp(flushed <-chan struct{}) {
 	}
 }
 
+// finish tells the peer of an event stream that no more will come, and wakes
+// the reading goroutine where the peer couldn't know.
+func (w *wire) finish() {
+	if c := w.halfCloser(); c != nil {
+		c.CloseWrite()
+	} else {
+		w.Close()
+	}
+}
+
 // halfCloser returns what can close one direction of the connection, or nil.
 // The types are exact: a wrapper that embeds one may mean something else.
 func (w *wire) halfCloser() interface{ CloseWrite() error } {
@@ -223,6 +232,8 @@ func (w *wire) halfCloser() interface{ CloseWrite() error } {
 	case *net.UnixConn:
 		return c
 	case *tls.Conn:
+		return c
+	case *response:
 		return c
 	}
 	return nil
@@ -318,24 +329,36 @@ func (h *handshaker) Header() http.Header         { return h.header }
 func (h *handshaker) WriteHeader(status int)      { h.status = status }
 func (h *handshaker) Write(p []byte) (int, error) { return len(p), nil } // of an error that Upgrade has ruled out
 
-// bodyHeaders speak of a body, which the answer to a handshake hasn't.
+// bodyHeaders speak of a body that net/http would write.
 var bodyHeaders = map[string]bool{
-	"Content-Encoding": true, "Content-Length": true, "Content-Type": true, "Trailer": true, "Transfer-Encoding": true,
+	"Content-Encoding": true, "Content-Length": true, "Trailer": true, "Transfer-Encoding": true,
+}
+
+// answer writes an HTTP answer, or the beginning of one.
+func (w *wire) answer(status int, header http.Header, body []byte) error {
+	var answer bytes.Buffer
+	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
+	header.WriteSubset(&answer, bodyHeaders)
+	answer.WriteString("\r\n")
+	answer.Write(body)
+	_, err := w.Conn.Write(answer.Bytes())
+	return err
 }
 
 // Hijack sends the answer and puts the wire under the library, with small
 // buffers: one that reads frame headers and short messages, and one that holds
 // a control frame.
 func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	var answer bytes.Buffer
-	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", h.status, http.StatusText(h.status))
-	h.header.WriteSubset(&answer, bodyHeaders)
-	answer.WriteString("\r\n")
-	if _, err := h.wire.Conn.Write(answer.Bytes()); err != nil {
+	h.header.Del("Content-Type") // there is no content
+	if err := h.wire.answer(h.status, h.header, nil); err != nil {
 		return nil, nil, err
 	}
-	if h.header.Get("Sec-WebSocket-Extensions") != "" { // the library knows one
-		h.format = deflateFormat
+	if h.header.Get("Sec-WebSocket-Protocol") == Subprotocol {
+		h.format = envelopeFormat
 	}
+	if h.header.Get("Sec-WebSocket-Extensions") != "" { // the library knows one
+		h.format++
+	}
+	h.wire.in = bufio.NewReaderSize(h.wire, 256)
 	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
 }

@@ -1,0 +1,287 @@
+package realtime
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/hex"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// History is how much of the past a hub keeps for clients that come back, and
+// for those that want the latest values. The zero History keeps nothing. Where
+// one of the fields is zero it takes its default; less than zero is zero.
+type History struct {
+	// Events is how many events are kept of each topic, and of those that are
+	// published to all. The default is 100.
+	Events int
+
+	// Age is how long an event is kept. The default is 5 minutes.
+	Age time.Duration
+}
+
+// keeps reports whether h, settled, keeps anything.
+func (h History) keeps() bool { return h.Events > 0 }
+
+// settled returns h with its defaults.
+func (h History) settled() History {
+	h.Events, h.Age = max(h.Events, 0), max(h.Age, 0)
+	if h != (History{}) {
+		h.Events, h.Age = cmp.Or(h.Events, 100), cmp.Or(h.Age, 5*time.Minute)
+	}
+	return h
+}
+
+// A history is the events that a hub keeps, each with a place in one sequence.
+// It is owned by the hub's loop.
+type history struct {
+	limit  History
+	epoch  string // tells this sequence from those of other processes
+	seq    uint64 // the place of the newest event
+	topics map[string]*past
+	oldest *memory // of all topics, and from there on by age
+	newest *memory
+
+	// floor is the highest place of an event of topics that are forgotten, as
+	// nothing of them is left.
+	floor uint64
+
+	here *event // the position after seq; nil: to be made
+}
+
+// A past is what is kept of one topic. The empty topic is what was published
+// to all.
+type past struct {
+	topic  string
+	kept   []*memory // oldest first
+	forgot uint64    // the highest place of an event that isn't kept any more
+}
+
+// A memory is one event that is kept.
+type memory struct {
+	event        *event
+	past         *past
+	at           time.Time
+	older, newer *memory
+}
+
+func newHistory(limit History) *history {
+	var epoch [6]byte
+	rand.Read(epoch[:]) // never fails
+	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*past)}
+}
+
+// id returns the event id of a place.
+func (h *history) id(seq uint64) string { return h.epoch + "-" + strconv.FormatUint(seq, 10) }
+
+// place returns the place that an event id names, and reports whether it is
+// one of this history.
+func (h *history) place(id string) (seq uint64, ok bool) {
+	epoch, digits, _ := strings.Cut(id, "-")
+	seq, err := strconv.ParseUint(digits, 10, 64)
+	return seq, err == nil && epoch == h.epoch && seq <= h.seq
+}
+
+// add gives ev its place and keeps it.
+func (h *history) add(ev *event, now time.Time) {
+	h.seq++
+	h.here = nil
+	ev.seq, ev.ID = h.seq, h.id(h.seq)
+	p := h.topics[ev.topic]
+	if p == nil {
+		p = &past{topic: ev.topic, forgot: h.floor}
+		h.topics[ev.topic] = p
+	}
+	m := &memory{event: ev, past: p, at: now, older: h.newest}
+	if h.newest != nil {
+		h.newest.newer = m
+	} else {
+		h.oldest = m
+	}
+	h.newest = m
+	p.kept = append(p.kept, m)
+	if len(p.kept) > h.limit.Events {
+		h.forget(p.kept[0])
+	}
+}
+
+// forget drops m, the oldest of its topic.
+func (h *history) forget(m *memory) {
+	p := m.past
+	p.forgot = m.event.seq
+	p.kept[0] = nil
+	p.kept = p.kept[1:]
+	if len(p.kept) == 0 {
+		h.floor = max(h.floor, p.forgot)
+		delete(h.topics, p.topic)
+	}
+	if m.older != nil {
+		m.older.newer = m.newer
+	} else {
+		h.oldest = m.newer
+	}
+	if m.newer != nil {
+		m.newer.older = m.older
+	} else {
+		h.newest = m.older
+	}
+}
+
+// expire drops what is too old, and returns how long to wait for what comes
+// next; zero: there is nothing.
+func (h *history) expire(now time.Time) time.Duration {
+	for h.oldest != nil {
+		left := h.limit.Age - now.Sub(h.oldest.at)
+		if left > 0 {
+			return left
+		}
+		h.forget(h.oldest)
+	}
+	return 0
+}
+
+// position returns the notice of how far the history has come.
+func (h *history) position() *event {
+	if h.here == nil {
+		h.here = newPosition(h.seq, h.id(h.seq))
+	}
+	return h.here
+}
+
+func newPosition(seq uint64, id string) *event {
+	return &event{Event: Event{ID: id}, seq: seq, notice: positionNotice}
+}
+
+// A replay is what a client gets of the past.
+type replay struct {
+	id     [16]byte      // the client's
+	topics []string      // those it has; the empty one among them
+	last   string        // the id of the last event it saw; empty: it is new
+	given  chan struct{} // closed when the client's outbox has it; nil: nobody waits
+
+	// Filled in by the history.
+	lost     bool     // it may have missed events
+	missed   []*event // what came after last
+	newest   []*event // the newest of each Key, if it is new or has lost the thread
+	position *event   // nil: there is no history
+}
+
+// fill gives r what its client needs of the past, up to here.
+func (h *history) fill(r *replay) {
+	if !h.limit.keeps() {
+		r.lost = r.last != ""
+		return
+	}
+	r.position = h.position()
+	if r.last != "" {
+		seq, ok := h.place(r.last)
+		if ok && h.complete(r.topics, seq) {
+			r.missed = h.since(r, seq)
+			return
+		}
+		r.lost = true
+	}
+	r.newest = h.values(r)
+}
+
+// complete reports whether all events of topics behind seq are kept.
+func (h *history) complete(topics []string, seq uint64) bool {
+	for _, topic := range topics {
+		forgot := h.floor
+		if p := h.topics[topic]; p != nil {
+			forgot = p.forgot
+		}
+		if forgot > seq {
+			return false
+		}
+	}
+	return true
+}
+
+// since returns the events for r behind seq, in order.
+func (h *history) since(r *replay, seq uint64) (events []*event) {
+	for _, topic := range r.topics {
+		p := h.topics[topic]
+		if p == nil {
+			continue
+		}
+		i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *memory, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
+		for _, m := range p.kept[i:] {
+			if m.event.isFor(&r.id) {
+				events = append(events, m.event)
+			}
+		}
+	}
+	sortEvents(events)
+	return events
+}
+
+// values returns the newest event of each Key for r, in order.
+func (h *history) values(r *replay) (events []*event) {
+	for _, topic := range r.topics {
+		p := h.topics[topic]
+		if p == nil {
+			continue
+		}
+		seen := make(map[string]bool)
+		for _, m := range slices.Backward(p.kept) {
+			if ev := m.event; ev.Key != "" && !seen[ev.Key] && ev.isFor(&r.id) {
+				seen[ev.Key] = true
+				events = append(events, ev)
+			}
+		}
+	}
+	sortEvents(events)
+	return events
+}
+
+func sortEvents(events []*event) {
+	slices.SortFunc(events, func(a, b *event) int { return cmp.Compare(a.seq, b.seq) })
+}
+
+// before returns early, which is what came for a client while it joined, with
+// what r has of the past. What was sent to the client alone comes first; what
+// was published meanwhile may be of the past as well, and has its place in it.
+func (r *replay) before(early []*event) []*event {
+	var all, live []*event
+	if r.lost {
+		all = append(all, resetEvent)
+	}
+	for _, ev := range early {
+		if ev.seq == 0 {
+			all = append(all, ev)
+		} else {
+			live = append(live, ev)
+		}
+	}
+	for _, ev := range r.newest {
+		if !slices.Contains(live, ev) {
+			all = append(all, ev.withoutID()) // its id would be a step back from those of live
+		}
+	}
+	for _, ev := range r.missed {
+		for len(live) > 0 && live[0].seq < ev.seq {
+			all, live = append(all, live[0]), live[1:]
+		}
+		if len(live) > 0 && live[0] == ev {
+			live = live[1:]
+		}
+		all = append(all, ev)
+	}
+	all = append(all, live...)
+	if r.position != nil && (len(all) == 0 || all[len(all)-1].seq < r.position.seq) {
+		all = append(all, r.position)
+	}
+	return all
+}
+
+func countMessages(events []*event) (n int) {
+	for _, ev := range events {
+		if ev.notice == noNotice {
+			n++
+		}
+	}
+	return n
+}

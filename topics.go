@@ -1,0 +1,148 @@
+package realtime
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"unicode/utf8"
+)
+
+// maxTopicBytes bounds a topic's name.
+const maxTopicBytes = 1024
+
+// checkTopic reports why topic can't be one.
+func checkTopic(topic string) error {
+	switch {
+	case topic == "":
+		return errors.New("realtime: the empty string is no topic: use PublishAll for all clients")
+	case len(topic) > maxTopicBytes:
+		return fmt.Errorf("realtime: topic %.50q… has %d bytes, more than %d", topic, len(topic), maxTopicBytes)
+	case !utf8.ValidString(topic):
+		return fmt.Errorf("realtime: topic %q is not UTF-8", topic)
+	}
+	return nil
+}
+
+// Subscribe adds topics to the client's: any text of at most 1024 bytes. What
+// is published to them after Subscribe has returned reaches the client, each
+// event once. A topic that it has already is passed over. There is nothing to
+// be made or removed: a topic exists while it has clients.
+//
+// Where the hub keeps a [History], the client first gets the newest event of
+// each Key in a topic. Within OnConnect that comes when OnConnect has returned
+// nil, and a client that comes back with the id of an event it saw then gets
+// what it has missed instead.
+//
+// Subscribe waits only for the hub to take it. The error is [ErrClientClosed]
+// where the client is gone or leaving, or tells what is wrong with a topic:
+// then the client has got none of them.
+func (c *Client) Subscribe(topics ...string) error {
+	for _, topic := range topics {
+		if err := checkTopic(topic); err != nil {
+			return err
+		}
+	}
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	if c.left() != nil {
+		return ErrClientClosed
+	}
+	var entries []entry
+	var added []string
+	for _, topic := range topics {
+		if c.topics[topic] != nil {
+			continue
+		}
+		if c.topics == nil {
+			c.topics = make(map[string]*subscription)
+		}
+		sub := &subscription{client: c, name: topic}
+		c.topics[topic] = sub
+		added = append(added, topic)
+		entries = append(entries, entry{op: opSubscribe, sub: sub})
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	hand := handover{client: c, entries: entries}
+	if c.joined && c.hub.shared.history.keeps() {
+		hand.replay = &replay{id: c.id, topics: added}
+	}
+	if !c.hub.hand(hand) {
+		return ErrClientClosed
+	}
+	return nil
+}
+
+// Unsubscribe takes topics from the client's. Nothing that is published to them
+// after Unsubscribe has returned reaches the client. It waits only for the hub
+// to take it.
+func (c *Client) Unsubscribe(topics ...string) {
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	var entries []entry
+	for _, topic := range topics {
+		if sub := c.topics[topic]; sub != nil {
+			delete(c.topics, topic)
+			entries = append(entries, entry{op: opUnsubscribe, sub: sub})
+		}
+	}
+	if len(entries) > 0 {
+		c.hub.hand(handover{client: c, entries: entries}) // behind what was published before
+	}
+}
+
+// Topics returns the client's topics, sorted; also in OnDisconnect and after
+// it.
+func (c *Client) Topics() []string {
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	return slices.Sorted(maps.Keys(c.topics))
+}
+
+// catchUp gives a client that joins what it has to get of the past, given the
+// id of the last event that it saw.
+func (c *Client) catchUp(last string) {
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	c.joined = true
+	if last == "" && !c.hub.shared.history.keeps() {
+		return
+	}
+	topics := append(slices.Collect(maps.Keys(c.topics)), "")
+	given := make(chan struct{})
+	if c.hub.hand(handover{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
+		<-given // before the outbox opens, for the past to go out first
+	}
+}
+
+// Subscribers returns the clients that have topic when the iteration starts.
+func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
+	return func(yield func(*Client) bool) {
+		if h.usable() != nil {
+			return
+		}
+		var clients []*Client
+		for _, s := range h.allShards() {
+			noted := make(chan struct{})
+			note := func(s *shard) {
+				if t := s.topics[topic]; t != nil {
+					for _, sub := range t.subs {
+						clients = append(clients, sub.client)
+					}
+				}
+				close(noted)
+			}
+			if s.inbox.put(entry{op: opNote, note: note}) {
+				<-noted
+			}
+		}
+		for _, c := range clients {
+			if c.isMember() && !yield(c) {
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,277 @@
+package realtime
+
+import (
+	"bytes"
+	"compress/flate"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/coder/websocket"
+)
+
+// upgrade makes the request a client of h; see [Upgrade]. It runs on the HTTP
+// handler's goroutine.
+func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
+	h.start()
+	h.settle()
+	if h.closing() {
+		return h.refuseClosed(w)
+	}
+	if status, err := checkHandshake(w.Header(), r); err != nil {
+		return h.refuse(w, status, err.Error(), err)
+	}
+	if err := h.admitOrigin(w, r); err != nil {
+		return err
+	}
+	hijacker, err := findHijacker(w)
+	if err != nil {
+		return h.refuseSetup(w, err)
+	}
+
+	c := newClient(h, false)
+	if err := h.add(c); err != nil {
+		return h.refuseClosed(w)
+	}
+	accepted := false
+	defer func() {
+		if !accepted {
+			c.discard()
+		}
+	}()
+	if err := c.connect(w, r); err != nil {
+		return err
+	}
+	if c.out.hasFailed() { // flooded while OnConnect took its time
+		c.disconnected()
+		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", c.left())
+	}
+	if h.closing() {
+		c.leave(ErrHubClosed)
+		c.disconnected()
+		return h.refuseClosed(w)
+	}
+	conn, rest, err := takeOver(hijacker)
+	if err != nil {
+		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
+		c.disconnected()
+		return h.refuseSetup(w, err)
+	}
+	if err := c.accept(w.Header(), r, conn, rest); err != nil {
+		conn.Close()
+		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
+		c.disconnected()
+		return h.refused(err)
+	}
+	accepted = true
+	return nil
+}
+
+// checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
+// the HTTP status that says so. It comes before OnConnect, so that no client
+// is made of a request which websocket.Accept would turn down.
+func checkHandshake(answer http.Header, r *http.Request) (status int, err error) {
+	switch {
+	case r.Method != http.MethodGet:
+		answer.Set("Allow", http.MethodGet)
+		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", r.Method)
+	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
+		if r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
+			askForUpgrade(answer)
+		}
+		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
+	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
+		askForUpgrade(answer)
+		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket; a proxy in front may drop them")
+	case r.Header.Get("Sec-WebSocket-Version") != "13":
+		askForUpgrade(answer)
+		answer.Set("Sec-WebSocket-Version", "13")
+		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
+	}
+	keys := r.Header["Sec-Websocket-Key"]
+	if len(keys) == 1 {
+		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0]))
+		if err == nil && len(key) == 16 {
+			return 0, nil
+		}
+	}
+	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
+}
+
+// askForUpgrade makes answer one of 426 (RFC 9110 §15.5.22).
+func askForUpgrade(answer http.Header) {
+	answer.Set("Connection", "Upgrade")
+	answer.Set("Upgrade", "websocket")
+}
+
+// hasToken reports whether a header has token, which is in lower case, in one
+// of its comma-separated lists.
+func hasToken(values []string, token string) bool {
+	for _, v := range values {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// accept answers the handshake and parks the connection, or starts the client's
+// reading goroutine. Shutdown waits for its end.
+func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest []byte) error {
+	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.wire.attach(nc, rest)
+	mode := websocket.CompressionDisabled
+	if c.hub.shared.compression {
+		mode = websocket.CompressionNoContextTakeover
+	}
+	h := &handshaker{header: header, wire: &c.wire}
+	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
+		InsecureSkipVerify: true, // the hub has asked CheckOrigin
+		CompressionMode:    mode,
+		Subprotocols:       []string{Subprotocol},
+		OnPingReceived:     c.gotPing,
+		OnPongReceived:     func(context.Context, []byte) { c.gotControl() },
+	})
+	if err != nil {
+		return err
+	}
+	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
+	c.conn = conn
+	c.wire.in.Reset(&c.wire) // the library has put a reader between, for what it thinks was read already
+	nc.SetWriteDeadline(time.Time{})
+	c.sent(c.out.open(nc, tryWriter(nc), h.format))
+	if !c.park() {
+		go c.serve()
+	}
+	return nil
+}
+
+// gotPing answers a ping in the library's place, whose answer would wait for
+// the connection. The library calls it while it reads.
+func (c *Client) gotPing(_ context.Context, payload []byte) bool {
+	c.gotControl()
+	c.sent(c.out.answer(controlFrame(opPong, payload)))
+	return false
+}
+
+// gotControl notes a control frame. Inside of a fragmented message it changes
+// nothing: that message is to end in its time all the same.
+func (c *Client) gotControl() {
+	if !c.inMessage {
+		c.wire.between()
+	}
+}
+
+// read hands each message to OnMessage until the connection ends.
+func (c *Client) read() error {
+	for {
+		// A context that can be canceled would cost an allocation for each
+		// frame, and its cancellation the close frame.
+		typ, r, err := c.conn.Reader(context.Background())
+		if err != nil {
+			return err
+		}
+		c.inMessage = true
+		data, err := readMessage(r)
+		if err != nil {
+			return err
+		}
+		c.inMessage = false
+		switch binary := typ == websocket.MessageBinary; {
+		case c.out.isClosed():
+			// Nothing but the peer's close frame matters any more.
+		case !binary && !utf8.Valid(data):
+			c.close(websocket.CloseError{
+				Code:   websocket.StatusInvalidFramePayloadData,
+				Reason: "text message is not UTF-8",
+			}, errors.New("realtime: client sent a text message that is not UTF-8"))
+		default:
+			c.hub.shared.received.Add(1)
+			c.handle(Message{Client: c, Data: data, Binary: binary})
+		}
+		c.wire.between()
+	}
+}
+
+// ending returns why the client left, given what ended the reading. Where the
+// peer broke the protocol and the library has not told it, this does.
+func (c *Client) ending(err error) error {
+	if status, ok := errors.AsType[websocket.CloseError](err); ok {
+		return fmt.Errorf("realtime: closed by the client: %w", status)
+	}
+	if c.stream {
+		switch readErr := c.wire.readErr; readErr {
+		case nil:
+			return err // it talks too much
+		case io.EOF:
+			return io.EOF
+		default:
+			return fmt.Errorf("realtime: connection lost: %w", readErr)
+		}
+	}
+	if readErr := c.wire.readErr; errors.Is(readErr, os.ErrDeadlineExceeded) {
+		return errors.New("realtime: client left a control frame incomplete for 5 s")
+	} else if readErr != nil {
+		return fmt.Errorf("realtime: connection lost: %w", readErr)
+	}
+	cause := fmt.Errorf("realtime: client broke the protocol: %w", err)
+	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
+	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
+		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
+	}
+	c.close(status, cause)
+	return cause
+}
+
+// closing takes a close frame that the library wants to write: the answer to
+// the peer's, or a complaint. The reading goroutine calls it.
+func (c *Client) closing(frame []byte) {
+	status := parseClose(frame[2:])
+	if !validReason(status.Reason) {
+		// The library echoes what the peer sent, and doesn't look at it.
+		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
+	}
+	_, start, err := c.out.close(closeFrame(status.Code, status.Reason))
+	c.expire()
+	c.sent(start, err)
+}
+
+// messages holds memory to read messages into: how long one is shows at its
+// end, so the handler gets a copy that fits.
+var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
+
+// readMessage returns all of a message.
+func readMessage(r io.Reader) ([]byte, error) {
+	mem := messages.Get().(*[]byte)
+	defer messages.Put(mem)
+	b := (*mem)[:0]
+	for {
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			if cap(b) > 64<<10 {
+				return b, nil // too large to keep: the handler's
+			}
+			*mem = b
+			return bytes.Clone(b), nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if len(b) == cap(b) {
+			b = slices.Grow(b, 1)
+		}
+	}
+}
