@@ -3,7 +3,6 @@ package realtime_test
 import (
 	"bytes"
 	"compress/flate"
-	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -19,11 +18,7 @@ import (
 // rawDeflate joins a client that speaks bytes and offers an extension.
 func rawDeflate(s *site, offer string) (c *rawClient, extensions string) {
 	s.t.Helper()
-	conn, err := s.dial(context.Background(), "tcp", "pipe")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.t.Cleanup(func() { conn.Close() })
+	conn := s.connection()
 	go io.WriteString(conn, strings.TrimSuffix(handshake, "\r\n")+"Sec-WebSocket-Extensions: "+offer+"\r\n\r\n")
 	c = &rawClient{t: s.t, conn: conn}
 	extensions = c.readHandshake().Get("Sec-WebSocket-Extensions")
@@ -97,6 +92,33 @@ func TestCompression(t *testing.T) {
 			}
 			if first != want|0x40 || len(payload) >= len(tt.event.Data) || inflate(t, payload) != string(tt.event.Data) {
 				t.Errorf("event %d: got frame %#x of %d bytes; want it compressed", i, first, len(payload))
+			}
+		}
+	})
+}
+
+// What is sent to one client is compressed as what is published.
+func TestSendCompresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.Compression = true
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		c, _ := rawDeflate(s, "permessage-deflate")
+		synctest.Wait()
+		for n, want := range map[int]byte{255: 0x81, 256: 0xC1} {
+			text := strings.Repeat("x", n)
+			client.Send([]byte(text))
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want == 0xC1 {
+				payload = []byte(inflate(t, payload))
+			}
+			if first != want || string(payload) != text {
+				t.Errorf("%d bytes came as frame %#x of %d, want %#x", n, first, len(payload), want)
 			}
 		}
 	})

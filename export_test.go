@@ -1,5 +1,7 @@
 package realtime
 
+import "time"
+
 // Kick does to all clients what the sweeper does to those that have been idle.
 func Kick(h *Hub) {
 	for _, c := range h.all() {
@@ -7,4 +9,18 @@ func Kick(h *Hub) {
 			c.wire.kick()
 		}
 	}
+}
+
+// Stall does to the hub's clock what it does to a process to be stopped for d.
+func Stall(h *Hub, d time.Duration) { h.shared.clock.lost.Add(-int64(d)) }
+
+// Joined returns how many clients have a slot: all of whom something is left.
+func Joined(h *Hub) int { return len(h.all()) }
+
+// Kept returns how many clients the shards have of a hub that is shut down.
+func Kept(h *Hub) (n int) {
+	for _, s := range h.shards {
+		n += len(s.clients)
+	}
+	return n
 }

@@ -109,7 +109,7 @@ func newTCPSite(t testing.TB, hub *realtime.Hub) *site {
 
 func serveSite(t testing.TB, hub *realtime.Hub, l net.Listener, url string, dial func(context.Context, string, string) (net.Conn, error)) *site {
 	if hub.Logger == nil {
-		hub.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		hub.Logger = textLogger(io.Discard)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/ws", hub)
@@ -121,6 +121,8 @@ func serveSite(t testing.TB, hub *realtime.Hub, l net.Listener, url string, dial
 		defer cancel()
 		if err := hub.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: %v", err)
+		} else if n := realtime.Kept(hub); n != 0 {
+			t.Errorf("after Shutdown the shards keep %d clients", n)
 		}
 		s.srv.Close()
 		<-served
@@ -151,15 +153,43 @@ func (s *site) connect() *websocket.Conn {
 	return conn
 }
 
-// raw joins a client that speaks bytes, or fails the test.
-func (s *site) raw() *rawClient {
+// raw joins a client that speaks bytes, or fails the test. early comes in one
+// packet with its handshake.
+func (s *site) raw(early ...byte) *rawClient {
+	s.t.Helper()
+	return newRawClient(s.t, s.connection(), early)
+}
+
+// connection returns one on which nothing has been said, or fails the test.
+func (s *site) connection() net.Conn {
 	s.t.Helper()
 	conn, err := s.dial(context.Background(), "tcp", s.host())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { conn.Close() })
-	return newRawClient(s.t, conn)
+	return conn
+}
+
+// refused makes a client that must not be let in, and returns the answer.
+func (s *site) refused() *http.Response {
+	s.t.Helper()
+	conn, resp, err := websocket.Dial(context.Background(), s.url, &websocket.DialOptions{HTTPClient: s.httpClient()})
+	if err == nil {
+		conn.CloseNow()
+		s.t.Fatal("the client was let in")
+	}
+	if resp == nil {
+		s.t.Fatalf("the client got no answer: %v", err)
+	}
+	return resp
+}
+
+// running returns how many goroutines of the process run a function of the
+// package.
+func running(function string) int {
+	stacks := make([]byte, 4<<20)
+	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "pkg/realtime."+function+"(")
 }
 
 // read returns the next message, or fails the test.
@@ -244,7 +274,7 @@ func TestSettingsBeforeFirstEvent(t *testing.T) {
 	hub := realtime.NewHub()
 	go hub.Run()
 	var lines safeBuffer
-	hub.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+	hub.Logger = textLogger(&lines)
 	hub.Broadcast <- []byte("\xff")
 	if err := hub.Shutdown(t.Context()); err != nil {
 		t.Error(err)
@@ -252,6 +282,48 @@ func TestSettingsBeforeFirstEvent(t *testing.T) {
 	if got := lines.String(); !strings.Contains(got, "not valid UTF-8") {
 		t.Errorf("the Logger assigned after Run got %q", got)
 	}
+}
+
+// Settings for which less than zero means the default have it then, too.
+func TestNegativeSettings(t *testing.T) {
+	newHub := func() *realtime.Hub {
+		hub := realtime.NewHub()
+		hub.SendBuffer, hub.MaxMessageBytes, hub.PongTimeout, hub.WriteTimeout = -1, -1, -1, -1
+		return hub
+	}
+	t.Run("MaxMessageBytes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := newPipeSite(t, newHub()).raw()
+			go c.send(frame(0x82, make([]byte, 512<<10+1)))
+			c.expectClose(1009)
+		})
+	})
+	t.Run("PongTimeout", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			hub := newHub()
+			l := recordLeft(hub)
+			c := newPipeSite(t, hub).raw()
+			io.Copy(io.Discard, c.br)
+			synctest.Wait()
+			if l.at < 114*time.Second || l.at > 116*time.Second {
+				t.Errorf("gone after %v with %v, want 54 s + 60 s and at most 2 s", l.at, l.err)
+			}
+		})
+	})
+	t.Run("SendBuffer and WriteTimeout", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			hub := newHub()
+			l := recordLeft(hub)
+			s := newPipeSite(t, hub)
+			s.raw() // never reads
+			hub.Broadcast <- []byte("x")
+			time.Sleep(15 * time.Second)
+			synctest.Wait()
+			if !within(l.at, 10*time.Second) || l.err == nil || !strings.Contains(l.err.Error(), "WriteTimeout") {
+				t.Errorf("gone after %v with %v, want WriteTimeout after 10 s", l.at, l.err)
+			}
+		})
+	})
 }
 
 func TestRunIsOptional(t *testing.T) {
@@ -306,9 +378,10 @@ func TestFirstPublishStartsTheHub(t *testing.T) {
 
 func TestHubNotMadeByNewHub(t *testing.T) {
 	defer slog.SetDefault(slog.Default())
-	slog.SetDefault(slog.New(slog.DiscardHandler))
 	for name, hub := range map[string]*realtime.Hub{"nil": nil, "literal": {}} {
 		t.Run(name, func(t *testing.T) {
+			var lines safeBuffer
+			slog.SetDefault(textLogger(&lines))
 			rec := httptest.NewRecorder()
 			upgradeErr := realtime.Upgrade(rec, httptest.NewRequest("GET", "/", nil), hub)
 			if rec.Code != http.StatusInternalServerError {
@@ -323,6 +396,10 @@ func TestHubNotMadeByNewHub(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), "realtime.NewHub") {
 					t.Errorf("%s: %v; want an error that names realtime.NewHub", call, err)
 				}
+			}
+			// Nobody reads the error of "go hub.Run()".
+			if got := lines.String(); !strings.Contains(got, "realtime: run: ") || !strings.Contains(got, "realtime.NewHub") {
+				t.Errorf("Run logged %q, want a line that names realtime.NewHub", got)
 			}
 			for range hub.Clients() {
 				t.Error("it has a client")
@@ -468,6 +545,38 @@ func TestEventsDuringOnConnect(t *testing.T) {
 	})
 }
 
+// A client that is flooded while its OnConnect runs is refused, as what it
+// missed would be missing.
+func TestFloodedDuringOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SendBuffer = 2
+		l := recordLeft(hub)
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			for range 2 * 64 {
+				if err := c.Send([]byte("x")); err != nil {
+					t.Errorf("Send: %v", err)
+				}
+			}
+			if err := c.Send([]byte("x")); !errors.Is(err, realtime.ErrSlowClient) {
+				t.Errorf("Send above 64 × SendBuffer: %v, want ErrSlowClient", err)
+			}
+			return nil
+		}
+		s := newPipeSite(t, hub)
+		if resp := s.refused(); resp.StatusCode != 503 {
+			t.Errorf("answered %s, want 503", resp.Status)
+		}
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) {
+			t.Errorf("OnDisconnect: %d times, last with %v; want ErrSlowClient once", l.n, l.err)
+		}
+		if st := hub.Stats(); st.SlowClients != 1 || st.Dropped != 2*64+1 || st.Queued != 0 {
+			t.Errorf("Stats() = %+v, want one slow client, 129 dropped", st)
+		}
+	})
+}
+
 func TestOnConnectRefuses(t *testing.T) {
 	tests := map[string]struct {
 		refuse func() error
@@ -478,7 +587,6 @@ func TestOnConnectRefuses(t *testing.T) {
 		"Refuse":      {func() error { return realtime.Refuse(401, "sign in first") }, 401, "sign in first\n"},
 		"wrapped":     {func() error { return fmt.Errorf("secret: %w", realtime.Refuse(429, "later")) }, 429, "later\n"},
 		"no content":  {func() error { return realtime.Refuse(204, "") }, 204, ""},
-		"bad status":  {func() error { return realtime.Refuse(101, "no") }, 403, "no\n"},
 		"panic":       {func() error { panic("secret") }, 500, "Internal Server Error\n"},
 	}
 	for name, tt := range tests {
@@ -486,17 +594,16 @@ func TestOnConnectRefuses(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
 				var lines safeBuffer
-				hub.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+				hub.Logger = textLogger(&lines)
 				l := recordLeft(hub)
+				var id string
 				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+					id = c.ID()
 					c.Send([]byte("never sent"))
 					return tt.refuse()
 				}
 				s := newPipeSite(t, hub)
-				_, resp, err := websocket.Dial(t.Context(), s.url, &websocket.DialOptions{HTTPClient: s.httpClient()})
-				if err == nil {
-					t.Fatal("the client was accepted")
-				}
+				resp := s.refused()
 				body, _ := io.ReadAll(resp.Body)
 				if resp.StatusCode != tt.status || string(body) != tt.body {
 					t.Errorf("answered %d %q, want %d %q", resp.StatusCode, body, tt.status, tt.body)
@@ -511,8 +618,32 @@ func TestOnConnectRefuses(t *testing.T) {
 				if want := name == "plain error" || name == "panic"; strings.Contains(lines.String(), "secret") != want {
 					t.Errorf("logged %q", lines.String())
 				}
+				if name == "panic" && !strings.Contains(lines.String(), "client="+id) {
+					t.Errorf("logged %q, want client=%s in it", lines.String(), id)
+				}
 			})
 		})
+	}
+}
+
+// A status that can't be an answer is 403; an answer that has no body gets none,
+// nor headers of one.
+func TestRefuseStatus(t *testing.T) {
+	for status, want := range map[int]int{
+		0: 403, 101: 403, 199: 403, 200: 200, 204: 204, 304: 304, 401: 401, 599: 599, 600: 403,
+	} {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(*realtime.Client, *http.Request) error { return realtime.Refuse(status, "text") }
+		rec := httptest.NewRecorder()
+		realtime.Upgrade(hijackable{ResponseRecorder: rec}, handshakeRequest(t), hub)
+		text, typ := "text\n", "text/plain; charset=utf-8"
+		if want == 204 || want == 304 {
+			text, typ = "", ""
+		}
+		if rec.Code != want || rec.Body.String() != text || rec.Header().Get("Content-Type") != typ {
+			t.Errorf("Refuse(%d) answers %d %q, %v; want %d", status, rec.Code, rec.Body, rec.Header(), want)
+		}
+		hub.Shutdown(t.Context())
 	}
 }
 
@@ -577,6 +708,52 @@ func TestOnDisconnect(t *testing.T) {
 		synctest.Wait()
 		if got, want := strings.Join(events, ", "), "one, two, Ada left with 1000"; got != want {
 			t.Errorf("got %s; want %s", got, want)
+		}
+	})
+}
+
+// Once the client's context is done nothing can be sent to it, whichever way
+// it left.
+func TestSendAfterTheEnd(t *testing.T) {
+	ends := map[string]func(c *rawClient){
+		"close frame": func(c *rawClient) { c.send(frame(0x88, nil)); c.readFrame() },
+		"EOF":         func(c *rawClient) { c.conn.Close() },
+		"bad frame":   func(c *rawClient) { c.send([]byte{0x81, 1, 'x'}); c.readFrame() },
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				var got error
+				hub.OnDisconnect = func(c *realtime.Client, _ error) { got = c.Send([]byte("x")) }
+				s := newPipeSite(t, hub)
+				end(s.raw())
+				synctest.Wait()
+				if !errors.Is(got, realtime.ErrClientClosed) {
+					t.Errorf("Send in OnDisconnect: %v, want ErrClientClosed", got)
+				}
+			})
+		})
+	}
+}
+
+// Handlers are read when a client joins.
+func TestHandlersAreReadAtJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send([]byte("old")) }
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		hub.OnMessage, hub.OnDisconnect = nil, func(*realtime.Client, error) { t.Error("a later OnDisconnect was called") }
+		c.send(frame(0x81, nil))
+		if _, payload, err := c.readFrame(); string(payload) != "old" {
+			t.Errorf("got %q, %v", payload, err)
+		}
+		c.conn.Close()
+		synctest.Wait()
+		if l.n != 1 {
+			t.Errorf("OnDisconnect was called %d times, want 1", l.n)
 		}
 	})
 }
@@ -666,6 +843,28 @@ func TestClientClose(t *testing.T) {
 	})
 }
 
+// The 5 s of a client that is being closed are not prolonged by its own close
+// frame.
+func TestCloseTimeoutIsNotProlonged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		c := s.raw() // never reads
+		client.Send([]byte("stuck"))
+		client.Close(4000, "")
+		time.Sleep(4 * time.Second)
+		c.send(frame(0x88, nil))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if l.n != 1 || !within(l.at, 5*time.Second) {
+			t.Errorf("OnDisconnect: %d times, after %v; want once, after 5 s", l.n, l.at)
+		}
+	})
+}
+
 func TestClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -695,6 +894,62 @@ func TestClients(t *testing.T) {
 	})
 }
 
+// Clients lists who counts: nobody who is in OnConnect still, or leaving.
+func TestClientsListsMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		list := func() (n int) {
+			for range hub.Clients() {
+				n++
+			}
+			return n
+		}
+		var client *realtime.Client
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			if n := list(); n != 0 {
+				t.Errorf("%d clients are listed within OnConnect", n)
+			}
+			client = c
+			return nil
+		}
+		s := newPipeSite(t, hub)
+		s.raw()
+		if n := list(); n != 1 {
+			t.Errorf("%d clients are listed, want 1", n)
+		}
+		client.Close(1000, "")
+		if n := list(); n != 0 {
+			t.Errorf("%d clients are listed after Close, want none", n)
+		}
+	})
+}
+
+// Stats is exact, also for a hub without handlers.
+func TestStatsWithoutHandlers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		var lines safeBuffer
+		hub.Logger = textLogger(&lines)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		c.send(frame(0x81, []byte("one")))
+		c.send(frame(0x82, []byte("two")))
+		c.send(frame(0x88, nil))
+		c.readFrame()
+		c.expectEnd()
+		synctest.Wait()
+		if got, want := hub.Stats(), (realtime.Stats{Received: 2}); got != want {
+			t.Errorf("Stats() = %+v, want %+v", got, want)
+		}
+		if got := lines.String(); got != "" {
+			t.Errorf("logged %q", got)
+		}
+	})
+}
+
+// badEvents can't be sent.
+var badEvents = []realtime.Event{{Data: []byte("\xff")}, {Name: "a\nb"}, {Name: "a\rb"}, {ID: "1"}}
+
 func TestPublishAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -705,11 +960,7 @@ func TestPublishAll(t *testing.T) {
 		if err := hub.PublishAll(ctx, realtime.Event{Data: []byte("no")}); !errors.Is(err, context.Canceled) {
 			t.Errorf("with a canceled ctx: %v, want context.Canceled", err)
 		}
-		for _, bad := range []realtime.Event{
-			{Data: []byte("\xff")},
-			{Name: "a\nb"}, {Name: "a\rb"},
-			{ID: "1"},
-		} {
+		for _, bad := range badEvents {
 			if err := hub.PublishAll(t.Context(), bad); err == nil {
 				t.Errorf("PublishAll(%+v) is no error", bad)
 			}
@@ -738,12 +989,35 @@ func TestPublishAll(t *testing.T) {
 	})
 }
 
+// A client is told what it can't send, and stays.
+func TestSendEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for _, bad := range badEvents {
+			if err := client.SendEvent(bad); err == nil || errors.Is(err, realtime.ErrClientClosed) {
+				t.Errorf("SendEvent(%+v): %v, want an error about it", bad, err)
+			}
+		}
+		if err := client.Send([]byte("\xff")); err == nil {
+			t.Error("Send takes text that is not UTF-8")
+		}
+		client.Send([]byte("ok"))
+		if _, payload, err := c.readFrame(); string(payload) != "ok" {
+			t.Errorf("got %q, %v; want ok", payload, err)
+		}
+	})
+}
+
 // Text that is not UTF-8 would make every browser drop its connection.
 func TestBroadcastOfInvalidText(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
 		var lines safeBuffer
-		hub.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+		hub.Logger = textLogger(&lines)
 		s := newPipeSite(t, hub)
 		c := s.raw()
 		for range 3 {
@@ -788,7 +1062,10 @@ func TestBlockedHandlersHarmNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
 		gate := make(chan struct{})
-		hub.Logger = slog.New(slog.NewTextHandler(blockingWriter{gate}, nil))
+		hub.Logger = textLogger(writerFunc(func(p []byte) (int, error) {
+			<-gate
+			return len(p), nil
+		}))
 		hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
 			if string(msg.Data) == "block" {
 				<-gate
@@ -819,18 +1096,11 @@ func TestBlockedHandlersHarmNobody(t *testing.T) {
 	})
 }
 
-type blockingWriter struct{ gate chan struct{} }
-
-func (w blockingWriter) Write(p []byte) (int, error) {
-	<-w.gate
-	return len(p), nil
-}
-
 func TestHandlerPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
 		var lines safeBuffer
-		hub.Logger = slog.New(slog.NewTextHandler(&lines, nil))
+		hub.Logger = textLogger(&lines)
 		hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
 			if string(msg.Data) == "exit" {
 				runtime.Goexit()

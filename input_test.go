@@ -1,14 +1,12 @@
 package realtime_test
 
 import (
-	"bufio"
 	"bytes"
 	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -56,7 +54,7 @@ func TestBadInput(t *testing.T) {
 		"garbage":                       {[]byte("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), 1002},
 		"compression nobody agreed on":  {frame(0xC1, deflated("hello")), 1002},
 		"an oversized frame":            {frame(0x82, make([]byte, 1<<20)), 1009},
-		"oversized fragments":           {bytes.Repeat(frame(0x02, make([]byte, 600<<10)), 1), 1009},
+		"oversized fragments":           {slices.Concat(frame(0x02, make([]byte, 300<<10)), frame(0x80, make([]byte, 300<<10))), 1009},
 		"a normal close":                {frame(0x88, closePayload(1000, "bye")), 1000},
 		"a private close code":          {frame(0x88, closePayload(4999, "bye")), 4999},
 	}
@@ -160,6 +158,19 @@ func TestMessageCutByTheConnection(t *testing.T) {
 	}
 }
 
+// A ping is answered at once where nothing else is to be sent.
+func TestPongAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newPipeSite(t, realtime.NewHub())
+		c := s.raw()
+		start := time.Now()
+		c.send(frame(0x89, []byte("hello")))
+		if first, payload, err := c.readFrame(); first != 0x8A || string(payload) != "hello" || time.Since(start) != 0 {
+			t.Errorf("got frame %#x %q, %v after %v; want the pong at once", first, payload, err, time.Since(start))
+		}
+	})
+}
+
 // A flood of pings from a client that reads nothing costs one waiting pong,
 // the newest (RFC 6455 §5.5.3).
 func TestPingFlood(t *testing.T) {
@@ -234,33 +245,38 @@ func TestFragmentedMessage(t *testing.T) {
 	})
 }
 
-// Bytes that net/http has read together with the handshake are not lost.
+// Bytes that net/http has read together with the handshake are not lost, nor do
+// they wait for more.
 func TestMessageInThePacketOfTheHandshake(t *testing.T) {
-	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
-		t.Run(name, func(t *testing.T) {
-			hub := realtime.NewHub()
-			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
-			s := serve(t, hub)
-			conn, err := s.dial(t.Context(), "tcp", strings.TrimSuffix(strings.TrimPrefix(s.url, "ws://"), "/ws"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			early := append([]byte(handshake), frame(0x81, []byte("early"))...)
-			early = append(early, frame(0x82, bytes.Repeat([]byte("x"), 3000))...)
-			if _, err := conn.Write(append(early, frame(0x81, []byte("torn"))[:3]...)); err != nil {
-				t.Fatal(err)
-			}
-			c := rawHandshaken(t, conn)
-			if err := c.send(frame(0x81, []byte("torn"))[3:]); err != nil {
-				t.Fatal(err)
-			}
-			for _, want := range []string{"early", strings.Repeat("x", 3000), "torn"} {
-				if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
-					t.Errorf("got %.20q, %v; want %.20q", payload, err, want)
+	long := strings.Repeat("x", 3000)
+	torn := frame(0x81, []byte("torn"))
+	tests := []struct {
+		name        string
+		early, late []byte
+		want        []string
+	}{
+		{"alone", frame(0x81, []byte("early")), nil, []string{"early"}},
+		{"with others", slices.Concat(frame(0x81, []byte("early")), frame(0x82, []byte(long)), torn[:3]), torn[3:], []string{"early", long, "torn"}},
+	}
+	for network, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite, "pipe": newPipeSite} {
+		for _, tt := range tests {
+			t.Run(network+"/"+tt.name, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+				s := serve(t, hub)
+				c := s.raw(tt.early...)
+				c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				if tt.late != nil {
+					c.send(tt.late)
 				}
-			}
-		})
+				for _, want := range tt.want {
+					if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
+						t.Errorf("got %.20q, %v; want %.20q", payload, err, want)
+					}
+				}
+				c.conn.Close()
+			})
+		}
 	}
 }
 
@@ -274,11 +290,11 @@ func TestNotAHandshake(t *testing.T) {
 		status int
 		header string // one that the answer must have
 	}{
-		"a plain GET":       {func(r *http.Request) { r.Header = http.Header{} }, 426, "Upgrade"},
-		"no Upgrade":        {func(r *http.Request) { r.Header.Del("Upgrade") }, 426, "Upgrade"},
-		"no Connection":     {func(r *http.Request) { r.Header.Del("Connection") }, 426, "Upgrade"},
-		"another protocol":  {func(r *http.Request) { r.Header.Set("Upgrade", "h2c") }, 426, "Upgrade"},
-		"HTTP/1.0":          {func(r *http.Request) { r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/1.0", 1, 0 }, 426, "Upgrade"},
+		"a plain GET":       {func(r *http.Request) { r.Header = http.Header{} }, 426, ""},
+		"no Upgrade":        {func(r *http.Request) { r.Header.Del("Upgrade") }, 426, ""},
+		"no Connection":     {func(r *http.Request) { r.Header.Del("Connection") }, 426, ""},
+		"another protocol":  {func(r *http.Request) { r.Header.Set("Upgrade", "h2c") }, 426, ""},
+		"HTTP/1.0":          {func(r *http.Request) { r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/1.0", 1, 0 }, 426, ""},
 		"HTTP/2":            {func(r *http.Request) { r.Proto, r.ProtoMajor, r.ProtoMinor = "HTTP/2.0", 2, 0 }, 426, ""},
 		"POST":              {func(r *http.Request) { r.Method = "POST" }, 405, "Allow"},
 		"an old version":    {func(r *http.Request) { r.Header.Set("Sec-WebSocket-Version", "8") }, 426, "Sec-WebSocket-Version"},
@@ -312,83 +328,18 @@ func TestNotAHandshake(t *testing.T) {
 			if tt.status == 501 && (!strings.Contains(err.Error(), "*httptest.ResponseRecorder") || !strings.Contains(err.Error(), "Unwrap")) {
 				t.Errorf("error %q should name the culprit and the cure", err)
 			}
-			if asks := rec.Header().Get("Connection") == "Upgrade"; asks != (tt.status == 426 && r.ProtoMajor == 1) {
-				t.Errorf("Connection: Upgrade is %v in the answer %d to %s", asks, tt.status, r.Proto)
+			connection, upgrade := "", ""
+			if tt.status == 426 && r.ProtoMajor == 1 { // RFC 9110 §7.8 and §15.5.22
+				connection, upgrade = "Upgrade", "websocket"
+			}
+			if h := rec.Header(); h.Get("Connection") != connection || h.Get("Upgrade") != upgrade {
+				t.Errorf("the answer %d to %s has %v, want Connection: %q and Upgrade: %q", tt.status, r.Proto, h, connection, upgrade)
 			}
 			if hub.Stats().Refused != 1 {
 				t.Errorf("Refused = %d, want 1", hub.Stats().Refused)
 			}
 		})
 	}
-}
-
-// A middleware that wraps the ResponseWriter and says so is no obstacle; the
-// error of one that can't hijack names it.
-func TestWrappedResponseWriter(t *testing.T) {
-	type opaque struct{ http.ResponseWriter }
-	hub := realtime.NewHub()
-	hub.Logger = quiet
-	errs := make(chan error, 1)
-	mux := http.NewServeMux()
-	for path, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
-		"/wrapped": func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{w} },
-		"/opaque":  func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{opaque{w}} },
-		"/broken":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w, errBroken} },
-		"/panics":  func(w http.ResponseWriter) http.ResponseWriter { return brokenHijacker{w, nil} },
-	} {
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) { errs <- realtime.Upgrade(wrap(w), r, hub) })
-	}
-	srv := httptest.NewServer(mux)
-	defer srv.Close()
-
-	conn, _, err := websocket.Dial(t.Context(), srv.URL+"/wrapped", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := <-errs; err != nil {
-		t.Errorf("behind a wrapper with Unwrap: %v", err)
-	}
-	conn.Close(websocket.StatusNormalClosure, "")
-	if _, resp, err := websocket.Dial(t.Context(), srv.URL+"/opaque", nil); err == nil || resp.StatusCode != 501 {
-		t.Errorf("behind an opaque wrapper: %v, want 501", err)
-	}
-	if err := <-errs; err == nil || !strings.Contains(err.Error(), "realtime_test.opaque hides http.Hijacker") {
-		t.Errorf("error %q should name realtime_test.opaque", err)
-	}
-	for _, path := range []string{"/broken", "/panics"} {
-		if _, resp, err := websocket.Dial(t.Context(), srv.URL+path, nil); err == nil || resp == nil || resp.StatusCode != 501 {
-			t.Errorf("%s: %v, want 501", path, err)
-		}
-		if err := <-errs; err == nil || !strings.Contains(err.Error(), "brokenHijacker") {
-			t.Errorf("error %q should name brokenHijacker", err)
-		}
-	}
-	// The first client's answer to its close frame may come before it is gone.
-	if err := hub.Shutdown(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if st := hub.Stats(); st.Refused != 3 || st.Clients != 0 {
-		t.Errorf("Stats() = %+v, want 3 refused, no clients", st)
-	}
-}
-
-type unwrapper struct{ http.ResponseWriter }
-
-func (u unwrapper) Unwrap() http.ResponseWriter { return u.ResponseWriter }
-
-// A brokenHijacker's Hijack fails with err, or panics if that is nil.
-type brokenHijacker struct {
-	http.ResponseWriter
-	err error
-}
-
-var errBroken = errors.New("broken")
-
-func (b brokenHijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if b.err == nil {
-		panic("not a Hijacker after all")
-	}
-	return nil, nil, b.err
 }
 
 // A peer that stalls inside a frame hangs nothing: not Close, not Shutdown.

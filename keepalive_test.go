@@ -67,6 +67,55 @@ func TestPingAfterSilence(t *testing.T) {
 	})
 }
 
+// A client that sends something as the process runs on after a stall is pinged
+// as usual: its reader must not take a time to come for that of the message.
+func TestPingAfterAStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		time.Sleep(10 * time.Second)
+		realtime.Stall(hub, 8*time.Hour)
+		c.send(frame(0x8A, nil))
+		start := time.Now()
+		first, _, err := c.readFrame()
+		if d := time.Since(start); first != 0x89 || d < 54*time.Second || d > 56*time.Second {
+			t.Errorf("got frame %#x, %v after %v; want a ping after 54 s and at most 2 s", first, err, d)
+		}
+	})
+}
+
+// One sweeper looks after all clients. It goes with the last of them, and
+// comes again.
+func TestOneSweeper(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		for range 2 {
+			var clients []*rawClient
+			for range 5 {
+				clients = append(clients, s.raw())
+			}
+			synctest.Wait()
+			if n := running("(*Hub).sweep"); n != 1 {
+				t.Errorf("%d sweepers for 5 clients, want 1", n)
+			}
+			start := time.Now()
+			if first, _, err := clients[0].readFrame(); first != 0x89 || !within(time.Since(start), 54*time.Second) {
+				t.Errorf("got frame %#x, %v after %v; want a ping after 54 s", first, err, time.Since(start))
+			}
+			for _, c := range clients {
+				c.conn.Close()
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if n := running("(*Hub).sweep"); n != 0 {
+				t.Errorf("%d sweepers for nobody", n)
+			}
+		}
+	})
+}
+
 func TestTalkingClientIsNotPinged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -99,20 +148,49 @@ func TestPingIntervalNegativeNeverPings(t *testing.T) {
 }
 
 func TestUnansweredPingDisconnects(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := realtime.NewHub()
-		l := recordLeft(hub)
-		s := newPipeSite(t, hub)
-		c := s.raw()
-		io.Copy(io.Discard, c.br) // takes the ping, answers nothing, until the server hangs up
-		synctest.Wait()
-		if l.n != 1 || l.err == nil || !strings.Contains(l.err.Error(), "PongTimeout") {
-			t.Errorf("OnDisconnect: %d times, last with %v; want once, for PongTimeout", l.n, l.err)
-		}
-		if l.at < 114*time.Second || l.at > 116*time.Second {
-			t.Errorf("gone after %v, want 54 s + 60 s and at most 2 s", l.at)
-		}
-	})
+	for name, said := range map[string][]byte{"silent from the start": nil, "silent after a message": frame(0x81, []byte("hi"))} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				hub.OnMessage = func(*realtime.Hub, realtime.Message) {}
+				s := newPipeSite(t, hub)
+				c := s.raw(said...)
+				io.Copy(io.Discard, c.br) // takes the ping, answers nothing, until the server hangs up
+				synctest.Wait()
+				if l.n != 1 || l.err == nil || !strings.Contains(l.err.Error(), "ping unanswered for Hub.PongTimeout") {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, for the ping", l.n, l.err)
+				}
+				if l.at < 114*time.Second || l.at > 116*time.Second {
+					t.Errorf("gone after %v, want 54 s + 60 s and at most 2 s", l.at)
+				}
+			})
+		})
+	}
+}
+
+// A client that answers pings and says nothing else lives on, as one does
+// that pings itself: a control frame is no message that has begun.
+func TestControlFramesAlone(t *testing.T) {
+	for name, alive := range map[string]byte{"pong": 0x8A, "ping": 0x89} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				c.send(frame(0x81, []byte("a message before")))
+				go io.Copy(io.Discard, c.br)
+				for range 3 {
+					c.send(frame(alive, []byte("alive")))
+					time.Sleep(110 * time.Second) // an unanswered ping falls into it
+				}
+				if l.n != 0 {
+					t.Errorf("gone after %v: %v", l.at, l.err)
+				}
+			})
+		})
+	}
 }
 
 func TestTimeInOnMessageIsNotSilence(t *testing.T) {
@@ -156,14 +234,19 @@ func TestMessageThatNeverEnds(t *testing.T) {
 		"lie about the length":   {0x82, 0xFF, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6},
 	}
 	for name, b := range tests {
-		t.Run(name, func(t *testing.T) {
+		never := func(t *testing.T, together bool) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
 				l := recordLeft(hub)
 				s := newPipeSite(t, hub)
-				c := s.raw()
 				start := time.Now()
-				c.send(b)
+				var c *rawClient
+				if together {
+					c = s.raw(b...)
+				} else {
+					c = s.raw()
+					c.send(b)
+				}
 				c.expectClose(1008)
 				if got := time.Since(start); !within(got, 60*time.Second) {
 					t.Errorf("close frame after %v, want 60 s and at most one more", got)
@@ -174,7 +257,9 @@ func TestMessageThatNeverEnds(t *testing.T) {
 					t.Errorf("OnDisconnect: %d times, last with %v; want once, for an incomplete message", l.n, l.err)
 				}
 			})
-		})
+		}
+		t.Run(name, func(t *testing.T) { never(t, false) })
+		t.Run(name+", in the packet of the handshake", func(t *testing.T) { never(t, true) })
 	}
 }
 
@@ -309,23 +394,39 @@ func TestSlowClientIsDisconnected(t *testing.T) {
 	})
 }
 
-// 256 messages may wait for as long as WriteTimeout allows.
-func TestClientAtSendBufferIsNotSlow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := realtime.NewHub()
-		l := recordLeft(hub)
-		s := newPipeSite(t, hub)
-		c := s.raw()
-		for range 256 {
-			hub.Broadcast <- []byte("x")
-		}
-		time.Sleep(9 * time.Second)
-		for i := range 256 {
-			if _, _, err := c.readFrame(); err != nil {
-				t.Fatalf("frame %d: %v (%v)", i, err, l.err)
-			}
-		}
-	})
+// SendBuffer is exact: so many messages may wait for as long as WriteTimeout
+// allows, one more may not.
+func TestSendBufferIsExact(t *testing.T) {
+	for _, tt := range []struct {
+		waiting int
+		slow    bool
+	}{{256, false}, {257, true}} {
+		t.Run(fmt.Sprint(tt.waiting), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				for range tt.waiting {
+					hub.Broadcast <- []byte("x")
+				}
+				synctest.Wait()
+				if got := hub.Stats().Queued; got != int64(tt.waiting) {
+					t.Errorf("Queued = %d, want %d", got, tt.waiting)
+				}
+				time.Sleep(9 * time.Second)
+				synctest.Wait()
+				if slow := errors.Is(l.err, realtime.ErrSlowClient); slow != tt.slow {
+					t.Errorf("OnDisconnect got %v, want ErrSlowClient: %v", l.err, tt.slow)
+				}
+				for i := 0; i < tt.waiting && !tt.slow; i++ {
+					if _, _, err := c.readFrame(); err != nil {
+						t.Fatalf("frame %d: %v (%v)", i, err, l.err)
+					}
+				}
+			})
+		})
+	}
 }
 
 // A client that catches up with a burst is given its time, one that falls
@@ -368,6 +469,10 @@ func TestSlowAfterNegativeDisconnectsAtOnce(t *testing.T) {
 		hub := realtime.NewHub()
 		hub.SlowAfter, hub.SendBuffer = -1, 4
 		l := recordLeft(hub)
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		var lines safeBuffer
+		hub.Logger = textLogger(&lines)
 		s := newPipeSite(t, hub)
 		s.raw()
 		for range 4 {
@@ -381,6 +486,9 @@ func TestSlowAfterNegativeDisconnectsAtOnce(t *testing.T) {
 		synctest.Wait()
 		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) || l.at != 0 {
 			t.Errorf("OnDisconnect: %d times, last with %v after %v; want ErrSlowClient at once", l.n, l.err, l.at)
+		}
+		if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "client="+client.ID()) {
+			t.Errorf("logged %q, want a line with client=%s", got, client.ID())
 		}
 	})
 }
@@ -411,6 +519,28 @@ func TestSendToASlowClient(t *testing.T) {
 	})
 }
 
+// Who was closed by Close is not a slow client, however slowly it takes what
+// waits.
+func TestClosedClientIsNotSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		for range 300 {
+			client.Send([]byte("x"))
+		}
+		client.Close(4000, "")
+		time.Sleep(7 * time.Second)
+		synctest.Wait()
+		if websocket.CloseStatus(l.err) != 4000 || hub.Stats().SlowClients != 0 {
+			t.Errorf("OnDisconnect got %v, SlowClients = %d; want 4000 and 0", l.err, hub.Stats().SlowClients)
+		}
+	})
+}
+
 func TestWriteTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -422,6 +552,25 @@ func TestWriteTimeout(t *testing.T) {
 		synctest.Wait()
 		if l.n != 1 || !within(l.at, 10*time.Second) || !strings.Contains(l.err.Error(), "WriteTimeout") {
 			t.Errorf("OnDisconnect: %d times, last with %v after %v; want once, for WriteTimeout, after 10 s", l.n, l.err, l.at)
+		}
+	})
+}
+
+// WriteTimeout begins with what waits, not with what was written last.
+func TestWriteTimeoutBeginsWithTheWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.PingInterval = -1
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for range 2 {
+			time.Sleep(time.Minute)
+			hub.Broadcast <- []byte("x")
+			time.Sleep(9 * time.Second)
+			if _, payload, err := c.readFrame(); string(payload) != "x" {
+				t.Fatalf("got %q, %v (%v)", payload, err, l.err)
+			}
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -402,5 +403,48 @@ func TestSetCheckOrigin(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// The log says which origin was refused, as far as it matters.
+func TestRefusedOriginIsLogged(t *testing.T) {
+	hub := realtime.NewHub()
+	var lines safeBuffer
+	hub.Logger = textLogger(&lines)
+	hub.CheckOrigin = func(*http.Request) bool { return false }
+	srv := httptest.NewServer(hub)
+	defer srv.Close()
+	long := "https://" + strings.Repeat("x", 4000) + "\u2028 level=ERROR"
+	_, resp, err := websocket.Dial(t.Context(), srv.URL, &websocket.DialOptions{HTTPHeader: http.Header{"Origin": {long}}})
+	if err == nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("got %v, want 403", err)
+	}
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	got, origin := lines.String(), "origin=https://"+strings.Repeat("x", 256-len("https://"))+"… "
+	if !strings.Contains(got, "origin refused") || !strings.Contains(got, origin) || !strings.Contains(got, "host=127.0.0.1:") || len(got) > 1000 || strings.Count(got, "\n") != 1 {
+		t.Errorf("logged %q", got)
+	}
+}
+
+// A CheckOrigin that panics refuses the client.
+func TestCheckOriginPanics(t *testing.T) {
+	hub := realtime.NewHub()
+	var lines safeBuffer
+	hub.Logger = textLogger(&lines)
+	hub.CheckOrigin = func(*http.Request) bool { panic("oh no") }
+	rec := httptest.NewRecorder()
+	if err := realtime.Upgrade(rec, handshakeRequest(t), hub); err == nil || rec.Code != 500 || strings.Contains(rec.Body.String(), "oh no") {
+		t.Errorf("answered %d %q, %v; want 500 and an error", rec.Code, rec.Body, err)
+	}
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if st := hub.Stats(); st.Panics != 1 || st.Refused != 1 {
+		t.Errorf("Stats() = %+v, want 1 panic, 1 refused", st)
+	}
+	if got := lines.String(); !strings.Contains(got, "CheckOrigin panicked") || !strings.Contains(got, "origin_test.go") {
+		t.Errorf("logged %q; want the panic with its stack", got)
 	}
 }

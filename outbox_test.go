@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,7 +16,7 @@ import (
 )
 
 // A recorder is a connection that keeps what is written, and takes it only
-// through its gate.
+// through its gate: half of it where that has an error.
 type recorder struct {
 	net.Conn
 	gate chan error
@@ -50,7 +51,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 	defer r.writing.Store(false)
 	if r.gate != nil {
 		if err := <-r.gate; err != nil {
-			return 0, err
+			return len(p) / 2, err
 		}
 	}
 	r.mu.Lock()
@@ -192,14 +193,14 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 	})
 }
 
-// A write that fails ends the outbox: what waits is dropped and counted, and
-// nothing more is taken.
+// A write that fails ends the outbox: what was written before is delivered, what
+// waits is dropped, both counted, and nothing more is taken.
 func TestOutboxWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
 		o.open(conn, nil, plainFormat)
-		o.push(runOf("a", "b", "c"))
+		o.push(runOf("a", "b", "c", "d"))
 		ended := make(chan error, 1)
 		go func() { ended <- o.drain() }()
 		reset := errors.New("reset")
@@ -207,13 +208,234 @@ func TestOutboxWriteFails(t *testing.T) {
 		if err := <-ended; err != reset {
 			t.Errorf("drain: %v, want the error of the write", err)
 		}
-		if _, err := o.push(runOf("d")); err != ErrClientClosed {
+		if _, err := o.push(runOf("e")); err != ErrClientClosed {
 			t.Errorf("push: %v, want ErrClientClosed", err)
 		}
-		if d, q := o.shared.dropped.Load(), o.shared.queued.Load(); d != 3 || q != 0 {
-			t.Errorf("%d dropped, %d queued; want 3 and 0", d, q)
+		if w, d, q := o.shared.delivered.Load(), o.shared.dropped.Load(), o.shared.queued.Load(); w != 2 || d != 2 || q != 0 {
+			t.Errorf("%d delivered, %d dropped, %d queued; want 2, 2 and 0", w, d, q)
 		}
 	})
+}
+
+// A write that fails at once fails the Send, the client and all that comes
+// after; the connection has its 5 s to end.
+func TestWriteFailsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		hub.start()
+		hub.settle()
+		c := newClient(hub)
+		if err := hub.add(c); err != nil {
+			t.Fatal(err)
+		}
+		c.join()
+		tries, reset := 0, errors.New("reset")
+		c.out.open(new(recorder), func(b []byte) (int, error) {
+			if tries++; tries > 1 {
+				return 0, reset
+			}
+			return len(b), nil
+		}, plainFormat)
+		r := runOf(strings.Repeat("x", maxJoinBytes), "y") // two buffers
+		if err := c.pushed(c.out.push(r)); err != ErrClientClosed {
+			t.Errorf("push: %v, want ErrClientClosed", err)
+		}
+		if err := c.Send([]byte("x")); err != ErrClientClosed || tries != 2 {
+			t.Errorf("Send: %v after %d tries, want ErrClientClosed without a third", err, tries)
+		}
+		if !errors.Is(c.left(), reset) || hub.ClientCount() != 0 || c.closeBy.Load() == 0 {
+			t.Errorf("it left with %v, %d clients, to be closed by %d", c.left(), hub.ClientCount(), c.closeBy.Load())
+		}
+		if st := hub.Stats(); st.Queued != 0 || st.Delivered+st.Dropped != 2 {
+			t.Errorf("Stats() = %+v, want nothing queued, 2 accounted for", st)
+		}
+		c.discard()
+		if err := hub.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An outbox that has failed takes and writes nothing more.
+func TestOutboxHasFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &outbox{shared: newShared()}
+		conn := new(recorder)
+		o.open(conn, nil, plainFormat)
+		start, _ := o.push(runOf("x", "y"))
+		if !start {
+			t.Fatal("push wants no goroutine")
+		}
+		o.answer(controlFrame(opPong, nil))
+		o.fail() // before the goroutine has begun
+		o.fail()
+		if err := o.drain(); err != nil {
+			t.Errorf("drain: %v", err)
+		}
+		o.try = conn.try
+		conn.room = func() int { return 1 << 20 }
+		if _, err := o.push(runOf("z")); err != ErrClientClosed {
+			t.Errorf("push: %v, want ErrClientClosed", err)
+		}
+		if start, err := o.control(pingFrame); start || err != nil {
+			t.Errorf("control: %v, %v", start, err)
+		}
+		if start, err := o.answer(controlFrame(opPong, nil)); start || err != nil {
+			t.Errorf("answer: %v, %v", start, err)
+		}
+		if first, start, err := o.close(closeFrame(1000, "")); first || start || err != nil {
+			t.Errorf("close: %v, %v, %v", first, start, err)
+		}
+		if start, err := o.open(conn, conn.try, plainFormat); start || err != nil {
+			t.Errorf("open: %v, %v", start, err)
+		}
+		if err := o.overdue(time.Hour); err != nil {
+			t.Errorf("overdue: %v", err)
+		}
+		<-o.flushed()
+		if len(conn.got) != 0 || o.shared.dropped.Load() != 2 || o.shared.queued.Load() != 0 {
+			t.Errorf("wrote %q, %d dropped, %d queued; want nothing, 2 and 0", conn.got, o.shared.dropped.Load(), o.shared.queued.Load())
+		}
+	})
+}
+
+// A held outbox keeps events and the close frame, and no control frames.
+func TestOutboxHeld(t *testing.T) {
+	o := &outbox{shared: newShared()}
+	o.push(runOf("early"))
+	o.control(pingFrame)
+	o.answer(controlFrame(opPong, nil))
+	o.close(closeFrame(1000, ""))
+	conn := &recorder{room: func() int { return 1 << 20 }}
+	if start, err := o.open(conn, conn.try, plainFormat); start || err != nil {
+		t.Errorf("open: %v, %v", start, err)
+	}
+	if want := append(frames(opText, "early"), closeFrame(1000, "").b...); !bytes.Equal(conn.got, want) {
+		t.Errorf("wrote %q, want %q", conn.got, want)
+	}
+	if o.early != nil || o.last != nil {
+		t.Error("it keeps what it has handed on")
+	}
+}
+
+// A push that makes its client slow fails the outbox itself.
+func TestOutboxSlowPush(t *testing.T) {
+	s := newShared()
+	s.sendBuffer, s.slowAfter = 1, -1
+	o := &outbox{shared: s}
+	o.open(new(recorder), nil, plainFormat)
+	if _, err := o.push(runOf("x", "y")); err != ErrSlowClient || !o.failed {
+		t.Errorf("push: %v, failed is %v; want ErrSlowClient and failed", err, o.failed)
+	}
+}
+
+// The patience with a reader above SendBuffer: it starts when waiting exceeds
+// that, anew when the reader has got rid of half of the most that waited, and
+// ends when it is below.
+func TestOutboxPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShared()
+		s.sendBuffer, s.writeTimeout = 10, time.Hour
+		o := &outbox{shared: s}
+		conn := &recorder{gate: make(chan error)}
+		o.open(conn, nil, plainFormat)
+		large := string(make([]byte, maxWrite-4)) // with its header of 4 bytes, one in a write
+		push := func(n int) {
+			t.Helper()
+			for range n {
+				start, err := o.push(runOf(large))
+				if err != nil {
+					t.Fatalf("push: %v", err)
+				}
+				if start {
+					go o.drain()
+				}
+			}
+			synctest.Wait()
+		}
+		take := func(n int) {
+			for range n {
+				conn.gate <- nil
+			}
+			synctest.Wait()
+		}
+		look := func(want error) {
+			t.Helper()
+			if got := o.overdue(s.clock.now()); got != want {
+				t.Errorf("%d waiting: overdue is %v, want %v", o.waiting, got, want)
+			}
+		}
+		push(10)
+		time.Sleep(time.Minute)
+		look(nil) // at the limit for as long as it likes
+		push(30)
+		time.Sleep(999 * time.Millisecond)
+		look(nil)
+		take(15)
+		push(1)
+		take(6) // 20 of 40
+		time.Sleep(999 * time.Millisecond)
+		look(nil)
+		take(9) // 11 of 20: not half of them
+		look(nil)
+		time.Sleep(time.Millisecond)
+		look(ErrSlowClient)
+		take(1) // 10: not above the limit
+		look(nil)
+		time.Sleep(time.Minute)
+		push(1) // 11
+		look(nil)
+		time.Sleep(time.Second)
+		look(ErrSlowClient)
+		close(conn.gate)
+		synctest.Wait()
+	})
+}
+
+// A queue that is never quite empty doesn't grow for ever.
+func TestOutboxQueueIsBounded(t *testing.T) {
+	o := &outbox{shared: newShared()}
+	o.open(new(recorder), nil, plainFormat)
+	o.push(runOf("x"))
+	for range 10_000 {
+		o.push(runOf("x"))
+		o.wroteLocked(3)
+	}
+	if cap(o.queue) > 16 {
+		t.Errorf("a queue of 1 has room for %d", cap(o.queue))
+	}
+	kept := 0
+	for _, buf := range o.queue[:cap(o.queue)] {
+		if buf != nil {
+			kept++
+		}
+	}
+	if kept != 1 {
+		t.Errorf("a queue of 1 keeps %d buffers", kept)
+	}
+}
+
+// The memory of a message that the kernel took in part is not used for another
+// one.
+func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
+	for range 20 { // the pool may forget, under the race detector
+		room := 3
+		conn := &recorder{room: func() int { return room }}
+		o, other := &outbox{shared: newShared()}, &outbox{shared: newShared()}
+		o.open(conn, conn.try, plainFormat)
+		if start, err := o.post(&Event{Data: []byte("torn")}); !start || err != nil {
+			t.Fatalf("post: start %v, %v", start, err)
+		}
+		taker := &recorder{room: func() int { return 1 << 20 }}
+		other.open(taker, taker.try, plainFormat)
+		other.post(&Event{Data: []byte("another")})
+		o.post(&Event{Data: []byte("behind")})
+		other.post(&Event{Data: []byte("another")})
+		o.drain()
+		if want := frames(opText, "torn", "behind"); !bytes.Equal(conn.got, want) {
+			t.Fatalf("wrote %q, want %q", conn.got, want)
+		}
+	}
 }
 
 // Whatever is pushed, and however the writes go, the bytes are those of the

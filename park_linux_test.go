@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,12 +18,6 @@ import (
 	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
-
-// readers returns how many goroutines read from clients.
-func readers() int {
-	stacks := make([]byte, 4<<20)
-	return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "realtime.(*Client).serve(")
-}
 
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {
@@ -39,7 +32,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 // parked waits until no goroutine reads.
 func parked(t *testing.T) {
 	t.Helper()
-	eventually(t, "all clients are parked", func() bool { return readers() == 0 })
+	eventually(t, "all clients are parked", func() bool { return running("(*Client).serve") == 0 })
 }
 
 // newUnixSite serves the hub on a Unix socket.
@@ -55,6 +48,8 @@ func newUnixSite(t testing.TB, hub *realtime.Hub) *site {
 	return serveSite(t, hub, l, "ws://unix/ws", dial)
 }
 
+func init() { sockets["unix"] = newUnixSite }
+
 var parkable = map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite}
 
 func TestIdleClientHoldsNoGoroutine(t *testing.T) {
@@ -67,7 +62,11 @@ func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 			for range 20 {
 				conns = append(conns, s.connect())
 			}
-			parked(t) // right after the handshake
+			start := time.Now()
+			parked(t) // right after the handshake, long before the sweeper looks
+			if d := time.Since(start); d > 2*time.Second {
+				t.Errorf("parked after %v, want at once", d)
+			}
 			for range 3 {
 				hub.Broadcast <- []byte("hello")
 				for _, c := range conns {
@@ -105,7 +104,7 @@ func TestSweeperParks(t *testing.T) {
 }
 
 // A connection is parked between messages only: within one, a kick changes
-// nothing.
+// nothing, nor do several while it waits for the next byte.
 func TestKickWithinAMessage(t *testing.T) {
 	whole := slices.Concat(
 		frame(0x01, []byte("in ")), frame(0x89, []byte("ping")), frame(0x00, []byte("five ")), frame(0x8A, nil), frame(0x80, []byte("pieces")),
@@ -126,6 +125,10 @@ func TestKickWithinAMessage(t *testing.T) {
 					runtime.Gosched()
 				}
 				realtime.Kick(hub)
+				for range i % 5 {
+					time.Sleep(200 * time.Microsecond)
+					realtime.Kick(hub)
+				}
 			}
 			for _, want := range []string{"ping", "in five pieces", "and another"} {
 				if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
@@ -253,6 +256,34 @@ func TestParkedClientEnds(t *testing.T) {
 				s.srv.Close()
 				eventually(t, "all descriptors are closed", func() bool { return descriptors(t) <= before })
 			})
+		}
+	}
+}
+
+// A client keeps one place with the parker, and gives it back.
+func TestParkingPlaces(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+	s := newTCPSite(t, hub)
+	for round := range int32(3) {
+		c := s.raw()
+		for range 5 {
+			parked(t)
+			c.send(frame(0x81, []byte("x")))
+			if _, _, err := c.readFrame(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "it reads", func() bool { return running("(*Client).serve") == 1 })
+			realtime.Kick(hub)
+		}
+		parked(t)
+		if got, want := realtime.Places(hub), (realtime.PlacesOf{All: 1, Taken: 1, Before: round}); got != want {
+			t.Errorf("the parker has %+v, want %+v", got, want)
+		}
+		c.conn.Close()
+		eventually(t, "the client is gone", func() bool { return realtime.Joined(hub) == 0 })
+		if got, want := realtime.Places(hub), (realtime.PlacesOf{All: 1, Free: 1, Before: round + 1}); got != want {
+			t.Errorf("then the parker has %+v, want %+v", got, want)
 		}
 	}
 }

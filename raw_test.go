@@ -23,16 +23,10 @@ type rawClient struct {
 const handshake = "GET /ws HTTP/1.1\r\nHost: pipe\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
 	"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
-// newRawClient makes the handshake on conn.
-func newRawClient(t testing.TB, conn net.Conn) *rawClient {
+// newRawClient makes the handshake on conn, with early in the same packet.
+func newRawClient(t testing.TB, conn net.Conn, early []byte) *rawClient {
 	t.Helper()
-	go io.WriteString(conn, handshake)
-	return rawHandshaken(t, conn)
-}
-
-// rawHandshaken reads the answer to a handshake that was sent.
-func rawHandshaken(t testing.TB, conn net.Conn) *rawClient {
-	t.Helper()
+	go conn.Write(append([]byte(handshake), early...))
 	c := &rawClient{t: t, conn: conn}
 	c.readHandshake()
 	return c
@@ -139,7 +133,16 @@ func (c *rawClient) expectClose(code int) string {
 	}
 }
 
-// expectEnd wants the connection to end, with nothing more on it.
+// expectEOF wants an orderly end with nothing more before it.
+func (c *rawClient) expectEOF() {
+	c.t.Helper()
+	if b, err := c.br.ReadByte(); err != io.EOF {
+		c.t.Errorf("read %#x, %v; want EOF", b, err)
+	}
+}
+
+// expectEnd wants the connection to end, in whatever way, with nothing more on
+// it.
 func (c *rawClient) expectEnd() {
 	c.t.Helper()
 	if n, err := io.Copy(io.Discard, c.br); n != 0 {

@@ -1,0 +1,42 @@
+package realtime
+
+import (
+	"bytes"
+	"testing"
+)
+
+// A joined buffer holds at most 64 messages and 64 KiB, and is made once; one
+// event alone needs none.
+func TestJoinedBuffers(t *testing.T) {
+	for _, tt := range []struct{ events, bytes, want int }{
+		{1, 1, 1}, {64, 1, 1}, {65, 1, 2}, {128, 1, 2}, {1000, 10, 16},
+		{32, 2048 - 4, 1}, {33, 2048 - 4, 2}, {2, maxJoinBytes, 2},
+	} {
+		var payloads []string
+		for range tt.events {
+			payloads = append(payloads, string(make([]byte, tt.bytes)))
+		}
+		r := runOf(payloads...)
+		bufs := r.buffers(plainFormat)
+		if len(bufs) != tt.want {
+			t.Errorf("%d events of %d bytes are %d buffers, want %d", tt.events, tt.bytes, len(bufs), tt.want)
+		}
+		var all []byte
+		messages := 0
+		for _, buf := range bufs {
+			all, messages = append(all, buf.b...), messages+len(buf.ends)
+			if buf.ends[len(buf.ends)-1] != len(buf.b) || len(buf.ends) > maxJoin || len(buf.ends) > 1 && len(buf.b) > maxJoinBytes {
+				t.Errorf("a buffer of %d messages and %d bytes", len(buf.ends), len(buf.b))
+			}
+		}
+		if !bytes.Equal(all, frames(opText, payloads...)) || messages != tt.events {
+			t.Errorf("%d events of %d bytes: %d messages, or other bytes", tt.events, tt.bytes, messages)
+		}
+		if r.buffers(plainFormat)[0] != bufs[0] {
+			t.Error("each client has buffers of its own")
+		}
+		if tt.events == 1 && bufs[0] != r.events[0].buffer(plainFormat) {
+			t.Error("an event alone is copied")
+		}
+	}
+}

@@ -1,0 +1,76 @@
+package realtime
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// What a client had is given back when it goes: its slot, its place in the
+// shard, and with the last of them all that a burst of clients took.
+func TestRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		hub.start()
+		hub.settle()
+		add := func() *Client {
+			c := newClient(hub)
+			if err := hub.add(c); err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		a, b, c := add(), add(), add()
+		b.discard()
+		time.Sleep(2 * revolution) // the sweeper copes with the gap
+		if got := hub.all(); len(got) != 2 || got[0] != a || got[1] != c {
+			t.Errorf("the hub has %d clients, want the first and the third", len(got))
+		}
+		d, e := add(), add()
+		if d.slot != b.slot || e.slot != 3 || len(hub.slots) != 4 {
+			t.Errorf("got slots %d and %d of %d, want the free one and the next", d.slot, e.slot, len(hub.slots))
+		}
+		for _, c := range []*Client{a, c, d, e} {
+			c.discard()
+		}
+		synctest.Wait()
+		if hub.slots != nil || hub.free != nil || hub.clients != 0 {
+			t.Errorf("an empty hub has %d slots, %d of them free, for %d clients", len(hub.slots), len(hub.free), hub.clients)
+		}
+		for _, s := range hub.shards {
+			if len(s.clients) != 0 {
+				t.Errorf("a shard of an empty hub has %d clients", len(s.clients))
+			}
+		}
+		if err := hub.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A newcomer that was let in just before Shutdown began is waited for.
+func TestJoinDuringShutdown(t *testing.T) {
+	for range 20 { // the loop may find either first
+		synctest.Test(t, func(t *testing.T) {
+			hub := NewHub()
+			hub.started.Store(true) // the loop is late
+			hub.settle()
+			c := newClient(hub)
+			added := make(chan error, 1)
+			go func() { added <- hub.add(c) }()
+			synctest.Wait()
+			down := make(chan error, 1)
+			go func() { down <- hub.Shutdown(context.Background()) }()
+			synctest.Wait()
+			go hub.loop()
+			if err := <-added; err != nil {
+				t.Error(err)
+			}
+			c.discard()
+			if err := <-down; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
