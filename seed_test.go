@@ -24,6 +24,12 @@ func init() {
 }
 
 func TestSeedWebSocket(t *testing.T) {
+	select {
+	case <-Chat.Done(): // an earlier run of this test has shut it down
+		Chat = realtime.NewHub()
+		go Chat.Run()
+	default:
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /ws/chat", func(w http.ResponseWriter, r *http.Request) {
 		realtime.Upgrade(w, r, Chat)
