@@ -101,44 +101,74 @@ func childClient(url string) int {
 	}
 }
 
-// A server that stood still for longer than all its timeouts finds its
-// clients as silent as they were, and loses none of them.
+// A server that stood still for longer than all its timeouts, while pings were
+// under way, doesn't take that time for its clients' silence: it loses none of
+// them, and pings on as before.
 func TestStoppedServerLosesNoClient(t *testing.T) {
 	t.Parallel()
 	server, lines := startChild(t, "server")
 	addr := nextLine(t, lines)
+	const clients = 20
 	var conns []*websocket.Conn
-	for range 20 {
-		conn, _, err := websocket.Dial(t.Context(), "ws://"+addr, nil)
+	pings, hello, gone := make(chan int, 100*clients), make(chan bool, clients), make(chan error, clients)
+	for i := range clients {
+		conn, _, err := websocket.Dial(t.Context(), "ws://"+addr, &websocket.DialOptions{
+			OnPingReceived: func(context.Context, []byte) bool {
+				pings <- i
+				time.Sleep(500 * time.Millisecond) // so many of them are unanswered at any time
+				return true
+			},
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.CloseNow()
 		conns = append(conns, conn)
-	}
-	hello := make(chan error, len(conns))
-	for _, conn := range conns {
 		go func() {
 			for {
 				_, data, err := conn.Read(context.Background())
-				if err != nil || string(data) == "hello" {
-					hello <- err
+				if err != nil {
+					gone <- err
 					return
 				}
+				hello <- string(data) == "hello"
 			}
 		}()
 	}
-	for range 2 {
-		server.Process.Signal(syscall.SIGSTOP)
-		time.Sleep(4 * time.Second)
-		server.Process.Signal(syscall.SIGCONT)
-		time.Sleep(1500 * time.Millisecond) // the sweeper has looked
+	deadline := time.After(20 * time.Second)
+	lost := func(err error) {
+		t.Helper()
+		server.Process.Kill()
+		t.Fatalf("a client was lost: %v; the server says %q", err, nextLine(t, lines))
+	}
+	time.Sleep(1500 * time.Millisecond)
+	server.Process.Signal(syscall.SIGSTOP)
+	time.Sleep(3 * time.Second)
+	for len(pings) > 0 {
+		<-pings
+	}
+	server.Process.Signal(syscall.SIGCONT)
+	for pinged := make(map[int]bool); len(pinged) < clients; {
+		select {
+		case i := <-pings:
+			pinged[i] = true
+		case err := <-gone:
+			lost(err)
+		case <-deadline:
+			t.Fatalf("%d of %d clients were pinged", len(pinged), clients)
+		}
 	}
 	write(t, conns[0], "hello")
-	for range conns {
-		if err := <-hello; err != nil {
-			server.Process.Kill()
-			t.Fatalf("a client was lost: %v; the server says %q", err, nextLine(t, lines))
+	for range clients {
+		select {
+		case ok := <-hello:
+			if !ok {
+				t.Error("a client got something else than hello")
+			}
+		case err := <-gone:
+			lost(err)
+		case <-deadline:
+			t.Fatal("not all clients got hello")
 		}
 	}
 }
