@@ -99,7 +99,7 @@ func TestInbox(t *testing.T) {
 func TestShardKeepsOrder(t *testing.T) {
 	hub := NewHub()
 	hub.settle()
-	s, before, after := new(shard), newClient(hub), newClient(hub)
+	s, before, after := &shard{stats: &hub.shared}, newClient(hub, false), newClient(hub, false)
 	event := func(data string) entry { return entry{event: &event{Event: Event{Data: []byte(data)}}} }
 	for _, e := range []entry{
 		event("nobody"), {op: opJoin, client: before}, event("first"), {op: opJoin, client: after}, event("both"), {op: opLeave, client: before}, event("last"),

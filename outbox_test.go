@@ -224,7 +224,7 @@ func TestWriteFailsAtOnce(t *testing.T) {
 		hub := NewHub()
 		hub.start()
 		hub.settle()
-		c := newClient(hub)
+		c := newClient(hub, false)
 		if err := hub.add(c); err != nil {
 			t.Fatal(err)
 		}
@@ -406,7 +406,7 @@ func TestOutboxQueueIsBounded(t *testing.T) {
 	}
 	kept := 0
 	for _, buf := range o.queue[:cap(o.queue)] {
-		if buf != nil {
+		if buf.buffer != nil {
 			kept++
 		}
 	}

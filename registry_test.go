@@ -15,7 +15,7 @@ func TestRegistry(t *testing.T) {
 		hub.start()
 		hub.settle()
 		add := func() *Client {
-			c := newClient(hub)
+			c := newClient(hub, false)
 			if err := hub.add(c); err != nil {
 				t.Fatal(err)
 			}
@@ -56,7 +56,7 @@ func TestJoinDuringShutdown(t *testing.T) {
 			hub := NewHub()
 			hub.started.Store(true) // the loop is late
 			hub.settle()
-			c := newClient(hub)
+			c := newClient(hub, false)
 			added := make(chan error, 1)
 			go func() { added <- hub.add(c) }()
 			synctest.Wait()

@@ -1,0 +1,160 @@
+package e2e
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+)
+
+// A proxy passes TCP connections on, and does to them what networks do.
+type proxy struct {
+	url    string // where browsers find the server
+	target string // the server's address
+
+	mu    sync.Mutex         // guards the fields below
+	conns map[*conn]struct{} // those that are passed on
+	limit func() int         // how many bytes the next one brings to the browser before it is killed; nil: all
+	kills int                // how many have been killed
+}
+
+// newProxy starts a proxy for the server at target that ends with the test.
+func newProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "localhost:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{url: "http://" + listener.Addr().String(), target: target, conns: make(map[*conn]struct{})}
+	var running sync.WaitGroup
+	running.Go(func() {
+		for {
+			browser, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			running.Go(func() { p.pass(browser.(*net.TCPConn)) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		p.cut()
+		running.Wait()
+	})
+	return p
+}
+
+// A conn is two connections, of the browser and to the server.
+type conn struct {
+	browser, server *net.TCPConn
+	limit           int // negative: none
+
+	mu   sync.Mutex // held through a write; guards the field below
+	dead bool       // passes nothing on, and tells nobody
+}
+
+// pass serves a connection to its end.
+func (p *proxy) pass(browser *net.TCPConn) {
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		browser.Close() // as a server behind a proxy that is down
+		return
+	}
+	c := &conn{browser: browser, server: server.(*net.TCPConn), limit: -1}
+	p.mu.Lock()
+	p.conns[c] = struct{}{}
+	if p.limit != nil {
+		c.limit = p.limit()
+	}
+	p.mu.Unlock()
+
+	var copying sync.WaitGroup
+	copying.Go(func() { c.copy(c.server, c.browser, -1); c.server.CloseWrite() })
+	if c.copy(c.browser, c.server, c.limit) {
+		p.kill(c)
+	} else {
+		c.browser.CloseWrite()
+	}
+	copying.Wait()
+	c.browser.Close()
+	c.server.Close()
+	p.mu.Lock()
+	delete(p.conns, c)
+	p.mu.Unlock()
+}
+
+// copy passes up to limit bytes on, and reports whether there were more.
+func (c *conn) copy(to io.Writer, from io.Reader, limit int) bool {
+	buf := make([]byte, 4096)
+	for {
+		n, err := from.Read(buf)
+		more := limit >= 0 && n >= limit
+		if more {
+			n = limit
+		}
+		c.mu.Lock()
+		if !c.dead {
+			to.Write(buf[:n]) // a reader that is gone ends the other direction
+		}
+		c.mu.Unlock()
+		if more || err != nil {
+			return more
+		}
+		if limit >= 0 {
+			limit -= n
+		}
+	}
+}
+
+// kill ends c, every other time with a reset.
+func (p *proxy) kill(c *conn) {
+	p.mu.Lock()
+	p.kills++
+	if p.kills%2 == 0 {
+		c.browser.SetLinger(0)
+		c.server.SetLinger(0)
+	}
+	p.mu.Unlock()
+	c.browser.Close()
+	c.server.Close()
+}
+
+// each calls f with every connection there is.
+func (p *proxy) each(f func(*conn)) {
+	p.mu.Lock()
+	var conns []*conn
+	for c := range p.conns {
+		conns = append(conns, c)
+	}
+	p.mu.Unlock()
+	for _, c := range conns {
+		f(c)
+	}
+}
+
+// cut kills all connections.
+func (p *proxy) cut() { p.each(p.kill) }
+
+// unplug makes all connections pass nothing on any more, though they stay
+// open, as if the browser's computer slept or had gone to another network.
+func (p *proxy) unplug() {
+	p.each(func(c *conn) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.dead = true
+	})
+}
+
+// setLimit says how many bytes new connections bring to the browser; nil: all.
+func (p *proxy) setLimit(limit func() int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.limit = limit
+}
+
+// killed returns how many connections have been killed.
+func (p *proxy) killed() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.kills
+}

@@ -1,0 +1,598 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// eachTransport runs test over both transports, side by side, in one browser.
+func eachTransport(t *testing.T, test func(t *testing.T, browser context.Context, transport string)) {
+	browser := newBrowser(t)
+	t.Run("transports", func(t *testing.T) { // ends before the browser does
+		for _, transport := range []string{"websocket", "eventsource"} {
+			t.Run(transport, func(t *testing.T) {
+				t.Parallel()
+				test(t, browser, transport)
+			})
+		}
+	})
+}
+
+// A site is a server with a hub at /live and an empty page.
+type site struct {
+	*testing.T
+	hub    *realtime.Hub
+	server *httptest.Server
+	live   http.HandlerFunc // what is at /live, if not the hub
+
+	mu       sync.Mutex      // guards the field below
+	requests []*http.Request // for /live
+}
+
+// newSite starts a site whose hub has been set up by setup, at addr if it isn't
+// empty.
+func newSite(t *testing.T, addr string, setup func(*realtime.Hub)) *site {
+	t.Helper()
+	s := &site{T: t, hub: realtime.NewHub()}
+	if setup != nil {
+		setup(s.hub)
+	}
+	s.live = s.hub.ServeHTTP
+	mux := http.NewServeMux()
+	mux.HandleFunc("/live", func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		s.requests = append(s.requests, r)
+		s.mu.Unlock()
+		s.live(w, r)
+	})
+	mux.Handle("/realtime.js", realtime.Script())
+	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, `<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>Script</title>`)
+	})
+	s.server = httptest.NewUnstartedServer(mux)
+	if addr != "" {
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.server.Listener.Close()
+		s.server.Listener = listener
+	}
+	s.server.Start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+// stop stops the site; once more does no harm.
+func (s *site) stop() {
+	s.Helper()
+	if err := s.hub.Shutdown(context.Background()); err != nil {
+		s.Error(err)
+	}
+	s.server.CloseClientConnections()
+	s.server.Close()
+}
+
+func (s *site) addr() string { return s.server.Listener.Addr().String() }
+
+// asked returns the requests for /live.
+func (s *site) asked() []*http.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+func (s *site) publish(topic, name, data string) {
+	s.Helper()
+	s.publishEvent(topic, realtime.Event{Name: name, Data: []byte(data)})
+}
+
+func (s *site) publishEvent(topic string, e realtime.Event) {
+	s.Helper()
+	var err error
+	if topic == "" {
+		err = s.hub.PublishAll(s.Context(), e)
+	} else {
+		err = s.hub.Publish(s.Context(), topic, e)
+	}
+	if err != nil {
+		s.Error(err)
+	}
+}
+
+// watch makes the page keep a diary of the connection live: what happens to it
+// in told, the events' data in got, the times that it waits for in delays.
+const watch = `
+	globalThis.told = [];
+	globalThis.got = [];
+	globalThis.delays = [];
+	for (const type of ["open", "close", "reset"]) {
+		live.addEventListener(type, (e) => told.push(type + (type === "close" ? " " + e.code + (e.final ? " final" : "") : "")));
+	}
+	live.onAny((e) => got.push(e.data));
+`
+
+// connect opens the page and connects it to /live, with options in JavaScript.
+func (tab *tab) connect(url, options string) {
+	tab.Helper()
+	tab.open(url)
+	tab.run(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", ` + options + `);` + watch)
+	tab.until(`live.state === "open"`)
+}
+
+// run runs JavaScript that may await.
+func (tab *tab) run(js string) {
+	tab.Helper()
+	ctx, cancel := context.WithTimeout(tab.ctx, patience)
+	defer cancel()
+	if _, err := chromedp.Run(ctx, chromedp.Evaluate[chromedp.Void]("(async () => {"+js+"})()", chromedp.EvalAwaitPromise)); err != nil {
+		tab.Fatalf("%s: %s: %v", tab.name, js, err)
+	}
+}
+
+// tells waits for the diary to say so.
+func (tab *tab) tells(want ...string) {
+	tab.Helper()
+	line := strings.Join(want, ", ")
+	tab.until(fmt.Sprintf(`told.join(", ") === %q || (told.length >= %d && %q)`, line, len(want), "something else"))
+	if got := eval[string](tab, `told.join(", ")`); got != line {
+		tab.Errorf("%s was told %q, want %q", tab.name, got, line)
+	}
+}
+
+func options(transport, more string) string {
+	return fmt.Sprintf(`{transports: [%q], backoff: {min: 20, max: 200}, %s}`, transport, more)
+}
+
+var keep = realtime.History{Events: 100_000, Age: time.Hour}
+
+func TestScript(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		heard, left := make(chan string, 10), make(chan error, 10)
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.History = keep
+			hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) { heard <- string(msg.Data) }
+			hub.OnDisconnect = func(c *realtime.Client, err error) { left <- err }
+		})
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.connect(site.server.URL, options(transport, `topics: ["prices", "a&b=ü ?"]`))
+		tab.until(`live.lastEventId !== ""`)
+		if got := eval[string](tab, `[live.transport, live.state, ...live.topics].join("|")`); got != transport+"|open|prices|a&b=ü ?" {
+			t.Errorf("the connection says of itself %q", got)
+		}
+		tab.run(`
+			globalThis.calls = [];
+			addEventListener("error", (e) => { calls.push(e.message); e.preventDefault(); });
+			const note = (who) => (e) => calls.push([who, e.event, e.topic, e.data].join(" "));
+			live.on("price", note("name"));
+			live.on("price", () => { throw new Error("bad"); });
+			live.onTopic("prices", note("topic"));
+			live.on("message", note("unnamed"));
+			live.on("reset", note("reset"));
+			globalThis.stop = live.on("price", note("stopped"));
+			stop();
+			live.onAny((e) => { globalThis.last = e; });
+		`)
+		calls := func(want ...string) {
+			t.Helper()
+			site.publish("", "end", "")
+			tab.until(`globalThis.last?.event === "end"`)
+			if got := eval[[]string](tab, `calls.splice(0)`); !slices.Equal(got, want) {
+				t.Errorf("got calls %q, want %q", got, want)
+			}
+			eval[chromedp.Void](tab, `void (last = undefined)`)
+		}
+		site.publish("prices", "price", `{"value": 1}`)
+		calls(`name price prices {"value": 1}`, "Uncaught Error: bad", `topic price prices {"value": 1}`)
+		site.publish("a&b=ü ?", "", " two\nlines\r\n \u2028<b>\u0000 ")
+		calls("unnamed message a&b=ü ?  two\nlines\r\n \u2028<b>\u0000 ")
+		site.publish("others", "price", "not for us")
+		site.publish("", "reset", "an event of that name is an event")
+		calls("reset reset  an event of that name is an event")
+		site.publish("prices", "empty", "")
+		calls("topic empty prices ")
+
+		site.publishEvent("", realtime.Event{Data: []byte{0, 255, 128, 10}, Binary: true})
+		tab.until(`last?.data instanceof Uint8Array && last.data.join() === "0,255,128,10"`)
+		site.publish("prices", "json", `{"value": [1]}`)
+		tab.until(`last?.event === "json" && last.json().value[0] === 1 && last.id === live.lastEventId`)
+
+		if transport == "websocket" {
+			eval[chromedp.Void](tab, `live.send("Hello!")`)
+			if got := <-heard; got != "Hello!" {
+				t.Errorf("the hub heard %q", got)
+			}
+		} else if got := eval[string](tab, `(() => { try { live.send("x") } catch (e) { return e.name } })()`); got != "InvalidStateError" {
+			t.Errorf("send over an event stream throws %q", got)
+		}
+
+		tab.tells("open")
+		eval[chromedp.Void](tab, `live.close(); live.close(); live.reconnect()`)
+		tab.tells("open", "close 1000 final")
+		if got := eval[string](tab, `live.state`); got != "closed" {
+			t.Errorf("after close the state is %q", got)
+		}
+		err := <-left
+		if transport == "websocket" && websocket.CloseStatus(err) != websocket.StatusNormalClosure {
+			t.Errorf("the client left with %v, want 1000", err)
+		}
+		site.publish("prices", "price", "too late")
+		if got := eval[string](tab, `(() => { try { live.send("x") } catch (e) { return e.name } })()`); got != "InvalidStateError" {
+			t.Errorf("send after close throws %q", got)
+		}
+		late := eval[[]string](tab, `calls`)
+		if slices.ContainsFunc(late, func(s string) bool { return strings.Contains(s, "too late") }) || len(site.asked()) != 1 {
+			t.Errorf("after close there were calls %q, and %d requests in all", late, len(site.asked()))
+		}
+	})
+}
+
+func TestScriptBadOptions(t *testing.T) {
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.open(site.server.URL)
+	tab.run(`globalThis.connect = (await import("/realtime.js")).connect`)
+	for _, bad := range []string{`"/live", {topics: "prices"}`, `"/live", {transports: ["sse"]}`, `"/live", {transports: []}`, `"https://"`} {
+		if got := eval[bool](tab, `(() => { try { connect(`+bad+`) } catch (e) { return e instanceof TypeError } return false })()`); !got {
+			t.Errorf("connect(%s) doesn't throw a TypeError", bad)
+		}
+	}
+}
+
+// TestScriptOnConnect checks that OnConnect decides on the topics.
+func TestScriptOnConnect(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+				for _, topic := range r.URL.Query()["topic"] {
+					if topic != "secret" {
+						c.Subscribe(topic)
+					}
+				}
+				return nil
+			}
+		})
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.connect(site.server.URL, options(transport, `topics: ["news", "secret"]`))
+		site.publish("secret", "", "secret")
+		site.publish("news", "", "news")
+		tab.until(`got.length > 0`)
+		if got := eval[string](tab, `got.join()`); got != "news" {
+			t.Errorf("got %q, want the news alone", got)
+		}
+	})
+}
+
+// TestScriptFallback checks that a page behind a proxy that knows no WebSockets
+// gets its events nevertheless.
+func TestScriptFallback(t *testing.T) {
+	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+	site.live = func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") != "" {
+			http.Error(w, "what is a WebSocket?", http.StatusBadRequest)
+			return
+		}
+		site.hub.ServeHTTP(w, r)
+	}
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.expectOutage(true)
+	tab.connect(site.server.URL, `{topics: ["news"]}`)
+	if got := eval[string](tab, `live.transport`); got != "eventsource" {
+		t.Errorf("the page is connected over %q", got)
+	}
+	site.publish("news", "", "news")
+	tab.until(`got.join() === "news"`)
+	tab.tells("open")
+	var upgrades int
+	for _, r := range site.asked() {
+		if r.Header.Get("Upgrade") != "" {
+			upgrades++
+		}
+	}
+	if upgrades != 2 {
+		t.Errorf("the page tried a WebSocket %d times, want 2", upgrades)
+	}
+}
+
+// TestScriptCuts cuts the page's connections again and again, wherever in
+// their bytes, while publishers run on. The page must get every event, once,
+// and each publisher's in order.
+func TestScriptCuts(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		proxy := newProxy(t, site.addr())
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.connect(proxy.url, options(transport, `topics: ["a", "b"]`))
+		tab.until(`live.lastEventId !== ""`)
+		tab.expectOutage(true)
+
+		cuts := 60
+		if transport == "eventsource" {
+			cuts = 6 // the browser comes back after 1 to 5 s, as the hub says
+		}
+		stop := make(chan struct{})
+		counts := make([]int, 4)
+		var publishers sync.WaitGroup
+		for i := range counts {
+			topic := []string{"a", "b", "c", ""}[i] // nobody has c
+			publishers.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(time.Duration(rand.IntN(8)) * time.Millisecond):
+					}
+					data := fmt.Sprintf("%d %d %s", i, counts[i], strings.Repeat("é", rand.IntN(300)))
+					if err := publishTo(site.hub, topic, realtime.Event{Name: "n", Data: []byte(data)}); err != nil {
+						t.Error(err)
+						return
+					}
+					counts[i]++
+				}
+			})
+		}
+		proxy.setLimit(func() int { return rand.IntN(60_000) })
+		proxy.cut()
+		for deadline := time.Now().Add(patience); proxy.killed() < cuts; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Errorf("only %d connections have been killed", proxy.killed())
+				break
+			}
+		}
+		close(stop)
+		publishers.Wait()
+		proxy.setLimit(nil)
+		proxy.cut()
+
+		want := counts[0] + counts[1] + counts[3]
+		tab.until(fmt.Sprintf(`got.length >= %d`, want))
+		site.publish("a", "", "end") // after what may come twice
+		tab.until(`got.at(-1) === "end"`)
+		next := make([]int, len(counts))
+		for _, data := range eval[[]string](tab, `got.slice(0, -1)`) {
+			var i, n int
+			fmt.Sscan(data, &i, &n)
+			if n != next[i] {
+				t.Fatalf("publisher %d: got event %d, want %d", i, n, next[i])
+			}
+			next[i]++
+		}
+		if counts[2] = 0; !slices.Equal(next, counts) {
+			t.Errorf("got %v events of the publishers, want %v", next, counts)
+		}
+		told := eval[[]string](tab, `told`)
+		if slices.Contains(told, "reset") {
+			t.Error("the page was told of a reset")
+		}
+		stats := site.hub.Stats()
+		t.Logf("%d events, %d connections killed, %d requests, %d lines told, %d resumed", want, proxy.killed(), len(site.asked()), len(told), stats.Resumed)
+	})
+}
+
+func publishTo(hub *realtime.Hub, topic string, e realtime.Event) error {
+	if topic == "" {
+		return hub.PublishAll(context.Background(), e)
+	}
+	return hub.Publish(context.Background(), topic, e)
+}
+
+// TestScriptRestart restarts the server of a page, whose new hub knows nothing
+// of the old one's events.
+func TestScriptRestart(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		setup := func(hub *realtime.Hub) { hub.History = keep }
+		site := newSite(t, "", setup)
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.connect(site.server.URL, options(transport, `topics: ["a"]`))
+		site.publish("a", "", "before")
+		tab.until(`got.join() === "before"`)
+		id := eval[string](tab, `live.lastEventId`)
+
+		tab.expectOutage(true)
+		site.stop()
+		code := "1001"
+		if transport == "eventsource" {
+			code = "1006"
+		}
+		tab.tells("open", "close "+code)
+		site = newSite(t, site.addr(), setup)
+		site.publishEvent("a", realtime.Event{Key: "latest", Data: []byte("latest")})
+		tab.tells("open", "close "+code, "open", "reset")
+		site.publish("a", "", "after")
+		tab.until(`got.at(-1) === "after"`)
+		if got := eval[string](tab, `got.join()`); got != "before,latest,after" {
+			t.Errorf("the page got %s", got)
+		}
+		if got := eval[string](tab, `live.lastEventId`); got == id || got == "" {
+			t.Errorf("the page's last id is %q, was %q", got, id)
+		}
+	})
+}
+
+// TestScriptWithoutHistory checks that a page learns that it may have missed
+// events where the hub can't know.
+func TestScriptWithoutHistory(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", nil)
+		proxy := newProxy(t, site.addr())
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.connect(proxy.url, options(transport, ""))
+		tab.tells("open")
+		tab.expectOutage(true)
+		proxy.cut()
+		tab.tells("open", "close 1006", "open", "reset")
+		site.publish("", "", "after")
+		tab.until(`got.join() === "after"`)
+	})
+}
+
+// TestScriptRefusedStream checks that the module goes on where a browser gives
+// an event stream up, after an answer other than 200, and from where it was.
+func TestScriptRefusedStream(t *testing.T) {
+	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+	proxy := newProxy(t, site.addr())
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.connect(proxy.url, options("eventsource", `topics: ["a"]`))
+	site.publish("a", "", "1")
+	tab.until(`got.join() === "1"`)
+	id := eval[string](tab, `live.lastEventId`)
+
+	tab.expectOutage(true)
+	const down = 4
+	site.live = func(w http.ResponseWriter, r *http.Request) {
+		if len(site.asked()) <= 1+down {
+			http.Error(w, "the server is down", http.StatusBadGateway)
+			return
+		}
+		site.hub.ServeHTTP(w, r)
+	}
+	proxy.cut()
+	site.publish("a", "", "2")
+	tab.until(`got.join() === "1,2"`)
+	tab.tells("open", "close 1006", "open")
+	for i, r := range site.asked() {
+		header, query := r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId")
+		switch {
+		case i == 0 && header+query != "",
+			i == 1 && header != id, // the browser, after the hub's retry
+			i > 1 && query != id:   // the module
+			t.Errorf("request %d has the id %q in its header and %q in its query, last seen was %q", i, header, query, id)
+		}
+	}
+}
+
+// TestScriptCloseCodes checks what a page does after the server has closed its
+// WebSocket: how long it waits, or that it stays away.
+func TestScriptCloseCodes(t *testing.T) {
+	clients := make(chan *realtime.Client, 1)
+	site := newSite(t, "", func(hub *realtime.Hub) {
+		hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+			clients <- c
+			return nil
+		}
+	})
+	tab := newTab(t, newBrowser(t), "Ann")
+	for _, tt := range []struct {
+		code     websocket.StatusCode
+		from, to float64 // milliseconds to the first attempt; zero: none comes
+	}{
+		{websocket.StatusNormalClosure, 0, 0},
+		{websocket.StatusPolicyViolation, 0, 0},
+		{websocket.StatusGoingAway, 500, 5000},
+		{websocket.StatusServiceRestart, 500, 5000},
+		{websocket.StatusTryAgainLater, 5000, 10_000},
+		{websocket.StatusInternalError, 500, 2000},
+		{4000, 500, 2000},
+	} {
+		for chance, want := range []float64{tt.from, tt.to} {
+			tab.connect(site.server.URL, `{transports: ["websocket"]}`)
+			eval[chromedp.Void](tab, fmt.Sprintf(`{
+				Math.random = () => %d;
+				globalThis.setTimeout = (f, ms) => { delays.push(ms); };
+			}; undefined`, chance))
+			(<-clients).Close(tt.code, "because")
+			final := ""
+			if tt.to == 0 {
+				final = " final"
+			}
+			tab.tells("open", fmt.Sprintf("close %d%s", tt.code, final))
+			got := eval[[]float64](tab, `delays`)
+			if tt.to == 0 && len(got) > 0 || tt.to > 0 && !slices.Equal(got, []float64{want}) {
+				t.Errorf("after %d the page waits for %v ms with chance %d, want %v", tt.code, got, chance, want)
+			}
+		}
+	}
+}
+
+// TestScriptBackoff checks how a page's attempts become rarer, and that they go
+// round the transports, while no server can be reached.
+func TestScriptBackoff(t *testing.T) {
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.open(site.server.URL)
+	for chance, want := range []string{"500,500,500,500,500,500,500,500,500,500", "2000,4000,8000,16000,30000,30000,30000,30000,30000,30000"} {
+		tab.run(fmt.Sprintf(`
+			globalThis.delays = [];
+			globalThis.tried = "";
+			globalThis.WebSocket = class {
+				constructor() { tried += "W"; queueMicrotask(() => this.onclose({code: 1006, reason: ""})); }
+				close() {}
+			};
+			globalThis.EventSource = class {
+				constructor() { tried += "E"; queueMicrotask(() => this.onerror()); }
+				close() {}
+			};
+			globalThis.setTimeout = (f, ms) => {
+				if (ms === 15_000) return; // for an answer
+				delays.push(ms);
+				if (delays.length < 10) queueMicrotask(f);
+			};
+			Math.random = () => %d;
+			const {connect} = await import("/realtime.js");
+			globalThis.live = connect("/live");
+		`, chance))
+		tab.until(`delays.length === 10`)
+		if got := eval[string](tab, `delays.join()`); got != want {
+			t.Errorf("with chance %d the page waits for %s ms, want %s", chance, got, want)
+		}
+		if got := eval[string](tab, `tried`); got != "WWEEWWEEWW" {
+			t.Errorf("the page tries %s", got)
+		}
+		if eval[bool](tab, `live.close(); live.state !== "closed"`) {
+			t.Error("the connection isn't closed")
+		}
+	}
+}
+
+// TestScriptWakes checks that a page gets what it has missed as soon as its
+// computer is back from sleep, or on another network, though the connection of
+// before still looks alive.
+func TestScriptWakes(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		for name, wake := range map[string]string{
+			"network": `dispatchEvent(new Event("online"))`,
+			"sleep": `{
+				const now = Date.now;
+				Date.now = () => now() + 3_600_000;
+				document.dispatchEvent(new Event("visibilitychange"));
+				Date.now = now;
+			}`,
+		} {
+			t.Run(name, func(t *testing.T) {
+				site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+				proxy := newProxy(t, site.addr())
+				tab := newTab(t, browser, "Ann-"+transport)
+				tab.connect(proxy.url, options(transport, `topics: ["a"]`))
+				site.publish("a", "", "1")
+				tab.until(`got.join() === "1"`)
+				proxy.unplug()
+				site.publish("a", "", "2")
+				site.publish("a", "", "3")
+				time.Sleep(100 * time.Millisecond) // in which they would have come
+				if got := eval[string](tab, `got.join() + live.state`); got != "1open" {
+					t.Errorf("unplugged, the page has %q", got)
+				}
+				eval[chromedp.Void](tab, wake+"; undefined")
+				tab.until(`got.length >= 3`)
+				if got := eval[string](tab, `got.join()`); got != "1,2,3" {
+					t.Errorf("got %s, want 1,2,3", got)
+				}
+				tab.tells("open", "close 1006", "open")
+			})
+		}
+	})
+}
