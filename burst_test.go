@@ -3,13 +3,17 @@ package realtime_test
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http/httptest"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -109,4 +113,73 @@ func readCount(conn *websocket.Conn, n int) error {
 		}
 	}
 	return nil
+}
+
+// Nor does it on a slow link, where it takes some time.
+func TestBurstOnASlowLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		data := []byte(strings.Repeat("x", 1000))
+		for range 10_000 {
+			hub.Broadcast <- data
+		}
+		buf := make([]byte, 4096)
+		for total := 0; total < 10_000*1004; {
+			time.Sleep(4 * time.Millisecond) // 1 MB/s
+			n, err := c.br.Read(buf)
+			if err != nil {
+				synctest.Wait()
+				t.Fatalf("after %d bytes: %v (%v)", total, err, l.err)
+			}
+			total += n
+		}
+	})
+}
+
+// A stranger who has large messages echoed and reads none is cut off long
+// before SendBuffer of them wait.
+func TestLargeMessagesToOneClientAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) {
+			msg.Client.SendEvent(realtime.Event{Data: msg.Data, Binary: true})
+		}
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		message := frame(0x82, make([]byte, 512<<10))
+		sent := 0
+		for c.send(message) == nil {
+			sent++
+		}
+		synctest.Wait()
+		if sent > 70 || !errors.Is(l.err, realtime.ErrSlowClient) {
+			t.Errorf("cut off after %d MB, for %v; want ErrSlowClient after 32", sent/2, l.err)
+		}
+
+		// Less of it may not wait for ever.
+		c = s.raw()
+		for range 20 { // 10 MB
+			c.send(message)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if l.n != 2 || !errors.Is(l.err, realtime.ErrSlowClient) {
+			t.Errorf("%d have left, for %v; want the second one for ErrSlowClient", l.n, l.err)
+		}
+
+		// One message may be as large as it likes.
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		c = s.raw()
+		if err := client.SendEvent(realtime.Event{Data: make([]byte, 40<<20), Binary: true}); err != nil {
+			t.Error(err)
+		}
+		if _, payload, err := c.readFrame(); len(payload) != 40<<20 || err != nil {
+			t.Errorf("got %d bytes, %v", len(payload), err)
+		}
+	})
 }

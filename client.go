@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -304,7 +305,9 @@ func (c *Client) close(status websocket.CloseError, cause error) bool {
 		return false
 	}
 	c.leave(cause)
-	c.expire()
+	if c.wire.heard.Load() != 0 { // else there is nobody yet to take it, and accept gives it its time
+		c.expire()
+	}
 	c.sent(start, err)
 	c.finish()
 	return true
@@ -460,6 +463,23 @@ func (c *Client) handle(msg Message) {
 		c.inHandler.Store(false)
 	}()
 	c.onMessage(c.hub, msg)
+}
+
+// opened ends the time in which what the client gets is held, on the
+// connection that it has got.
+func (c *Client) opened(conn net.Conn, try func([]byte) (int, error), f format) {
+	c.sent(c.out.open(conn, try, f))
+	if c.out.isClosed() { // OnConnect has said good-bye already
+		c.expire()
+		c.finish()
+	}
+}
+
+// dropped is the end of a client that has joined, but got no connection.
+func (c *Client) dropped(cause error) {
+	c.leave(cause)
+	c.out.fail()
+	c.disconnected()
 }
 
 // disconnected runs OnDisconnect.

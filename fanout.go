@@ -343,13 +343,13 @@ func (in *inbox) put(entries ...entry) bool {
 func (in *inbox) take() []entry {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	clear(in.taken) // before the wait: an idle hub holds on to nothing
 	for len(in.entries) == 0 && !in.closed {
 		in.ready.Wait()
 	}
 	if len(in.entries) == 0 {
 		return nil
 	}
-	clear(in.taken)
 	in.entries, in.taken = in.taken[:0], in.entries
 	in.room.Broadcast()
 	return in.taken

@@ -117,3 +117,21 @@ func TestShardKeepsOrder(t *testing.T) {
 		}
 	}
 }
+
+// A shard that waits for the next entry holds on to none of the last ones.
+func TestIdleInboxHoldsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var in inbox
+		in.init()
+		in.put(entry{event: new(event)}, entry{client: new(Client)})
+		taken := in.take()
+		go in.take()
+		synctest.Wait()
+		for i, e := range taken {
+			if e.event != nil || e.client != nil {
+				t.Errorf("entry %d is still there", i)
+			}
+		}
+		in.close()
+	})
+}

@@ -29,6 +29,8 @@ type buffer struct {
 	// keyed has the events of which b is made, if any of them has a Key: where
 	// b has to wait, they do one by one.
 	keyed []*event
+
+	private bool // for one client alone, a hub's bound on whose memory is to be kept
 }
 
 // A format is what a message looks like on a client's wire.
@@ -217,6 +219,7 @@ func (l *letter) write(e *Event, f format) {
 	}
 	l.end[0] = len(l.b)
 	l.ends = l.end[:]
+	l.private = true
 }
 
 // minDeflate is the size below which compressing isn't tried: a packet is a

@@ -82,9 +82,10 @@ type Hub struct {
 	// SendBuffer is the number of messages that may wait for a client that is
 	// slower than its publishers. A client above it for SlowAfter on end, or
 	// above 64 times as many for however short, is disconnected with
-	// [ErrSlowClient]. A client that in this time has got rid of half of what
-	// waited, as one does that reads after a burst, has SlowAfter again. Zero
-	// and less mean 256.
+	// [ErrSlowClient]. A client for which in this time so many less wait, as
+	// for one that reads after a burst, has SlowAfter again. More than 8 MiB
+	// that were sent to a client alone are as too many messages, and 32 MiB as
+	// 64 times as many. Zero and less mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages
@@ -128,6 +129,8 @@ type Hub struct {
 	// (permessage-deflate, RFC 7692): each event once for all of them, from
 	// 256 bytes up and where that makes it smaller, and without a window kept
 	// from one message to the next, which would cost memory for each client.
+	// A compressed message from a client whose data ends early is taken for a
+	// complete one.
 	Compression bool
 
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of
@@ -425,6 +428,7 @@ func (h *Hub) loop() {
 		case hand := <-h.changes: // it was added just before, or has not left yet
 			h.change(&hand)
 		case <-h.stop:
+			h.shared.dropped.Add(int64(len(h.takeBroadcast(nil))))
 			return
 		}
 	}
@@ -650,7 +654,8 @@ func (h *Hub) closing() bool {
 // Shutdown ends the hub: newcomers are refused, what was published and sent
 // goes out, and each client gets a close frame with 1001 (RFC 6455 §7.4.1)
 // and 5 s for it. Shutdown returns nil when nothing of the hub is left
-// running, handlers included. When ctx ends before, connections are cut off,
+// running, handlers included, but for a CheckOrigin that still looks at a
+// newcomer. When ctx ends before, connections are cut off,
 // and Shutdown returns ctx's error within a second; what is left then is
 // handlers that have not returned.
 //
@@ -672,6 +677,11 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 		go h.end()
 	}
 	h.mu.Unlock()
+	select {
+	case <-h.finished:
+		return nil
+	default:
+	}
 	select {
 	case <-h.finished:
 		return nil
@@ -742,7 +752,7 @@ func (h *Hub) inPhase(phase int, dst []*Client) []*Client {
 
 // ServeHTTP makes the request a client: an event stream where it accepts one
 // (see [Hub.ServeSSE]) and doesn't ask for an upgrade, and otherwise a WebSocket
-// (see [Upgrade], whose error the hub has answered and logged).
+// (see [Upgrade], whose error has been answered).
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !hasToken(r.Header["Upgrade"], "websocket") && (acceptsStream(r) || r.Method == http.MethodOptions) {
 		h.ServeSSE(w, r)

@@ -435,7 +435,7 @@ func TestCatchingUpIsNotSlow(t *testing.T) {
 	for _, tt := range []struct {
 		rate int // messages that the client takes in a tenth of a second
 		slow bool
-	}{{600, false}, {300, false}, {100, true}} {
+	}{{600, false}, {100, false}, {30, false}, {20, true}} {
 		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
@@ -578,24 +578,29 @@ func TestWriteTimeoutBeginsWithTheWrite(t *testing.T) {
 // A slow but steady reader makes progress: WriteTimeout is no bound on how
 // long a large message takes.
 func TestSteadyReaderIsNotTimedOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		hub := realtime.NewHub()
-		hub.PingInterval = -1
-		l := recordLeft(hub)
-		s := newPipeSite(t, hub)
-		c := s.raw()
-		const size = 1 << 20
-		hub.Broadcast <- []byte(strings.Repeat("x", size))
-		buf := make([]byte, 16<<10)
-		for total := 0; total < size; {
-			time.Sleep(2 * time.Second)
-			n, err := c.br.Read(buf)
-			if err != nil {
-				t.Fatalf("after %d bytes: %v (%v)", total, err, l.err)
-			}
-			total += n
-		}
-	})
+	for name, tt := range map[string]struct{ size, step int }{
+		"16 KB a second, with pings that wait behind a message": {4 << 20, 16 << 10},
+		"4 KB a second": {256 << 10, 4 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				hub.Broadcast <- []byte(strings.Repeat("x", tt.size))
+				buf := make([]byte, tt.step)
+				for total := 0; total < tt.size; {
+					time.Sleep(time.Second)
+					n, err := c.br.Read(buf)
+					if err != nil {
+						t.Fatalf("after %d bytes: %v (%v)", total, err, l.err)
+					}
+					total += n
+				}
+			})
+		})
+	}
 }
 
 // keep makes an OnConnect that keeps its client.

@@ -9,14 +9,26 @@ import (
 	"time"
 )
 
-// maxWrite bounds one write call, so that a slow but steady reader is seen to
-// make progress within WriteTimeout.
-const maxWrite = 64 << 10
+// maxWrite bounds one write call, and blindWrite does where only its return
+// tells that the reader takes something: so that a slow but steady one is seen
+// to make progress within WriteTimeout.
+const (
+	maxWrite   = 64 << 10
+	blindWrite = 16 << 10
+)
 
 // hardLimit times SendBuffer messages may wait for a client at most, for
 // however short a time. It is the bound on memory, where SlowAfter is the one
 // on patience.
 const hardLimit = 64
+
+// What was sent to one client alone may be large, and nobody else shares its
+// memory: more than maxPrivate bytes of it are as too many messages, and
+// hardLimit of that is maxPrivateAtOnce.
+const (
+	maxPrivate       = 8 << 20
+	maxPrivateAtOnce = 32 << 20
+)
 
 // An outbox is one connection's way out: what waits for it, in order. Where
 // nothing waits and the connection has a way to write without blocking, what is
@@ -43,6 +55,7 @@ type outbox struct {
 	latest   latest        // of what waits: where the newest of each Key is
 	waiting  int           // messages that are not completely written
 	exempt   int           // of these, what a replay has brought: the reader can't help it
+	private  int           // bytes in the queue that were sent to this client alone
 	seq      uint64        // the highest place in the history of what was sent
 	above    time.Duration // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
 	peak     int           // the most that waited since
@@ -51,7 +64,9 @@ type outbox struct {
 	closed   bool
 	failed   bool
 	writing  bool          // the drain goroutine is running
-	progress time.Duration // when it last got rid of something
+	progress time.Duration // when it last got rid of something, or the kernel did
+	blind    bool          // unsent can't tell of conn
+	kernel   int           // what unsent last told
 	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
 }
 
@@ -87,7 +102,9 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	case o.conn == nil:
 		o.early = append(o.early, &event{Event: *e})
 	case e.Key != "" || o.format.isDeflate() && len(e.Data) >= minDeflate:
-		err = o.sendLocked((&event{Event: *e}).buffer(o.format))
+		buf := (&event{Event: *e}).buffer(o.format)
+		buf.private = e.Key == ""
+		err = o.sendLocked(buf)
 	default:
 		l := letters.Get().(*letter)
 		l.write(e, o.format)
@@ -163,7 +180,7 @@ func (o *outbox) pushedLocked() (start bool, err error) {
 	if o.conn == nil && o.owedLocked() > hardLimit*o.shared.sendBuffer {
 		o.conflateEarlyLocked()
 	}
-	if o.owedLocked() > o.shared.sendBuffer && o.slowLocked(o.shared.clock.now()) {
+	if (o.owedLocked() > o.shared.sendBuffer || o.private > maxPrivate) && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
 		return false, ErrSlowClient
 	}
@@ -209,10 +226,10 @@ func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 // called when waiting has grown, and now and then.
 func (o *outbox) slowLocked(now time.Duration) bool {
 	owed := o.owedLocked()
-	if owed <= o.shared.sendBuffer || o.closed {
+	if owed <= o.shared.sendBuffer && o.private <= maxPrivate || o.closed {
 		return false // one that is being closed has its closeTimeout
 	}
-	if owed > hardLimit*o.shared.sendBuffer {
+	if owed > hardLimit*o.shared.sendBuffer || o.private > maxPrivateAtOnce && owed > 1 {
 		return true
 	}
 	if o.conn == nil {
@@ -285,7 +302,7 @@ func (o *outbox) failLocked() {
 	o.failed = true
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
-	o.waiting, o.exempt, o.above, o.peak = 0, 0, 0, 0
+	o.waiting, o.exempt, o.private, o.above, o.peak = 0, 0, 0, 0, 0
 	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, latest{}
 	o.pong, o.last = nil, nil
 }
@@ -296,6 +313,8 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) (
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.conn, o.try, o.format = conn, try, f
+	_, ok := unsent(conn)
+	o.blind = !ok
 	o.conflateEarlyLocked()
 	var r run
 	r.add(o.early...)
@@ -340,6 +359,9 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 		if buf.keyed == nil {
 			o.makeRoomLocked()
 			o.queue = append(o.queue, queued{buffer: buf})
+			if buf.private {
+				o.private += len(buf.b)
+			}
 			continue
 		}
 		for _, ev := range buf.keyed {
@@ -490,15 +512,32 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	first := o.queue[o.head].b[o.off:]
 	next := o.head + 1
 	o.latest.busy = next + o.latest.base
-	if next == len(o.queue) || o.pong != nil || len(first)+len(o.queue[next].b) > maxWrite {
-		return first[:min(len(first), maxWrite)]
+	most := maxWrite
+	if o.blind {
+		most = blindWrite
+	}
+	if next == len(o.queue) || o.pong != nil || len(first)+len(o.queue[next].b) > most {
+		return first[:min(len(first), most)]
 	}
 	b := append(mem[:0], first...)
-	for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= maxWrite; next++ {
+	for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= most; next++ {
 		b = append(b, o.queue[next].b...)
 	}
 	o.latest.busy = next + o.latest.base
 	return b
+}
+
+// movesLocked reports whether the kernel got rid of bytes since it was last
+// asked, though perhaps not of so many that it takes more: of a full buffer of
+// megabytes, the peer has to take a third before a write goes on.
+func (o *outbox) movesLocked(now time.Duration) bool {
+	n, ok := unsent(o.conn)
+	moves := ok && n < o.kernel
+	o.kernel = n
+	if moves {
+		o.progress = now
+	}
+	return moves
 }
 
 // skipLocked passes over what has nothing to write.
@@ -525,6 +564,9 @@ func (o *outbox) passLocked() {
 	}
 	if q.buffer == void {
 		o.latest.voids--
+	}
+	if q.private {
+		o.private -= len(q.b)
 	}
 	o.queue[o.head] = queued{}
 	o.head, o.off, o.done = o.head+1, 0, 0
@@ -555,15 +597,22 @@ func (o *outbox) deliveredLocked(n int) {
 	o.waiting -= n
 	o.exempt = max(0, o.exempt-n) // what was replayed is in front
 	switch owed := o.owedLocked(); {
-	case owed <= o.shared.sendBuffer:
+	case owed <= o.shared.sendBuffer && o.private <= maxPrivate:
 		o.above, o.peak = 0, 0
-	case owed <= o.peak/2:
+	case owed <= o.peak-o.shared.sendBuffer:
 		// A burst takes its time on a slow link or a busy machine. This
 		// reader is catching up with it.
 		o.above, o.peak = o.shared.clock.now(), owed
 	}
 	o.shared.queued.Add(-int64(n))
 	o.shared.delivered.Add(int64(n))
+}
+
+// isWriting reports whether something waits to be written.
+func (o *outbox) isWriting() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.writing
 }
 
 // isClosed reports whether the last bytes are queued.
@@ -608,7 +657,7 @@ func (o *outbox) overdue(now time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.writing && now-o.progress >= o.shared.writeTimeout:
+	case o.writing && !o.movesLocked(now) && now-o.progress >= o.shared.writeTimeout:
 		return errWriteTimeout
 	case o.slowLocked(now):
 		return ErrSlowClient

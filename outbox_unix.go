@@ -32,7 +32,7 @@ func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 	return func(b []byte) (int, error) {
 		a := attempts.Get().(*attempt)
 		defer attempts.Put(a)
-		a.b = b
+		a.b, a.n = b, 0
 		err := raw.Write(a.do)
 		if err == nil {
 			err = a.err

@@ -1,12 +1,10 @@
 package realtime
 
 import (
-	"math"
 	"net"
 	"os"
 	"sync"
 	"syscall"
-	"time"
 )
 
 // canPark reports whether conn can wait for input without a goroutine. Its
@@ -143,17 +141,3 @@ func (p *parker) loop() {
 
 // close ends the loop.
 func (p *parker) close() { p.set.Close() }
-
-// limitSilence makes the kernel give a connection up whose peer has not
-// acknowledged what was written to it for so long (TCP_USER_TIMEOUT, RFC 5482).
-// It is for peers that have no way to answer a ping.
-func limitSilence(conn net.Conn, d time.Duration) {
-	const userTimeout = 0x12
-	if c, ok := conn.(*net.TCPConn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) {
-				syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, userTimeout, int(min(d.Milliseconds(), math.MaxInt32)))
-			})
-		}
-	}
-}

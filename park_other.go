@@ -5,7 +5,6 @@ package realtime
 import (
 	"errors"
 	"net"
-	"time"
 )
 
 // canPark reports whether conn can wait for input without a goroutine.
@@ -21,6 +20,3 @@ func (*parker) arm(int32, net.Conn, bool) bool { return false }
 func (*parker) leave(int32)                    {}
 func (*parker) loop()                          {}
 func (*parker) close()                         {}
-
-// limitSilence does nothing: there is no portable way.
-func limitSilence(net.Conn, time.Duration) {}

@@ -102,11 +102,12 @@ const Subprotocol = "realtime.v1"
 // doesn't see the 101.
 //
 // An error has already been answered, so that most callers ignore it: 426 for
-// a request that is no WebSocket handshake (RFC 6455 §4.2.1), 403 for a
-// refused origin, what OnConnect chose with [Refuse], 503 after Shutdown, 501
-// where a middleware's ResponseWriter hides the connection (the error names
-// its type), and 500 where hub was not made by [NewHub]. Refusals are logged
-// and counted by the hub.
+// a request that is no WebSocket handshake (RFC 6455 §4.2.1), or 405 or 400
+// where its method or key says so, 403 for a refused origin, what OnConnect
+// chose with [Refuse], 503 after Shutdown, 501 where a middleware's
+// ResponseWriter hides the connection (the error names its type), and 500 where
+// a handler panics or hub was not made by [NewHub]. The hub counts refusals,
+// and logs those for which somebody's setup or OnConnect's error is the reason.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 	if err := hub.usable(); err != nil {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)

@@ -356,3 +356,92 @@ func TestShutdownTogetherWithTheServer(t *testing.T) {
 	}
 	srv.Close()
 }
+
+// What is sent to Broadcast while Shutdown runs is dropped and counted, down to
+// the last of it.
+func TestShutdownCountsWhatItDrops(t *testing.T) {
+	for range 20 { // it takes a race
+		hub := realtime.NewHub()
+		const sends = 100
+		hub.OnDisconnect = func(*realtime.Client, error) {
+			for range sends {
+				hub.Broadcast <- []byte("somebody left")
+			}
+		}
+		s := newTCPSite(t, hub)
+		go closeStatus(s.connect())
+		if err := hub.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st := hub.Stats(); st.Dropped+st.Published != sends {
+			t.Errorf("Dropped %d + Published %d, want %d", st.Dropped, st.Published, sends)
+		}
+	}
+}
+
+// A hub that is down is, whatever ctx asks.
+func TestShutdownOfAFinishedHub(t *testing.T) {
+	hub := realtime.NewHub()
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 20 {
+		if err := hub.Shutdown(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An OnConnect that outlasts the time of the close handshake: its newcomer gets
+// the answer of a hub that is shutting down.
+func TestShutdownDuringALongOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(*realtime.Client, *http.Request) error {
+			<-hub.Done()
+			time.Sleep(7 * time.Second)
+			return nil
+		}
+		hub.OnDisconnect = func(c *realtime.Client, err error) {
+			if !errors.Is(err, realtime.ErrHubClosed) {
+				t.Errorf("OnDisconnect: %v, want ErrHubClosed", err)
+			}
+			if err := c.Send(nil); !errors.Is(err, realtime.ErrClientClosed) {
+				t.Errorf("Send in OnDisconnect: %v, want ErrClientClosed", err)
+			}
+		}
+		s := newPipeSite(t, hub)
+		go func() {
+			time.Sleep(time.Second)
+			hub.Shutdown(context.Background())
+		}()
+		_, resp, err := websocket.Dial(t.Context(), s.url, &websocket.DialOptions{HTTPClient: s.httpClient()})
+		if err == nil || resp == nil || resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("%+v, %v; want 503 with Retry-After", resp, err)
+		}
+	})
+}
+
+// What OnConnect says before it closes a client arrives, however long it
+// takes.
+func TestCloseInALongOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			c.Send([]byte("bye"))
+			c.Close(4000, "not now")
+			time.Sleep(7 * time.Second)
+			return nil
+		}
+		s := newPipeSite(t, hub)
+		conn := s.connect()
+		if got := read(t, conn); got != "bye" {
+			t.Errorf("got %q", got)
+		}
+		if got := closeStatus(conn); got.Code != 4000 {
+			t.Errorf("closed with %v, want 4000", got)
+		}
+	})
+}

@@ -417,8 +417,7 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h.closing() || c.out.hasFailed() { // or flooded while OnConnect took its time
-		c.leave(ErrHubClosed)
-		c.disconnected()
+		c.dropped(ErrHubClosed)
 		h.refuseStream(w)
 		return
 	}
@@ -430,8 +429,7 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 	if conn := takeOverStream(w, r); conn != nil {
 		if err := c.acceptStream(w.Header(), conn, f); err != nil {
 			conn.Close()
-			c.leave(fmt.Errorf("realtime: event stream: %w", err))
-			c.disconnected()
+			c.dropped(fmt.Errorf("realtime: event stream: %w", err))
 			return
 		}
 		accepted = true
@@ -508,7 +506,7 @@ func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
 	}
 	nc.SetWriteDeadline(time.Time{})
 	limitSilence(nc, c.hub.shared.pongTimeout)
-	c.sent(c.out.open(nc, tryWriter(nc), f))
+	c.opened(nc, tryWriter(nc), f)
 	if !c.park() {
 		go c.serve()
 	}
@@ -556,7 +554,7 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	p.Write(retryNotice().b)           // whose failure the next write finds as well
 	p.rc.SetWriteDeadline(time.Time{}) // Server.WriteTimeout is not meant for this
 	c.wire.attach(p, nil)
-	c.sent(c.out.open(p, nil, f))
+	c.opened(p, nil, f)
 	select {
 	case <-r.Context().Done():
 		c.leave(io.EOF)

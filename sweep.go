@@ -129,7 +129,10 @@ func (c *Client) sweep(now time.Duration) {
 	pinged := time.Duration(c.pinged.Load())
 	switch {
 	case pinged > heard:
-		if !busy && now-pinged >= s.pongTimeout {
+		switch {
+		case c.out.isWriting(): // the ping still waits, perhaps, or what is before it is on its way
+			c.pinged.Store(int64(now))
+		case !busy && now-pinged >= s.pongTimeout:
 			c.abort(errPongTimeout)
 		}
 	case s.pingInterval > 0 && now-heard >= s.pingInterval:

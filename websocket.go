@@ -52,25 +52,22 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 	if err := c.connect(w, r); err != nil {
 		return err
 	}
-	if c.out.hasFailed() { // flooded while OnConnect took its time
-		c.disconnected()
-		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", c.left())
-	}
 	if h.closing() {
-		c.leave(ErrHubClosed)
-		c.disconnected()
+		c.dropped(ErrHubClosed)
 		return h.refuseClosed(w)
+	}
+	if c.out.hasFailed() { // flooded while OnConnect took its time
+		c.dropped(ErrSlowClient)
+		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", ErrSlowClient)
 	}
 	conn, rest, err := takeOver(hijacker)
 	if err != nil {
-		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
-		c.disconnected()
+		c.dropped(fmt.Errorf("realtime: upgrade: %w", err))
 		return h.refuseSetup(w, err)
 	}
 	if err := c.accept(w.Header(), r, conn, rest); err != nil {
 		conn.Close()
-		c.leave(fmt.Errorf("realtime: upgrade: %w", err))
-		c.disconnected()
+		c.dropped(fmt.Errorf("realtime: upgrade: %w", err))
 		return h.refused(err)
 	}
 	accepted = true
@@ -151,7 +148,7 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 	c.conn = conn
 	c.wire.in.Reset(&c.wire) // the library has put a reader between, for what it thinks was read already
 	nc.SetWriteDeadline(time.Time{})
-	c.sent(c.out.open(nc, tryWriter(nc), h.format))
+	c.opened(nc, tryWriter(nc), h.format)
 	if !c.park() {
 		go c.serve()
 	}

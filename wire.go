@@ -185,8 +185,13 @@ func (w *wire) abort() {
 func (w *wire) wakeLocked() {
 	w.Conn.SetDeadline(longAgo)
 	// A parked connection is woken by shutdown(2) alone. And where the reading
-	// goroutine is in a handler, it tells the peer. On TLS it could block.
-	switch c := w.Conn.(type) {
+	// goroutine is in a handler, it tells the peer. What TLS has to say could
+	// block.
+	conn := w.Conn
+	if c, ok := conn.(*tls.Conn); ok {
+		conn = c.NetConn()
+	}
+	switch c := conn.(type) {
 	case *net.TCPConn:
 		c.CloseRead()
 		c.CloseWrite()

@@ -331,13 +331,19 @@ func TestCutOffAtOnce(t *testing.T) {
 // A client that is cut off while its handler blocks is told.
 func TestCutOffDuringTheHandler(t *testing.T) {
 	t.Parallel()
+	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
+		t.Run(name, func(t *testing.T) { testCutOffDuringTheHandler(t, serve) })
+	}
+}
+
+func testCutOffDuringTheHandler(t *testing.T, serve func(testing.TB, *realtime.Hub) *site) {
 	hub := realtime.NewHub()
 	gate, running := make(chan struct{}), make(chan *realtime.Client, 1)
 	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) {
 		running <- msg.Client
 		<-gate
 	}
-	s := newTCPSite(t, hub)
+	s := serve(t, hub)
 	c := s.raw()
 	c.send(frame(0x81, nil))
 	<-running
