@@ -46,28 +46,28 @@ type outbox struct {
 	mu       sync.Mutex                        // guards the fields below; held for no write that can block
 	conn     io.Writer                         // nil while held
 	try      func(b []byte) (n int, err error) // writes without blocking; nil: there is no way
+	early    []*event                          // what came while held
+	queue    []queued                          // what waits is queue[head:]; the first may be partly written
+	head     int                               // index into queue
+	off      int                               // bytes of queue[head] that are written
+	done     int                               // messages of queue[head] that are written
+	latest   *latest                           // where the newest of each Key waits; nil: none does
+	waiting  int                               // messages that are not completely written
+	exempt   int                               // of these, what a replay has brought: the reader can't help it
+	private  int                               // bytes in the queue that were sent to this client alone
+	seq      uint64                            // the highest place in the history of what was sent
+	above    time.Duration                     // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
+	peak     int                               // the most that waited since
+	pong     *buffer                           // the newest pong, to be sent between two buffers; nil: none
+	last     *buffer                           // the close frame, if it came while held
+	progress time.Duration                     // when the drain goroutine last got rid of something, or the kernel did
+	kernel   int                               // what unsent last told
+	drained  chan struct{}                     // closed when the drain goroutine ends; nil: nobody waits
 	format   format
-	early    []*event      // what came while held
-	queue    []queued      // what waits is queue[head:]; the first may be partly written
-	head     int           // index into queue
-	off      int           // bytes of queue[head] that are written
-	done     int           // messages of queue[head] that are written
-	latest   latest        // of what waits: where the newest of each Key is
-	waiting  int           // messages that are not completely written
-	exempt   int           // of these, what a replay has brought: the reader can't help it
-	private  int           // bytes in the queue that were sent to this client alone
-	seq      uint64        // the highest place in the history of what was sent
-	above    time.Duration // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
-	peak     int           // the most that waited since
-	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
-	last     *buffer       // the close frame, if it came while held
+	blind    bool // unsent can't tell of conn
 	closed   bool
 	failed   bool
-	writing  bool          // the drain goroutine is running
-	progress time.Duration // when it last got rid of something, or the kernel did
-	blind    bool          // unsent can't tell of conn
-	kernel   int           // what unsent last told
-	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
+	writing  bool // the drain goroutine is running
 }
 
 // push sends the events of r and reports whether the caller must start a
@@ -206,10 +206,16 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 		}
 		if n < len(buf.b) {
 			o.deliveredLocked(delivered)
-			o.latest.busy = math.MaxInt // n bytes are gone: nothing may change places with another
+			o.latest = &latest{busy: math.MaxInt} // n bytes are gone: nothing may change places with another
 			o.appendLocked(bufs[i:]...)
 			o.wroteLocked(n)
-			o.busyLocked(o.head)
+			o.latest.busy = o.head + o.latest.base
+			if o.off > 0 {
+				o.latest.busy++
+			}
+			if o.latest.places == nil {
+				o.latest = nil
+			}
 			return nil
 		}
 		delivered += len(buf.ends)
@@ -303,7 +309,7 @@ func (o *outbox) failLocked() {
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
 	o.waiting, o.exempt, o.private, o.above, o.peak = 0, 0, 0, 0, 0
-	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, latest{}
+	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, nil
 	o.pong, o.last = nil, nil
 }
 
@@ -342,7 +348,7 @@ var void = new(buffer)
 // A latest tells where the newest event of each Key waits. Places are indexes
 // into the queue, plus base, which changes with the queue so that they don't.
 type latest struct {
-	places map[topicKey]int // nil while there are none
+	places map[topicKey]int
 	base   int
 	busy   int // what waits before this place is being written
 	voids  int
@@ -380,14 +386,17 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 // part or by the drain goroutine, doesn't wait. The next place is that of the
 // newer one.
 func (o *outbox) replaceLocked(key topicKey) {
-	l := &o.latest
+	if o.latest == nil {
+		o.latest = new(latest)
+	}
+	l := o.latest
+	if l.places == nil {
+		l.places = make(map[topicKey]int)
+	}
 	if old, ok := l.places[key]; ok && old >= l.busy {
 		o.queue[old-l.base] = queued{buffer: void}
 		l.voids++
 		o.replacedLocked(1)
-	}
-	if l.places == nil {
-		l.places = make(map[topicKey]int)
 	}
 	l.places[key] = l.base + len(o.queue)
 }
@@ -403,8 +412,14 @@ func (o *outbox) replacedLocked(n int) {
 
 // makeRoomLocked makes room for one more, in the place of what has gone.
 func (o *outbox) makeRoomLocked() {
-	l := &o.latest
-	if len(o.queue) < cap(o.queue) || o.head+l.voids < len(o.queue)/2 {
+	if len(o.queue) < cap(o.queue) {
+		return
+	}
+	l := o.latest
+	if l == nil {
+		l = new(latest) // forgotten again: there is nothing to keep track of
+	}
+	if o.head+l.voids < len(o.queue)/2 {
 		return
 	}
 	kept, busy := 0, 0
@@ -429,15 +444,6 @@ func (o *outbox) makeRoomLocked() {
 	if l.busy != math.MaxInt {
 		l.busy = busy + l.base
 	}
-}
-
-// busyLocked notes that what waits before index i of the queue, and the rest of
-// what is partly written, can't be replaced any more.
-func (o *outbox) busyLocked(i int) {
-	if i == o.head && o.off > 0 {
-		i++
-	}
-	o.latest.busy = i + o.latest.base
 }
 
 // startLocked reports whether there is something to write that nobody does,
@@ -501,7 +507,9 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 			o.queue[o.head] = queued{buffer: o.pong}
 		} else {
 			o.queue = slices.Insert(o.queue, 0, queued{buffer: o.pong})
-			o.latest.base-- // for all others to keep their places
+			if o.latest != nil {
+				o.latest.base-- // for all others to keep their places
+			}
 		}
 		o.pong = nil
 	}
@@ -511,7 +519,11 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	}
 	first := o.queue[o.head].b[o.off:]
 	next := o.head + 1
-	o.latest.busy = next + o.latest.base
+	defer func() {
+		if o.latest != nil {
+			o.latest.busy = next + o.latest.base
+		}
+	}()
 	most := maxWrite
 	if o.blind {
 		most = blindWrite
@@ -523,7 +535,6 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= most; next++ {
 		b = append(b, o.queue[next].b...)
 	}
-	o.latest.busy = next + o.latest.base
 	return b
 }
 
@@ -550,7 +561,7 @@ func (o *outbox) skipLocked() {
 		if cap(o.queue) > 8 {
 			o.queue = nil // a burst is over: an idle client keeps none of it
 		}
-		o.latest = latest{}
+		o.latest = nil
 	}
 }
 

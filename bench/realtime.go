@@ -8,10 +8,10 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// ours are this package's contenders. Its event stream gets its line here, as
-// {"realtime-sse", ourModule, eventStream, …}, once a Hub has ServeSSE.
+// ours are this package's contenders.
 var ours = []contender{
 	{"realtime", ourModule, plain, serveRealtime},
+	{"realtime-sse", ourModule, eventStream, serveRealtimeSSE},
 }
 
 const ourModule = "github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -21,7 +21,18 @@ func serveRealtime() (http.Handler, func(int, func() []byte)) {
 	hub := realtime.NewHub()
 	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
 	go hub.Run()
-	return hub, func(n int, next func() []byte) {
+	return hub, publishTo(hub)
+}
+
+// serveRealtimeSSE is the same with the hub's event streams.
+func serveRealtimeSSE() (http.Handler, func(int, func() []byte)) {
+	hub := realtime.NewHub()
+	go hub.Run()
+	return http.HandlerFunc(hub.ServeSSE), publishTo(hub)
+}
+
+func publishTo(hub *realtime.Hub) func(n int, next func() []byte) {
+	return func(n int, next func() []byte) {
 		for range n {
 			hub.Broadcast <- next()
 		}
