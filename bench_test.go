@@ -61,3 +61,63 @@ func heap() uint64 {
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
 }
+
+// BenchmarkTopics publishes to topics of several sizes: one that all have, many
+// with a handful of clients each, and what is between.
+func BenchmarkTopics(b *testing.B) {
+	for _, bench := range []struct{ topics, clients, each int }{
+		{1, 100_000, 1}, {100_000, 100_000, 5}, {100, 10_000, 10},
+	} {
+		b.Run(fmt.Sprintf("topics=%d/clients=%d/topics-each=%d", bench.topics, bench.clients, bench.each), func(b *testing.B) {
+			hub := NewHub()
+			hub.start()
+			hub.settle()
+			names := make([]string, bench.topics)
+			for i := range names {
+				names[i] = fmt.Sprint("topic ", i)
+			}
+			before := heap()
+			all := make([]*Client, bench.clients)
+			for i := range all {
+				c := newClient(hub, false)
+				if err := hub.add(c); err != nil {
+					b.Fatal(err)
+				}
+				for j := range bench.each {
+					if err := c.Subscribe(names[(i*bench.each+j)%bench.topics]); err != nil {
+						b.Fatal(err)
+					}
+				}
+				c.join()
+				c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, plainFormat)
+				all[i] = c
+			}
+			size := heap() - before
+			payload := make([]byte, 128)
+			subscribers := bench.clients * bench.each / bench.topics
+			var deliveries, next int64
+			b.ReportAllocs()
+			for b.Loop() {
+				want := hub.shared.delivered.Load() + 64*int64(subscribers)
+				for range 64 { // to different topics, where there are so many
+					if err := hub.Publish(b.Context(), names[next%int64(bench.topics)], Event{Data: payload}); err != nil {
+						b.Fatal(err)
+					}
+					next++
+				}
+				for hub.shared.delivered.Load() < want {
+					runtime.Gosched()
+				}
+				deliveries += 64 * int64(subscribers)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(deliveries), "ns/delivery")
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(next), "ns/publish")
+			b.ReportMetric(float64(size)/float64(bench.clients), "B/client")
+			b.StopTimer()
+			for _, c := range all {
+				c.discard()
+			}
+			hub.Shutdown(b.Context())
+		})
+	}
+}

@@ -67,9 +67,9 @@ type Client struct {
 
 	// tmu orders changes of topics, also while they are on their way to the
 	// shard: its goroutine must never wait for it.
-	tmu    sync.Mutex               // guards the fields below
-	topics map[string]*subscription // nil while there are none
-	joined bool                     // what it had to get of the past at its joining, it has got
+	tmu    sync.Mutex      // guards the fields below
+	topics []*subscription // sorted by name
+	joined bool            // what it had to get of the past at its joining, it has got
 }
 
 func newClient(h *Hub, stream bool) *Client {

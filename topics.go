@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -51,17 +51,11 @@ func (c *Client) Subscribe(topics ...string) error {
 	}
 	var entries []entry
 	var added []string
-	for _, topic := range topics {
-		if c.topics[topic] != nil {
-			continue
+	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
+		if _, has := c.findTopic(topic); !has {
+			added = append(added, topic)
+			entries = append(entries, entry{op: opSubscribe, sub: &subscription{client: c, name: topic}})
 		}
-		if c.topics == nil {
-			c.topics = make(map[string]*subscription)
-		}
-		sub := &subscription{client: c, name: topic}
-		c.topics[topic] = sub
-		added = append(added, topic)
-		entries = append(entries, entry{op: opSubscribe, sub: sub})
 	}
 	if len(entries) == 0 {
 		return nil
@@ -73,7 +67,17 @@ func (c *Client) Subscribe(topics ...string) error {
 	if !c.hub.hand(hand) {
 		return ErrClientClosed
 	}
+	for _, e := range entries {
+		c.topics = append(c.topics, e.sub)
+	}
+	slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	return nil
+}
+
+// findTopic returns where a topic is among the client's, or would be, and
+// reports whether it is there. Its caller holds tmu.
+func (c *Client) findTopic(topic string) (i int, has bool) {
+	return slices.BinarySearchFunc(c.topics, topic, func(sub *subscription, topic string) int { return strings.Compare(sub.name, topic) })
 }
 
 // Unsubscribe takes topics from the client's. Nothing that is published to them
@@ -84,9 +88,9 @@ func (c *Client) Unsubscribe(topics ...string) {
 	defer c.tmu.Unlock()
 	var entries []entry
 	for _, topic := range topics {
-		if sub := c.topics[topic]; sub != nil {
-			delete(c.topics, topic)
-			entries = append(entries, entry{op: opUnsubscribe, sub: sub})
+		if i, has := c.findTopic(topic); has {
+			entries = append(entries, entry{op: opUnsubscribe, sub: c.topics[i]})
+			c.topics = slices.Delete(c.topics, i, i+1)
 		}
 	}
 	if len(entries) > 0 {
@@ -99,7 +103,15 @@ func (c *Client) Unsubscribe(topics ...string) {
 func (c *Client) Topics() []string {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
-	return slices.Sorted(maps.Keys(c.topics))
+	return c.topicNames()
+}
+
+func (c *Client) topicNames() []string {
+	names := make([]string, len(c.topics))
+	for i, sub := range c.topics {
+		names[i] = sub.name
+	}
+	return names
 }
 
 // catchUp gives a client that joins what it has to get of the past, given the
@@ -111,7 +123,7 @@ func (c *Client) catchUp(last string) {
 	if last == "" && !c.hub.shared.history.keeps() {
 		return
 	}
-	topics := append(slices.Collect(maps.Keys(c.topics)), "")
+	topics := append(c.topicNames(), "")
 	given := make(chan struct{})
 	if c.hub.hand(handover{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
 		<-given // before the outbox opens, for the past to go out first
