@@ -1,5 +1,6 @@
-// Package realtime keeps many browsers up to date: a [Hub] broadcasts to
-// WebSocket clients, and a [Stream] writes events to one EventSource.
+// Package realtime keeps many browsers up to date: what is published to a [Hub]
+// reaches its WebSocket clients and its event-stream clients alike, and a
+// [Stream] writes events to one EventSource by hand.
 //
 //	var chat = realtime.NewHub()
 //
@@ -25,32 +26,47 @@
 //
 // # Promises
 //
-// Order: what one goroutine publishes, by Broadcast and PublishAll together,
-// reaches each client in that order, and so does what one goroutine sends to
-// one client. Between the two there is no order.
+// Order: what one goroutine publishes, by Broadcast, Publish and PublishAll
+// together, reaches each client in that order, and so does what one goroutine
+// sends to one client. Between the two there is no order.
 //
-// Delivery: at most once, to the clients that are connected.
+// Delivery: at most once, to the clients that are connected. With [Hub.History],
+// a client that comes back with the last id it saw gets every event since, on
+// the topics that OnConnect subscribes, each once and in order, or is told that
+// it may have missed some.
 //
 // Slow clients: up to 256 messages may wait for a client; one that stays above
 // that for a second, and doesn't catch up meanwhile, is disconnected with
 // [ErrSlowClient]. Its slowness costs nobody else anything. See
 // [Hub.SendBuffer].
 //
-// Loss is never silent: it is an error, a figure in [Stats], or a line in the
-// log.
+// Loss is never silent: it is an error, a figure in [Stats], a line in the log,
+// or a reset that the client gets.
 //
-// Blocking: only publishers ever wait, and only for the hub to take the event.
-// The hub waits for no client, handler or Logger. Handlers run under no lock
-// and on none of the hub's goroutines, so they may call anything, also
-// hub.Broadcast <-.
+// Blocking: only publishers ever wait, and only for the hub to take the event,
+// as Subscribe does. The hub waits for no client, handler or Logger. Handlers run
+// under no lock and on none of the hub's goroutines, so they may call anything,
+// also hub.Broadcast <-.
 //
-// Shutdown: what is queued goes out, each client gets close code 1001, and
-// when [Hub.Shutdown] has returned nil nothing of the hub is left running.
+// Shutdown: what is queued goes out, WebSocket clients get close code 1001,
+// event streams end, and when [Hub.Shutdown] has returned nil nothing of the hub
+// is left running.
 //
 // # Words
 //
-// A client is one connection of a hub. An event goes out, a message comes in;
-// on its way to one client an event is a message too, as RFC 6455 calls it.
+// A client is one connection of a hub, over WebSocket or as an event stream. An
+// event goes out, a message comes in; on its way to one client an event is a
+// message too, as RFC 6455 calls it. A topic is what others call a room or a
+// channel: whoever has it gets what is published to it.
+//
+// # Two transports
+//
+// [Hub.ServeHTTP] serves both at one URL, as the request asks. A WebSocket
+// client gets the data of an event and nothing else, unless it asks for the
+// [Subprotocol]; an event stream has the event's name and id as well. An event is
+// encoded at most once for each of these forms, whatever the number of clients.
+// [Script] is a JavaScript module for the browser's side of both: it reconnects
+// and resumes. Plain WebSocket and EventSource objects do as well without it.
 //
 // # Memory and time
 //
@@ -59,13 +75,14 @@
 // elsewhere (TLS, Windows), and where a client takes it too slowly, a goroutine
 // writes for that client, until nothing waits any more.
 //
-// A client has one goroutine, which reads. On Linux an idle one on TCP or a
-// Unix socket has none, and takes about 4.5 KB in all.
+// A WebSocket client has one goroutine, which reads, and so has an event stream.
+// On Linux an idle one on TCP or a Unix socket has none, and takes about 4.5 KB
+// in all, an event stream 2 KB.
 //
 // No client has a timer: the hub's sweeper looks at each once a second, so that
 // what is said to happen after some time happens at most a second later.
 //
-// # Event streams
+// # Event streams by hand
 //
 // [NewStream] turns one HTTP response into an event stream (WHATWG HTML §9.2)
 // that its handler writes, for as long as the browser stays. A stream belongs

@@ -339,3 +339,10 @@ func receive(conn *websocket.Conn) string {
 	}
 	return string(data)
 }
+
+// send sends a text message.
+func send(conn *websocket.Conn, text string) {
+	if err := conn.Write(context.Background(), websocket.MessageText, []byte(text)); err != nil {
+		panic(err)
+	}
+}

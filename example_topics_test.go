@@ -1,0 +1,197 @@
+package realtime_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// What is published to a topic reaches whoever has it, over whichever
+// transport. OnConnect decides who may have what.
+func ExampleHub_Publish() {
+	hub := realtime.NewHub()
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		return c.Subscribe("match/" + r.URL.Query().Get("match"))
+	}
+	server := httptest.NewServer(hub) // both transports at one URL
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	phone := dial(server.URL + "?match=42") // new WebSocket(…)
+	defer phone.CloseNow()
+	laptop := eventSource(server.URL+"?match=42", "") // new EventSource(…)
+	defer laptop.Close()
+
+	ctx := context.Background()
+	hub.Publish(ctx, "match/7", realtime.Event{Name: "goal", Data: []byte("0:1")})
+	hub.Publish(ctx, "match/42", realtime.Event{Name: "goal", Data: []byte("1:0")})
+
+	fmt.Println("WebSocket:", receive(phone))
+	fmt.Println("event stream:", laptop.next())
+	// Output:
+	// WebSocket: 1:0
+	// event stream: event: goal, data: 1:0
+}
+
+// An event stream of a hub by a handler of one line. The browser's EventSource
+// reads it and comes back by itself.
+func ExampleHub_ServeSSE() {
+	hub := realtime.NewHub()
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /events", hub.ServeSSE)
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	browser := eventSource(server.URL+"/events", "")
+	defer browser.Close()
+	hub.Broadcast <- []byte("hello")
+	fmt.Println(browser.next())
+	// Output: data: hello
+}
+
+// A client that comes back gets what it has missed: a browser's EventSource
+// sends the id of the last event it saw.
+func ExampleHistory() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 1000} // of each topic, for 5 minutes
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	browser := eventSource(server.URL, "")
+	hub.Broadcast <- []byte("one")
+	fmt.Println(browser.next())
+	browser.Close() // a tunnel
+
+	hub.Broadcast <- []byte("two")
+	hub.Broadcast <- []byte("three")
+
+	browser = eventSource(server.URL, browser.lastEventID)
+	defer browser.Close()
+	fmt.Println(browser.next())
+	fmt.Println(browser.next())
+	// Output:
+	// data: one
+	// data: two
+	// data: three
+}
+
+// A dashboard wants the latest value, not each of them: it gets it first, and a
+// newer one takes the place of an older one that still waits.
+func ExampleEvent_key() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 100}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	ctx := context.Background()
+	for _, price := range []string{"101", "102", "103"} {
+		hub.Publish(ctx, "prices", realtime.Event{Name: "ACME", Key: "ACME", Data: []byte(price)})
+	}
+	browser := eventSource(server.URL+"?topic=prices", "") // there is no OnConnect to object
+	defer browser.Close()
+	fmt.Println(browser.next())
+	// Output: event: ACME, data: 103
+}
+
+// A client may take and leave topics at any time.
+func ExampleClient_Subscribe() {
+	hub := realtime.NewHub()
+	done := make(chan struct{})
+	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) {
+		switch verb, topic, _ := strings.Cut(string(msg.Data), " "); verb {
+		case "join":
+			msg.Client.Subscribe(topic)
+		case "leave":
+			msg.Client.Unsubscribe(topic)
+		}
+		fmt.Println(msg.Client.Topics())
+		done <- struct{}{}
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	browser := dial(server.URL)
+	defer browser.CloseNow()
+	for _, text := range []string{"join news", "join sports", "leave news"} {
+		send(browser, text)
+		<-done
+	}
+	fmt.Println(len(slices.Collect(hub.Subscribers("sports"))), "for sports")
+	// Output:
+	// [news]
+	// [news sports]
+	// [sports]
+	// 1 for sports
+}
+
+// An event passes its sender over, who knows already.
+func ExampleEvent_except() {
+	hub := realtime.NewHub()
+	hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
+		hub.PublishAll(msg.Client.Context(), realtime.Event{Data: msg.Data, Except: msg.Client.ID()})
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	ada, bob := dial(server.URL), dial(server.URL)
+	defer ada.CloseNow()
+	defer bob.CloseNow()
+	send(ada, "hello")
+	fmt.Println("Bob got", receive(bob))
+	send(bob, "hello yourself")
+	fmt.Println("Ada got", receive(ada))
+	// Output:
+	// Bob got hello
+	// Ada got hello yourself
+}
+
+// A source stands for a browser's EventSource.
+type source struct {
+	resp        *http.Response
+	lines       *bufio.Scanner
+	lastEventID string
+}
+
+func eventSource(url, lastEventID string) *source {
+	req, _ := http.NewRequest("GET", url, nil)
+	req.Header.Set("Accept", "text/event-stream")
+	if lastEventID != "" {
+		req.Header.Set("Last-Event-ID", lastEventID)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		panic(err)
+	}
+	return &source{resp: resp, lines: bufio.NewScanner(resp.Body)}
+}
+
+func (s *source) Close() { s.resp.Body.Close() }
+
+// next returns the next event, but for its id.
+func (s *source) next() string {
+	var fields []string
+	for s.lines.Scan() {
+		switch field, value, _ := strings.Cut(s.lines.Text(), ": "); field {
+		case "":
+			if len(fields) > 0 {
+				return strings.Join(fields, ", ")
+			}
+		case "id":
+			s.lastEventID = value
+		case "event", "data":
+			fields = append(fields, s.lines.Text())
+		}
+	}
+	return "the end"
+}
