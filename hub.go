@@ -332,8 +332,10 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	}
 	h.start()
 	ev := &event{Event: e, topic: topic}
-	if id, err := parseID(e.Except); err == nil {
-		ev.except = &id // nobody has an id of another form
+	if e.Except != "" {
+		if id, err := parseID(e.Except); err == nil { // nobody has an id of another form
+			ev.except = &id
+		}
 	}
 	hand := handover{event: ev, taken: make(chan struct{})}
 	select {

@@ -566,3 +566,38 @@ func TestBothTransports(t *testing.T) {
 		t.Errorf("%d clients are left, want %d", n, clients)
 	}
 }
+
+// A middleware's writer that panics costs its client the connection, and not
+// the process, though it isn't called on the handler's goroutine.
+func TestServeSSEWritePanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		left := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		next := s.srv.Handler
+		s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			next.ServeHTTP(&ssePanics{sseFlush{w}, 1}, r)
+		})
+		l := s.listen("")
+		go l.event()
+		hub.Broadcast <- []byte("x")
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if left.n != 1 || !strings.Contains(fmt.Sprint(left.err), "ssePanics panicked: oops") || hub.ClientCount() != 0 {
+			t.Errorf("%d left, for %v, %d clients; want one for the panic, and none", left.n, left.err, hub.ClientCount())
+		}
+	})
+}
+
+// An ssePanics panics once its writes are used up.
+type ssePanics struct {
+	sseFlush
+	writes int
+}
+
+func (w *ssePanics) Write(b []byte) (int, error) {
+	if w.writes--; w.writes < 0 {
+		panic("oops")
+	}
+	return w.sseFlush.Write(b)
+}

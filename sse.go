@@ -549,6 +549,15 @@ type response struct {
 // runs on the HTTP handler's goroutine.
 func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format) {
 	p := &response{w: w, rc: http.NewResponseController(w), gone: make(chan struct{})}
+	defer c.hub.remove(c)
+	defer c.disconnected()
+	defer func() {
+		c.leave(ErrClientClosed) // a middleware's writer has panicked
+		c.expire()
+		c.home.inbox.put(entry{op: opLeave, client: c})
+		<-c.out.flushed()
+		p.leave(c.hub.shared.writeTimeout)
+	}()
 	p.rc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout))
 	w.WriteHeader(http.StatusOK)
 	p.Write(retryNotice().b)           // whose failure the next write finds as well
@@ -560,16 +569,17 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 		c.leave(io.EOF)
 	case <-p.gone:
 	}
-	defer c.hub.remove(c)
-	defer c.disconnected()
-	c.expire()
-	c.home.inbox.put(entry{op: opLeave, client: c})
-	<-c.out.flushed()
-	p.leave(c.hub.shared.writeTimeout)
 }
 
-func (p *response) Write(b []byte) (int, error) {
-	n, err := p.w.Write(b)
+// Write runs on the outbox's goroutine, where nobody else would recover from a
+// panic of a middleware's writer.
+func (p *response) Write(b []byte) (n int, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("realtime: %T panicked: %v", p.w, v)
+		}
+	}()
+	n, err = p.w.Write(b)
 	if err == nil {
 		err = p.rc.Flush()
 	}
