@@ -351,7 +351,7 @@ func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 	} else if err := c.askedTopics(r); err != nil {
 		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
 	}
-	c.catchUp(lastEventID(r))
+	c.catchUp(claimedEventID(r))
 	c.join()
 	return nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,4 +136,100 @@ func TestIdleInboxHoldsNothing(t *testing.T) {
 		}
 		in.close()
 	})
+}
+
+// A topic without clients is forgotten, and so is all of a client that leaves.
+func TestTopicsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := NewHub()
+		hub.start()
+		hub.settle()
+		var all []*Client
+		for i := range 10 {
+			c := newClient(hub, false)
+			if err := hub.add(c); err != nil {
+				t.Fatal(err)
+			}
+			for j := range 100 {
+				if err := c.Subscribe(fmt.Sprint(i*j%70), "all"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			all = append(all, c)
+		}
+		for i, c := range all {
+			if i%2 == 0 {
+				c.Unsubscribe(c.Topics()...)
+			}
+			c.discard()
+		}
+		synctest.Wait()
+		for _, s := range hub.shards {
+			if len(s.topics) != 0 || len(s.clients) != 0 {
+				t.Errorf("a shard keeps %d topics and %d clients", len(s.topics), len(s.clients))
+			}
+		}
+		for _, c := range all {
+			if c.subs != nil {
+				t.Error("a client that has left keeps a subscription")
+			}
+		}
+		if err := hub.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// queued returns what waits for c.
+func (c *Client) queued() []queued {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return slices.Clone(c.out.queue)
+}
+
+// An event is encoded once for each format, and events that several clients
+// get are joined once for all of them, also where audiences are mixed.
+func TestClientsShareBuffers(t *testing.T) {
+	hub := NewHub()
+	hub.settle()
+	s := &shard{stats: &hub.shared}
+	gate := make(chan error) // behind which writes block
+	defer close(gate)
+	var clients [formats][2]*Client
+	for f := range formats {
+		for i := range clients[f] {
+			c := newClient(hub, f.isStream())
+			s.apply(&entry{op: opJoin, client: c})
+			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: "a"}})
+			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: fmt.Sprint(f)}})
+			c.out.open(&recorder{gate: gate}, nil, f)
+			clients[f][i] = c
+		}
+	}
+	large := []byte(strings.Repeat("much of this repeats itself ", 100))
+	for i := range 40 {
+		ev := &event{Event: Event{Data: large}, topic: []string{"a", "", "nobody's"}[i%3]}
+		if i%7 == 0 {
+			ev.topic = fmt.Sprint(i % int(formats))
+		}
+		s.apply(&entry{event: ev})
+	}
+	s.deliver()
+	for f, pair := range clients {
+		a, b := pair[0].queued(), pair[1].queued()
+		if len(a) == 0 || len(a) != len(b) {
+			t.Fatalf("format %d: %d and %d buffers", f, len(a), len(b))
+		}
+		for i := range a {
+			if a[i].buffer != b[i].buffer {
+				t.Errorf("format %d: clients have buffers of their own", f)
+			}
+		}
+	}
+	ev := &event{Event: Event{Data: large}}
+	for f := range formats {
+		if ev.buffer(f) != ev.buffer(f) {
+			t.Errorf("format %d: encoded twice", f)
+		}
+	}
 }

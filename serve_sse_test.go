@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -600,4 +601,42 @@ func (w *ssePanics) Write(b []byte) (int, error) {
 		panic("oops")
 	}
 	return w.sseFlush.Write(b)
+}
+
+// Nothing that is published forges a field, an event or an envelope.
+func TestInjection(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		s := newPipeSite(t, hub)
+		const evil = "a\nid: forged\r\nevent: evil\rdata: x\n\n\"},{\"event\":\"evil\",\"reset\":true}\x00</script>\u2028"
+		c := join(s, "topic="+url.QueryEscape(evil)+"&lastEventId="+url.QueryEscape(evil))
+		for i, e := range []realtime.Event{
+			{Data: []byte(evil)}, {Data: []byte("x"), Key: evil}, {Data: []byte("x"), Except: evil}, {Data: []byte("x"), Name: "\"},{\"event\":\"evil"},
+		} {
+			if err := hub.Publish(t.Context(), evil, e); err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		}
+		for _, e := range []realtime.Event{{Name: evil}, {ID: evil}, {Data: []byte(evil + "\xff")}} {
+			if err := hub.Publish(t.Context(), evil, e); err == nil {
+				t.Errorf("Publish took %+v", e)
+			}
+		}
+		if _, isStream := c.(*listener); isStream {
+			// Line breaks of each kind arrive as LF (WHATWG HTML §9.2.5).
+			expect(t, c, "reset", strings.NewReplacer("\r\n", "\n", "\r", "\n").Replace(evil))
+		} else {
+			expect(t, c, "reset", evil)
+		}
+		expect(t, c, "x", "x")
+		if ev, err := c.event(); err != nil || ev.name != "\"},{\"event\":\"evil" || ev.data != "x" {
+			t.Errorf("got %q, %v", ev, err)
+		}
+		hub.Broadcast <- []byte("end")
+		expect(t, c, "end")
+		if !strings.HasSuffix(c.last(), "-5") {
+			t.Errorf("the last id is %q", c.last())
+		}
+	})
 }

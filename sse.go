@@ -303,11 +303,17 @@ func (s *Stream) LastEventID() string {
 }
 
 func lastEventID(r *http.Request) string {
-	id := cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
+	id := claimedEventID(r)
 	if !validEventID(id) {
 		return ""
 	}
 	return id
+}
+
+// claimedEventID returns what a client gives for the id of the last event that
+// it saw.
+func claimedEventID(r *http.Request) string {
+	return cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
 }
 
 // retryNotice tells a browser's EventSource how long to wait before it comes
