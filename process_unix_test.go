@@ -28,16 +28,24 @@ func childProcess(role string) int {
 		return childServer()
 	case "client":
 		return childClient(os.Getenv("REALTIME_TEST_URL"))
+	case "unplugged":
+		return childUnplugged()
 	}
 	return 2
+}
+
+// child returns a command that runs this test binary in a role.
+func child(role string, env ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), "REALTIME_TEST_PROCESS="+role), env...)
+	cmd.Stderr = os.Stderr
+	return cmd
 }
 
 // startChild runs this test binary in a role and returns its output.
 func startChild(t *testing.T, role string, env ...string) (*exec.Cmd, *bufio.Scanner) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(append(os.Environ(), "REALTIME_TEST_PROCESS="+role), env...)
-	cmd.Stderr = os.Stderr
+	cmd := child(role, env...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,5 @@
+//go:build unix && !linux
+
+package realtime_test
+
+func childUnplugged() int { return 2 }
