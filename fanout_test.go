@@ -228,7 +228,7 @@ func TestClientsShareBuffers(t *testing.T) {
 	}
 	ev := &event{Event: Event{Data: large}}
 	for f := range formats {
-		if ev.buffer(f) != ev.buffer(f) {
+		if first := ev.buffer(f); first != ev.buffer(f) {
 			t.Errorf("format %d: encoded twice", f)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -224,14 +225,14 @@ func TestMixedAudiences(t *testing.T) {
 		var has [clients]map[string]bool
 		for n := range clients {
 			has[n] = map[string]bool{"": true}
-			query := fmt.Sprint("name=", n)
+			query := url.Values{"name": {fmt.Sprint(n)}}
 			for _, topic := range topics {
 				if rand.IntN(2) == 0 {
 					has[n][topic] = true
-					query += "&topic=" + topic
+					query.Add("topic", topic)
 				}
 			}
-			conns = append(conns, s.connectAs(query))
+			conns = append(conns, s.connectAs(query.Encode()))
 		}
 		want := make([][]string, clients)
 		type published struct {
