@@ -118,9 +118,10 @@ type Hub struct {
 	// Each event then has an id that is the hub's own, and a client that comes
 	// back with the last one it saw gets every event since, on the topics that
 	// OnConnect subscribes and among those published to all: each once, in
-	// order, and then the live ones. Where the hub can't tell what was missed,
+	// order, and then the live ones; but of those with a Key the newest alone,
+	// as of all that waits for a client. Where the hub can't tell what was missed,
 	// because it is no longer kept or was another process's, the client gets a
-	// reset instead, the newest event of each Key, and the live ones. A client
+	// reset instead (an event stream one named "reset"), the newest event of each Key, and the live ones. A client
 	// that is new gets no reset. The id comes from the header Last-Event-ID,
 	// which a browser's EventSource sends, or the query's lastEventId.
 	History History

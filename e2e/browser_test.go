@@ -130,7 +130,8 @@ func (tab *tab) hear(ev any) {
 	}
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
-	if tab.outage && strings.HasPrefix(complaint, "network error: ") {
+	if tab.outage && (strings.HasPrefix(complaint, "network error: ") ||
+		strings.HasPrefix(complaint, "javascript error: EventSource's response has ")) { // cut in its header
 		return
 	}
 	tab.complaints = append(tab.complaints, complaint)

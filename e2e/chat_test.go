@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"log"
@@ -9,10 +8,6 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -20,99 +15,6 @@ import (
 
 	"github.com/chromedp/chromedp"
 )
-
-// buildChat builds the program, with the race detector if the test has it, and
-// returns its path.
-func buildChat(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "chat.exe")
-	args := []string{"build", "-o", path}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "-race" && s.Value == "true" {
-				args = append(args, "-race") // what it finds makes the exit code 66
-			}
-		}
-	}
-	build := exec.CommandContext(t.Context(), "go", append(args, "./examples/chat")...)
-	build.Dir = ".."
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", build, err, out)
-	}
-	noteSources(t)
-	return path
-}
-
-// noteSources opens what the program is made of, and go test doesn't know of:
-// else it would take an old result for that of a new page. It looks whether
-// the files have changed that a test has opened, if their path begins with the
-// module's. So the path goes through this directory, and isn't cleaned.
-func noteSources(t *testing.T) {
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"main.go", "index.html"} {
-		if _, err := os.ReadFile(dir + "/../examples/chat/" + name); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
-// A process is a running chat program.
-type process struct {
-	*testing.T
-	cmd    *exec.Cmd
-	url    string
-	stderr strings.Builder
-	exited chan error
-}
-
-// startChat starts the program and waits until it says where it is.
-func startChat(t *testing.T, path, addr string) *process {
-	t.Helper()
-	p := &process{T: t, cmd: exec.Command(path, "-addr", addr), exited: make(chan error, 1)}
-	p.cmd.Stderr = &p.stderr
-	stdout, err := p.cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { p.cmd.Process.Kill() })
-	line, _ := bufio.NewReader(stdout).ReadString('\n')
-	_, url, ok := strings.Cut(strings.TrimSpace(line), "Chat is at ")
-	if !ok {
-		err := p.cmd.Wait()
-		t.Fatalf("chat -addr %s says %q, not where it is: %v\n%s", addr, line, err, &p.stderr)
-	}
-	p.url = url
-	go func() { p.exited <- p.cmd.Wait() }()
-	return p
-}
-
-// interrupt stops the program as Ctrl-C does, and checks that it ends well. It
-// is no surprise for the tabs that they can't reach it then.
-func (p *process) interrupt(tabs ...*tab) {
-	p.Helper()
-	for _, tab := range tabs {
-		tab.expectOutage(true)
-	}
-	began := time.Now()
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
-		p.Fatal(err)
-	}
-	select {
-	case err := <-p.exited:
-		if err != nil {
-			p.Errorf("chat ended with %v, want exit code 0\n%s", err, &p.stderr)
-		}
-		p.Logf("chat ended %v after SIGINT", time.Since(began).Round(time.Millisecond))
-	case <-time.After(patience):
-		p.Fatalf("chat is still there %v after SIGINT", patience)
-	}
-}
 
 // JavaScript that the tests ask with.
 const (
@@ -165,8 +67,8 @@ func (tab *tab) sees(author, text string) {
 // server is restarted.
 func TestChat(t *testing.T) {
 	browser := newBrowser(t)
-	path := buildChat(t)
-	server := startChat(t, path, "localhost:0")
+	path := build(t, "chat")
+	server := start(t, path, "localhost:0")
 
 	ann, bob := newTab(t, browser, "Ann"), newTab(t, browser, "Bob")
 	ann.join(server.url)
@@ -202,7 +104,7 @@ func TestChat(t *testing.T) {
 	}
 
 	_, addr, _ := strings.Cut(server.url, "//")
-	server = startChat(t, path, addr)
+	server = start(t, path, addr)
 	for _, tab := range []*tab{ann, bob} {
 		tab.online()
 		tab.expectOutage(false)
@@ -233,7 +135,7 @@ func TestChat(t *testing.T) {
 // who reads further up.
 func TestReading(t *testing.T) {
 	browser := newBrowser(t)
-	server := startChat(t, buildChat(t), "localhost:0")
+	server := start(t, build(t, "chat"), "localhost:0")
 	ann, bob := newTab(t, browser, "Ann"), newTab(t, browser, "Bob")
 	ann.join(server.url)
 	bob.join(server.url)
@@ -270,7 +172,7 @@ func TestReading(t *testing.T) {
 // which a browser gives it up: that of a proxy whose server is down.
 func TestFeedRefused(t *testing.T) {
 	browser := newBrowser(t)
-	chat := startChat(t, buildChat(t), "localhost:0")
+	chat := start(t, build(t, "chat"), "localhost:0")
 	target, err := url.Parse(chat.url)
 	if err != nil {
 		t.Fatal(err)
@@ -311,7 +213,7 @@ func TestFeedRefused(t *testing.T) {
 // TestPhone checks that the page fits on small screens.
 func TestPhone(t *testing.T) {
 	browser := newBrowser(t)
-	server := startChat(t, buildChat(t), "localhost:0")
+	server := start(t, build(t, "chat"), "localhost:0")
 	phone := newTab(t, browser, "Wolfeschlegelsteinhausen")
 	resize := func(width, height int64) {
 		phone.do("resizing", chromedp.EmulateViewport(width, height,

@@ -1,6 +1,6 @@
-// Package e2e drives a real browser, Debian's Chromium, against the program in
-// examples/chat and against the JavaScript that the documentation shows. It
-// has tests alone, and is a module of its own so that nobody who uses realtime
+// Package e2e drives a real browser, Debian's Chromium, against the programs in
+// examples, against realtime.js behind a proxy that cuts connections, and
+// against the JavaScript that the documentation shows. It has tests alone, and is a module of its own so that nobody who uses realtime
 // pays for the driver.
 //
 //	apt-get install chromium

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// maxPast is how many samples of a metric the board keeps for the charts of
+// pages that load it.
+const maxPast = 120
+
+// A board is what there is to see, made up: it stands for the database that a
+// real dashboard has. Pages load it when they open, and again when they may
+// have missed samples.
+type board struct {
+	Every  int64    `json:"every"` // milliseconds between two samples
+	Topics []*topic `json:"topics"`
+
+	mu sync.Mutex // guards the metrics' values
+}
+
+// A topic is some metrics that a page gets together.
+type topic struct {
+	Name    string    `json:"name"`
+	Title   string    `json:"title"`
+	Metrics []*metric `json:"metrics"`
+}
+
+// A metric is a number that wanders around its usual value.
+type metric struct {
+	Name   string   `json:"name"`
+	Title  string   `json:"title"`
+	Unit   string   `json:"unit"`
+	Digits int      `json:"digits"` // behind the point
+	Past   []sample `json:"past"`   // oldest first
+
+	usual, step float64
+	low, high   float64
+	value       float64
+}
+
+func newBoard(every time.Duration) *board {
+	return &board{
+		Every: max(1, every.Milliseconds()),
+		Topics: []*topic{
+			{Name: "traffic", Title: "Traffic", Metrics: []*metric{
+				{Name: "requests", Title: "Requests", Unit: "/s", usual: 840, step: 45, low: 0, high: 5000},
+				{Name: "latency", Title: "Latency (p95)", Unit: "ms", usual: 42, step: 3, low: 3, high: 2000},
+			}},
+			{Name: "servers", Title: "Servers", Metrics: []*metric{
+				{Name: "cpu", Title: "Processors", Unit: "%", usual: 37, step: 2.5, low: 0, high: 100},
+				{Name: "memory", Title: "Memory", Unit: "GB", Digits: 1, usual: 21.5, step: .3, low: 4, high: 64},
+			}},
+			{Name: "shop", Title: "Shop", Metrics: []*metric{
+				{Name: "orders", Title: "Orders", Unit: "/min", usual: 26, step: 3, low: 0, high: 500},
+				{Name: "basket", Title: "Average basket", Unit: "€", Digits: 2, usual: 48, step: 1.2, low: 5, high: 400},
+			}},
+		},
+	}
+}
+
+// simulate takes a sample of every metric, and publishes it, again and again
+// until the hub is shut down.
+func (b *board) simulate(hub *realtime.Hub) {
+	ticker := time.NewTicker(time.Duration(b.Every) * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		now := time.Now().UnixMilli()
+		for _, t := range b.Topics {
+			for _, m := range t.Metrics {
+				// Kept first, so that a page which is told of it later than it
+				// loads the board has it from there.
+				s := b.sample(m, now)
+				err := hub.Publish(context.Background(), t.Name, s.event())
+				if errors.Is(err, realtime.ErrHubClosed) {
+					return
+				}
+				if err != nil {
+					log.Print(err)
+				}
+			}
+		}
+		select {
+		case <-ticker.C:
+		case <-hub.Done():
+			return
+		}
+	}
+}
+
+// sample takes a sample of m.
+func (b *board) sample(m *metric, now int64) sample {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if m.value == 0 {
+		m.value = m.usual
+	}
+	m.value += (m.usual-m.value)/20 + rand.NormFloat64()*m.step
+	if rand.IntN(60) == 0 {
+		m.value += m.usual * rand.Float64() // something happens
+	}
+	m.value = min(max(m.value, m.low), m.high)
+	digits := math.Pow10(m.Digits)
+	s := sample{m.Name, now, math.Round(m.value*digits) / digits}
+	if len(m.Past) == maxPast {
+		m.Past = m.Past[1:]
+	}
+	m.Past = append(m.Past, s)
+	return s
+}
+
+// encode returns the board as JSON.
+func (b *board) encode() []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	data, _ := json.Marshal(b) // always encodes
+	return data
+}

@@ -1,0 +1,297 @@
+// A client of the Go package realtime for web pages: a connection to a hub that
+// comes back by itself, and with the hub's History loses nothing meanwhile.
+// It depends on nothing; its types are in realtime.d.ts beside it, which is
+// also its documentation.
+//
+//	import { connect } from "/realtime.js";
+//
+//	const live = connect("/live", { topics: ["prices"] });
+//	live.on("price", (event) => show(event.json()));
+//	live.addEventListener("reset", () => loadEverythingAnew());
+
+const protocol = "realtime.v1"; // the envelope that events come in
+
+const openTimeout = 15_000;  // milliseconds for an answer to an attempt
+const retryTimeout = 30_000; // the same, where the browser waits before it tries
+const steady = 5_000;        // a connection that has lasted this long counts as a good one
+const asleep = 90_000;       // a timer this late tells of a computer that slept
+const pulse = 10_000;        // the timer's interval
+
+export function connect(url, options) {
+	return new Connection(url, options);
+}
+
+export class Connection extends EventTarget {
+	#url;
+	#topics;
+	#transports;
+	#min;
+	#max;
+	#withCredentials;
+
+	#state = "connecting";
+	#lastEventId;
+	#listeners = new Set(); // {event, topic, listener}
+
+	#link = null;        // the WebSocket or EventSource that counts: others are ignored
+	#transport = 0;      // the index of its kind
+	#waiting = false;    // for the time of the next attempt
+	#timer;              // of the next attempt, or for an answer to this one
+	#openedAt = 0;       // when the link opened
+	#proven = false;     // the link has brought a message
+	#wasOpen = false;    // some link has been open
+	#failures = 0;       // attempts in a row that came to nothing lasting: what backoff grows by
+	#tries = 0;          // those that #transport has had
+	#worked = new Set(); // indices of transports that have proved to work
+
+	#pulse;
+	#checkedAt = Date.now();
+
+	constructor(url, {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", backoff = {}, withCredentials = false} = {}) {
+		super();
+		this.#url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
+		this.#url.protocol = this.#url.protocol.replace("ws", "http");
+		this.#url.hash = ""; // which a WebSocket's URL must not have
+		if (typeof topics === "string") throw new TypeError("realtime: topics is an array of strings, not one string");
+		this.#topics = [...topics];
+		this.#transports = [...transports];
+		if (this.#transports.length === 0 || !this.#transports.every((t) => t === "websocket" || t === "eventsource")) {
+			throw new TypeError(`realtime: transports are "websocket" and "eventsource", not ${JSON.stringify(transports)}`);
+		}
+		this.#lastEventId = lastEventId;
+		({min: this.#min = 500, max: this.#max = 30_000} = backoff);
+
+		this.#withCredentials = withCredentials;
+		globalThis.addEventListener?.("online", this.#online);
+		globalThis.document?.addEventListener("visibilitychange", this.#check);
+		this.#pulse = setInterval(this.#check, pulse);
+		this.#connect();
+	}
+
+	get state() { return this.#state; }
+	get transport() { return this.#transports[this.#transport]; }
+	get lastEventId() { return this.#lastEventId; }
+	get topics() { return [...this.#topics]; }
+
+	on(event, listener) { return this.#listen({event, listener}); }
+	onTopic(topic, listener) { return this.#listen({topic, listener}); }
+	onAny(listener) { return this.#listen({listener}); }
+
+	#listen(entry) {
+		if (typeof entry.listener !== "function") throw new TypeError("realtime: a listener is a function");
+		this.#listeners.add(entry);
+		return () => { this.#listeners.delete(entry); };
+	}
+
+	send(data) {
+		if (this.transport !== "websocket") throw new DOMException("realtime: nothing can be sent over an event stream", "InvalidStateError");
+		if (this.#link?.readyState !== WebSocket.OPEN) throw new DOMException("realtime: not connected", "InvalidStateError");
+		this.#link.send(data);
+	}
+
+	close() {
+		this.#end(1000, "");
+	}
+
+	reconnect() {
+		if (this.#state === "closed") return;
+		const lost = this.#drop();
+		this.#connect();
+		if (lost) this.#tell("close", {code: 1006, reason: "", final: false});
+	}
+
+	// ---- One attempt after another
+
+	#connect() {
+		this.#waiting = false;
+		this.#proven = false;
+		const url = new URL(this.#url);
+		for (const topic of this.#topics) url.searchParams.append("topic", topic);
+		if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
+		this.#link = this.transport === "websocket" ? this.#webSocket(url) : this.#eventSource(url);
+		this.#expect(openTimeout);
+	}
+
+	#webSocket(url) {
+		url.protocol = url.protocol.replace("http", "ws");
+		const ws = new WebSocket(url, protocol);
+		ws.onopen = () => { if (ws === this.#link) this.#opened(); };
+		ws.onmessage = ({data}) => { if (ws === this.#link) this.#receive(data); };
+		ws.onclose = ({code, reason}) => { if (ws === this.#link) this.#lost(code, reason); };
+		return ws;
+	}
+
+	// An EventSource comes back by itself, after the time that the server has
+	// told it with "retry", which it keeps from the page: so it may, once. It
+	// gives up after an answer other than 200, and never waits any longer
+	// however often it fails: there it is replaced.
+	#eventSource(url) {
+		url.searchParams.set("protocol", protocol);
+		const source = new EventSource(url, {withCredentials: this.#withCredentials});
+		source.onopen = () => { if (source === this.#link) this.#opened(); };
+		source.onmessage = ({data}) => { if (source === this.#link) this.#receive(data); };
+		source.onerror = () => {
+			if (source !== this.#link) return;
+			if (this.#state !== "open" || source.readyState === EventSource.CLOSED) {
+				this.#lost(1006, "");
+				return;
+			}
+			this.#count(true);
+			this.#state = "connecting";
+			this.#waiting = true;
+			this.#expect(retryTimeout);
+			this.#tell("close", {code: 1006, reason: "", final: false});
+		};
+		return source;
+	}
+
+	// expect bounds the time until the link opens. Some proxies neither pass a
+	// handshake on nor refuse it.
+	#expect(time) {
+		clearTimeout(this.#timer);
+		this.#timer = setTimeout(() => this.#lost(1006, "no answer"), time);
+	}
+
+	#opened() {
+		clearTimeout(this.#timer);
+		this.#waiting = false;
+		this.#openedAt = Date.now();
+		this.#state = "open";
+		// Without an id the hub can't know that this client was here before.
+		const missed = this.#wasOpen && !this.#lastEventId;
+		this.#wasOpen = true;
+		const link = this.#link;
+		this.#tell("open");
+		if (missed && link === this.#link) this.#tell("reset");
+	}
+
+	// lost goes on after the end of the link.
+	#lost(code, reason) {
+		if (code === 1000 || code === 1008) {
+			this.#end(code, reason);
+			return;
+		}
+		this.#count(this.#proven || code !== 1006);
+		const wasOpen = this.#drop();
+		this.#waiting = true;
+		this.#timer = setTimeout(() => this.#connect(), this.#delay(code));
+		if (wasOpen) this.#tell("close", {code, reason, final: false});
+	}
+
+	// count takes down how the link has done, and changes the transport after
+	// two attempts in vain: those that didn't open, or brought nothing and broke
+	// off. One that has worked gets more of them: it is rather the server that
+	// is down.
+	#count(worked) {
+		const lasted = this.#state === "open" && Date.now() - this.#openedAt >= steady;
+		this.#failures = lasted ? 1 : this.#failures + 1;
+		if (worked || lasted) {
+			this.#worked.add(this.#transport);
+			this.#tries = 0;
+		} else if (++this.#tries >= (this.#worked.has(this.#transport) ? 6 : 2)) {
+			this.#transport = (this.#transport + 1) % this.#transports.length;
+			this.#tries = 0;
+		}
+	}
+
+	// delay returns how long to wait, by chance, so that those who lost a server
+	// together don't come back together. 1001 and 1012 say that the server stops
+	// or restarts: then everybody comes, and gets more time at once. 1013 asks
+	// to come later.
+	#delay(code) {
+		let from = this.#min;
+		let to = this.#min * 2 ** Math.min(this.#failures + 1, 20);
+		if (code === 1001 || code === 1012) to = Math.max(to, 10 * this.#min);
+		if (code === 1013) [from, to] = [10 * this.#min, Math.max(to, 20 * this.#min)];
+		from = Math.min(from, this.#max);
+		to = Math.min(to, this.#max);
+		return from + Math.random() * (to - from);
+	}
+
+	// drop closes the link and reports whether it was open.
+	#drop() {
+		clearTimeout(this.#timer);
+		const link = this.#link;
+		const wasOpen = this.#state === "open";
+		this.#link = null;
+		this.#state = "connecting";
+		link?.close(1000);
+		return wasOpen;
+	}
+
+	#end(code, reason) {
+		if (this.#state === "closed") return;
+		this.#drop();
+		this.#state = "closed";
+		clearInterval(this.#pulse);
+		globalThis.removeEventListener?.("online", this.#online);
+		globalThis.document?.removeEventListener("visibilitychange", this.#check);
+		this.#tell("close", {code, reason, final: true});
+	}
+
+	// ---- What a browser doesn't tell of a connection
+
+	// check runs now and then, and when the page is shown again: an attempt
+	// then needn't wait. A connection of before a computer's sleep may be dead,
+	// which the browser would learn much later.
+	#check = (event) => {
+		const now = Date.now();
+		const slept = now - this.#checkedAt > asleep;
+		this.#checkedAt = now;
+		const shown = event?.type === "visibilitychange" && document.visibilityState === "visible";
+		if (slept || (shown && this.#waiting)) this.reconnect();
+	};
+
+	// online runs when there is a network again. It may be another one, where
+	// nothing reaches the connection of before; with an id that costs nothing.
+	#online = () => {
+		if (this.#waiting || this.#lastEventId) this.reconnect();
+	};
+
+	// ---- What comes in
+
+	#receive(text) {
+		this.#proven = true;
+		const {id, topic = "", event = "message", data, encoding, reset} = JSON.parse(text);
+		if (id) this.#lastEventId = id; // before the listeners run: they may keep it
+		if (reset) this.#tell("reset");
+		else if (data !== undefined) this.#hand(new Message(id ?? "", topic, event, encoding === "base64" ? bytes(data) : data));
+	}
+
+	// hand calls the listeners. What one throws is reported and keeps the event
+	// from none of the others.
+	#hand(message) {
+		for (const entry of [...this.#listeners]) {
+			const {event = message.event, topic = message.topic, listener} = entry;
+			if (event !== message.event || topic !== message.topic || !this.#listeners.has(entry)) continue;
+			try {
+				listener(message);
+			} catch (error) {
+				reportError(error);
+			}
+		}
+	}
+
+	// tell dispatches an event about the connection. It is always the last
+	// thing that is done, because a listener may call close or reconnect.
+	#tell(type, fields) {
+		this.dispatchEvent(Object.assign(new Event(type), fields));
+	}
+}
+
+class Message {
+	constructor(id, topic, event, data) {
+		this.id = id;
+		this.topic = topic;
+		this.event = event;
+		this.data = data;
+	}
+
+	json() {
+		return JSON.parse(this.data);
+	}
+}
+
+function bytes(base64) {
+	return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+}
