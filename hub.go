@@ -119,11 +119,12 @@ type Hub struct {
 	// back with the last one it saw gets every event since, on the topics that
 	// OnConnect subscribes and among those published to all: each once, in
 	// order, and then the live ones; but of those with a Key the newest alone,
-	// as of all that waits for a client. Where the hub can't tell what was missed,
-	// because it is no longer kept or was another process's, the client gets a
-	// reset instead (an event stream one named "reset"), the newest event of each Key, and the live ones. A client
-	// that is new gets no reset. The id comes from the header Last-Event-ID,
-	// which a browser's EventSource sends, or the query's lastEventId.
+	// as of all that waits for a client. Where the hub can't tell what was
+	// missed, because it is no longer kept or was another process's, the client
+	// gets a reset instead (an event stream an event of that name), the newest
+	// event of each Key, and the live ones. A client that is new gets no reset.
+	// The id comes from the header Last-Event-ID, which a browser's EventSource
+	// sends, or the query's lastEventId.
 	History History
 
 	// Compression compresses what goes to WebSocket clients that can take it
