@@ -1,39 +1,60 @@
 package compat_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/NYTimes/gziphandler"
 	"github.com/alexedwards/scs/v2"
 	gingzip "github.com/gin-contrib/gzip"
 	"github.com/gin-gonic/gin"
 	"github.com/go-chi/chi/v5"
 	chimiddleware "github.com/go-chi/chi/v5/middleware"
+	"github.com/klauspost/compress/gzhttp"
 	"github.com/labstack/echo/v4"
 	echomiddleware "github.com/labstack/echo/v4/middleware"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
 // patience bounds what should take no time at all.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
-// A stack is a router with middleware; handler serves handle with it.
+// A stack is a router with middleware; handler serves handle with it, whatever
+// the method.
 type stack struct {
 	name    string
 	handler func(handle http.HandlerFunc) http.Handler
+
+	// encodes tells of middleware that has set a Content-Encoding before the
+	// handler runs, so that an event stream's connection is not taken over.
+	encodes bool
+
+	// noDeadline tells of a ResponseWriter with neither SetWriteDeadline nor
+	// Unwrap, so that Server.WriteTimeout ends an event stream which is
+	// answered through it.
+	noDeadline bool
+
+	// noFlush tells of a Flush that does nothing before there are so many
+	// bytes that compressing them pays.
+	noFlush bool
 }
 
 var stacks = []stack{
 	{name: "net/http", handler: func(handle http.HandlerFunc) http.Handler { return handle }},
 	{name: "net/http/scs", handler: func(handle http.HandlerFunc) http.Handler { return scs.New().LoadAndSave(handle) }},
+	{name: "net/http/gzhttp", handler: func(handle http.HandlerFunc) http.Handler { return gzhttp.GzipHandler(handle) }},
+	{name: "net/http/gziphandler", noFlush: true, noDeadline: true, handler: func(handle http.HandlerFunc) http.Handler { return gziphandler.GzipHandler(handle) }},
 
 	{name: "chi", handler: chiStack()},
 	{name: "chi/Logger", handler: chiStack(chimiddleware.Logger)},
@@ -53,8 +74,8 @@ var stacks = []stack{
 
 	{name: "gin", handler: ginStack()},
 	{name: "gin/Logger and Recovery", handler: ginStack(gin.LoggerWithWriter(io.Discard), gin.RecoveryWithWriter(io.Discard))},
-	{name: "gin/gzip", handler: ginStack(gingzip.Gzip(gingzip.DefaultCompression))},
-	{name: "gin/all", handler: ginStack(gin.LoggerWithWriter(io.Discard), gin.RecoveryWithWriter(io.Discard), gingzip.Gzip(gingzip.DefaultCompression))},
+	{name: "gin/gzip", encodes: true, noDeadline: true, handler: ginStack(gingzip.Gzip(gingzip.DefaultCompression))},
+	{name: "gin/all", encodes: true, noDeadline: true, handler: ginStack(gin.LoggerWithWriter(io.Discard), gin.RecoveryWithWriter(io.Discard), gingzip.Gzip(gingzip.DefaultCompression))},
 
 	{name: "echo", handler: echoStack()},
 	{name: "echo/Logger", handler: echoStack(echoLogger)},
@@ -73,7 +94,7 @@ func chiStack(middleware ...func(http.Handler) http.Handler) func(http.HandlerFu
 	return func(handle http.HandlerFunc) http.Handler {
 		r := chi.NewRouter()
 		r.Use(middleware...)
-		r.Get("/*", handle)
+		r.HandleFunc("/*", handle)
 		return r
 	}
 }
@@ -82,7 +103,7 @@ func ginStack(middleware ...gin.HandlerFunc) func(http.HandlerFunc) http.Handler
 	return func(handle http.HandlerFunc) http.Handler {
 		r := gin.New()
 		r.Use(middleware...)
-		r.GET("/*path", func(c *gin.Context) { handle(c.Writer, c.Request) })
+		r.Any("/*path", func(c *gin.Context) { handle(c.Writer, c.Request) })
 		return r
 	}
 }
@@ -91,7 +112,7 @@ func echoStack(middleware ...echo.MiddlewareFunc) func(http.HandlerFunc) http.Ha
 	return func(handle http.HandlerFunc) http.Handler {
 		e := echo.New()
 		e.Use(middleware...)
-		e.GET("/*", func(c echo.Context) error {
+		e.Any("/*", func(c echo.Context) error {
 			handle(c.Response(), c.Request())
 			return nil
 		})
@@ -105,14 +126,82 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
+// A protocol is a way for clients to talk to a server.
+type protocol struct {
+	name   string
+	takes  bool // an event stream's connection can be taken over
+	tls    bool
+	client func(server *httptest.Server) *http.Client // as the browser is, in that it decodes nothing by itself
+}
+
+var (
+	http1 = protocol{name: "HTTP/1.1", takes: true, client: plainClient}
+	http2 = protocol{name: "HTTP/2", tls: true, client: plainClient}
+)
+
+var protocols = []protocol{
+	http1,
+	http2,
+	{name: "HTTP/1.0", client: func(*httptest.Server) *http.Client { return &http.Client{Transport: http10{}} }},
+	{name: "HTTP/1.1 over TLS", tls: true, client: func(server *httptest.Server) *http.Client {
+		client := plainClient(server)
+		client.Transport.(*http.Transport).ForceAttemptHTTP2 = false
+		return client
+	}},
+}
+
+func plainClient(server *httptest.Server) *http.Client {
+	client := server.Client()
+	client.Transport.(*http.Transport).DisableCompression = true
+	return client
+}
+
+// http10 speaks HTTP/1.0, as nginx does to its upstream unless told otherwise.
+type http10 struct{}
+
+func (http10) RoundTrip(r *http.Request) (*http.Response, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(r.Context(), "tcp", r.URL.Host)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(r.Context(), func() { conn.Close() })
+	fmt.Fprintf(conn, "%s %s HTTP/1.0\r\nHost: %s\r\n", r.Method, r.URL.RequestURI(), r.URL.Host)
+	r.Header.Write(conn)
+	io.WriteString(conn, "\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), r)
+	if err != nil {
+		stop()
+		conn.Close()
+		return nil, err
+	}
+	resp.Body = &connBody{resp.Body, conn}
+	return resp, nil
+}
+
+// A connBody has a connection to itself.
+type connBody struct {
+	io.Reader
+	conn net.Conn
+}
+
+func (b *connBody) Close() error { return b.conn.Close() }
+
 // serve serves the handler on loopback. When the test ends, it fails if
 // net/http has complained, unless the middleware is known to be noisy.
 func serve(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 	t.Helper()
+	server := prepare(t, handler, noisy)
+	server.Start()
+	return server
+}
+
+// prepare does what serve does, but for the start.
+func prepare(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
+	t.Helper()
 	var complaints syncBuffer
 	server := httptest.NewUnstartedServer(handler)
 	server.Config.ErrorLog = log.New(&complaints, "", 0)
-	server.Start()
 	t.Cleanup(func() {
 		server.Close()
 		if s := complaints.String(); s != "" && !noisy {
@@ -120,6 +209,17 @@ func serve(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 		}
 	})
 	return server
+}
+
+// start starts a server that was prepared and returns a client of it.
+func (p protocol) start(server *httptest.Server) *http.Client {
+	if p.tls {
+		server.EnableHTTP2 = true
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	return p.client(server)
 }
 
 type syncBuffer struct {

@@ -5,11 +5,13 @@ go 1.26.0
 replace github.com/shashiranjanraj/kashvi/pkg/realtime => ..
 
 require (
+	github.com/NYTimes/gziphandler v1.1.1
 	github.com/alexedwards/scs/v2 v2.9.0
 	github.com/coder/websocket v1.8.15
 	github.com/gin-contrib/gzip v1.2.5
 	github.com/gin-gonic/gin v1.12.0
 	github.com/go-chi/chi/v5 v5.5.0
+	github.com/klauspost/compress v1.20.3
 	github.com/labstack/echo/v4 v4.16.0
 	github.com/shashiranjanraj/kashvi/pkg/realtime v0.0.0-00010101000000-000000000000
 )

@@ -17,6 +17,9 @@ import (
 
 func TestNewStream(t *testing.T) {
 	for _, s := range stacks {
+		if s.noFlush {
+			continue // its stream comes in one piece, and late
+		}
 		t.Run(s.name, func(t *testing.T) {
 			released := make(chan struct{})
 			release := sync.OnceFunc(func() { close(released) })
