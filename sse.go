@@ -356,12 +356,14 @@ func acceptsStream(r *http.Request) bool {
 // answer is written are not. On HTTP/2 and TLS, behind middleware that hides
 // the connection or has set a Content-Encoding, and to HTTP/1.0, ServeSSE
 // answers through w and blocks until the client is gone; it lifts
-// Server.WriteTimeout, unless a middleware's ResponseWriter hides
-// SetWriteDeadline: there that timeout ends the stream, and nothing else ends one
-// whose client reads no more. A middleware that ignores Flush until it has seen
-// enough holds events back; most that compress let themselves be told to leave a
-// path alone. HEAD is answered by the headers alone, OPTIONS as CORS
+// Server.WriteTimeout. HEAD is answered by the headers alone, OPTIONS as CORS
 // asks, any other method by 405.
+//
+// Two kinds of middleware spoil what goes through w: one whose ResponseWriter
+// hides SetWriteDeadline, where Server.WriteTimeout ends the stream and nothing
+// else ends one whose client reads no more; and one that ignores Flush until it
+// has seen enough, and so holds events back. Those that compress can be told to
+// leave a path alone.
 //
 // A browser tells its origin only where it is another than the server's, so
 // CheckOrigin is asked only about a request that has one. An origin that it
