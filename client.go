@@ -346,14 +346,36 @@ func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 			}
 		}()
 		if err := c.hub.OnConnect(c, r); err != nil {
+			if errors.Is(err, ErrClientClosed) && c.endedByHub() {
+				return c.refuseEnded(w) // it isn't OnConnect that refuses
+			}
 			return c.hub.refuseAs(w, r, err)
 		}
 	} else if err := c.askedTopics(r); err != nil {
+		if c.endedByHub() {
+			return c.refuseEnded(w)
+		}
 		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
 	}
 	c.catchUp(claimedEventID(r))
 	c.join()
 	return nil
+}
+
+// endedByHub reports whether the hub ended the client while it was joining.
+func (c *Client) endedByHub() bool {
+	cause := c.left()
+	return errors.Is(cause, ErrHubClosed) || errors.Is(cause, ErrSlowClient)
+}
+
+// refuseEnded answers for a hub that was shut down, or has flooded the client,
+// while OnConnect ran.
+func (c *Client) refuseEnded(w http.ResponseWriter) error {
+	if c.stream {
+		c.hub.refuseStream(w)
+		return c.left()
+	}
+	return c.hub.refuseClosed(w)
 }
 
 // maxAskedTopics is how many topics a client can ask for where nobody else

@@ -153,6 +153,9 @@ func (s *shard) unsubscribe(sub *subscription) {
 	t.subs = t.subs[:last]
 	if last == 0 {
 		delete(s.topics, t.name)
+		if len(s.topics) == 0 {
+			s.topics = nil // a map never shrinks
+		}
 	}
 	if sub.next != nil {
 		sub.next.prev = sub.prev
@@ -184,15 +187,12 @@ func (s *shard) audience(ev *event) iter.Seq[*Client] {
 	}
 }
 
-// size returns how many clients get what is published to a topic.
-func (s *shard) size(name string) int {
-	if name == "" {
-		return len(s.clients)
+// size returns how many clients get ev.
+func (s *shard) size(ev *event) (n int64) {
+	for range s.audience(ev) {
+		n++
 	}
-	if t := s.topics[name]; t != nil {
-		return len(t.subs)
-	}
-	return 0
+	return n
 }
 
 // sameAudience reports whether the same clients get both.
@@ -204,7 +204,7 @@ func (s *shard) deliver() {
 		return
 	}
 	seq := s.events[len(s.events)-1].seq
-	events := conflate(s.events, func(ev *event) { s.stats.replaced.Add(int64(s.size(ev.topic))) })
+	events := conflate(s.events, func(ev *event) { s.stats.replaced.Add(s.size(ev)) })
 	if i := slices.IndexFunc(events, func(ev *event) bool { return !sameAudience(ev, events[0]) }); i < 0 {
 		s.run.add(events...)
 		for c := range s.audience(events[0]) {

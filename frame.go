@@ -69,6 +69,11 @@ type event struct {
 // isFor reports whether the client with the given id may get ev.
 func (ev *event) isFor(id *[16]byte) bool { return ev.except == nil || *ev.except != *id }
 
+// isReplaceable reports whether a newer event can take the place of ev while it
+// waits: one of its Key, or a position, of which the newest says it all and
+// whose Key and topic are empty.
+func (ev *event) isReplaceable() bool { return ev.Key != "" || ev.notice == positionNotice }
+
 // A notice is what the hub itself has to say to a client.
 type notice uint8
 
@@ -111,7 +116,7 @@ func (ev *event) encodeLocked(f format) *buffer {
 	if ev.notice == noNotice {
 		buf.ends = []int{len(buf.b)}
 	}
-	if ev.Key != "" {
+	if ev.isReplaceable() {
 		buf.keyed = []*event{ev}
 	}
 	return buf
@@ -250,10 +255,12 @@ func deflate(data []byte) (b []byte, ok bool) {
 }
 
 // A joined buffer holds at most this much, so that what one write call takes
-// and what a torn frame leaves behind stay small. One message may be larger.
+// and what a torn frame leaves behind stay small. One message may be larger, and
+// is written by itself.
 const (
 	maxJoin      = 64
 	maxJoinBytes = 64 << 10
+	maxJoinOne   = 4 << 10 // a larger event is not copied for the few who get the same ones
 )
 
 // A run is events in order on their way to clients of one audience. It
@@ -298,7 +305,7 @@ func (r *run) buffers(f format) []*buffer {
 		n, size := 1, len(rest[0].buffer(f).b)
 		for n < len(rest) && n < maxJoin {
 			next := len(rest[n].buffer(f).b)
-			if size+next > maxJoinBytes {
+			if size+next > maxJoinBytes || next > maxJoinOne || size > n*maxJoinOne {
 				break
 			}
 			n, size = n+1, size+next
@@ -320,7 +327,7 @@ func join(events []*event, f format, size int) *buffer {
 		if ev.notice == noNotice {
 			buf.ends = append(buf.ends, len(buf.b))
 		}
-		if ev.Key != "" && buf.keyed == nil {
+		if ev.isReplaceable() && buf.keyed == nil {
 			buf.keyed = slices.Clone(events)
 		}
 	}

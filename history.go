@@ -116,6 +116,9 @@ func (h *history) forget(m *memory) {
 	if len(p.kept) == 0 {
 		h.floor = max(h.floor, p.forgot)
 		delete(h.topics, p.topic)
+		if len(h.topics) == 0 {
+			h.topics = make(map[string]*past) // a map never shrinks
+		}
 	}
 	if m.older != nil {
 		m.older.newer = m.newer
@@ -249,24 +252,32 @@ func (r *replay) before(early []*event) []*event {
 	if r.lost {
 		all = append(all, resetEvent)
 	}
+	own := make(map[string]bool)
 	for _, ev := range early {
 		if ev.seq == 0 {
 			all = append(all, ev)
+			if ev.Key != "" && ev.topic == "" {
+				own[ev.Key] = true
+			}
 		} else {
 			live = append(live, ev)
 		}
 	}
-	for _, ev := range r.newest {
-		if !slices.Contains(live, ev) {
-			all = append(all, ev.withoutID()) // its id would be a step back from those of live
-		}
+	past := r.missed
+	if past == nil {
+		past = r.newest
 	}
-	for _, ev := range r.missed {
+	for _, ev := range past {
 		for len(live) > 0 && live[0].seq < ev.seq {
 			all, live = append(all, live[0]), live[1:]
 		}
-		if len(live) > 0 && live[0] == ev {
+		switch {
+		case len(live) > 0 && live[0] == ev:
 			live = live[1:]
+		case ev.topic == "" && own[ev.Key]:
+			continue // what was sent to the client since is newer
+		case r.missed == nil:
+			ev = ev.withoutID() // others that came before it have not been sent
 		}
 		all = append(all, ev)
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -536,6 +537,64 @@ func TestLatestValueIsNotOlderThanLive(t *testing.T) {
 				last = n
 			}
 			c.cut()
+		}
+	})
+}
+
+// Clients of quiet topics are not reset because others are forgotten, however
+// rare pings are and however soon it is.
+func TestNoFalseReset(t *testing.T) {
+	for name, set := range map[string]func(*realtime.Hub){
+		"without pings":  func(hub *realtime.Hub) { hub.PingInterval, hub.History.Events = -1, 100 },
+		"short memories": func(hub *realtime.Hub) { hub.History.Age = 30 * time.Second },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				set(hub)
+				s := newPipeSite(t, hub)
+				l := s.listen("topic=quiet")
+				go l.event()
+				for i := range 470 {
+					publish(t, hub, fmt.Sprint(i), "x")
+					time.Sleep(time.Second)
+				}
+				synctest.Wait()
+				l.cut()
+				publish(t, hub, "quiet", "missed")
+				expect(t, s.listen("topic=quiet&lastEventId="+l.lastID), "missed")
+			})
+		})
+	}
+}
+
+// A hub that shuts down, or floods a client, while OnConnect subscribes it
+// doesn't answer as if OnConnect had refused it: a browser would give up.
+func TestSubscribeInOnConnectDuringShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			<-c.Context().Done()
+			return c.Subscribe("a")
+		}
+		s := newPipeSite(t, hub)
+		go func() {
+			time.Sleep(time.Second)
+			hub.Shutdown(context.Background())
+		}()
+		answers := make(chan string, 2)
+		go func() {
+			l := s.request("GET", "", "Accept: text/event-stream")
+			answers <- l.resp.Status
+		}()
+		go func() {
+			_, resp, _ := websocket.Dial(context.Background(), s.url, &websocket.DialOptions{HTTPClient: s.httpClient()})
+			answers <- resp.Status
+		}()
+		got := []string{<-answers, <-answers}
+		slices.Sort(got)
+		if want := []string{"200 OK", "503 Service Unavailable"}; !slices.Equal(got, want) {
+			t.Errorf("answered %q, want %q", got, want)
 		}
 	})
 }

@@ -101,9 +101,10 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	switch {
 	case o.conn == nil:
 		o.early = append(o.early, &event{Event: *e})
+		o.private += len(e.Data)
 	case e.Key != "" || o.format.isDeflate() && len(e.Data) >= minDeflate:
 		buf := (&event{Event: *e}).buffer(o.format)
-		buf.private = e.Key == ""
+		buf.private = true
 		err = o.sendLocked(buf)
 	default:
 		l := letters.Get().(*letter)
@@ -144,10 +145,10 @@ func (o *outbox) replay(r *replay) (start bool, err error) {
 		var rn run
 		rn.add(past...)
 		o.countLocked(rn.messages)
-		o.exempt += rn.messages
 		if err := o.sendLocked(rn.buffers(o.format)...); err != nil {
 			return false, err
 		}
+		o.exempt = max(o.exempt, min(rn.messages, o.waiting)) // of one replay at most: whoever asks again and again gains nothing
 	}
 	if r.position != nil {
 		o.seq = max(o.seq, r.position.seq)
@@ -177,8 +178,12 @@ func (o *outbox) countLocked(n int) {
 
 // pushedLocked ends a push or a post.
 func (o *outbox) pushedLocked() (start bool, err error) {
-	if o.conn == nil && o.owedLocked() > hardLimit*o.shared.sendBuffer {
+	if most := hardLimit * o.shared.sendBuffer; o.conn == nil && o.owedLocked() > most {
 		o.conflateEarlyLocked()
+		if o.owedLocked() > most-most/16 { // or every push would look through all of it for nothing
+			o.failLocked()
+			return false, ErrSlowClient
+		}
 	}
 	if (o.owedLocked() > o.shared.sendBuffer || o.private > maxPrivate) && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
@@ -201,6 +206,7 @@ func (o *outbox) sendLocked(bufs ...*buffer) error {
 		}
 		n, err := o.try(buf.b)
 		if err != nil {
+			o.deliveredLocked(delivered)
 			o.failLocked()
 			return err
 		}
@@ -328,7 +334,7 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) (
 	if o.last != nil {
 		bufs = append(bufs, o.last)
 	}
-	o.early, o.last = nil, nil
+	o.early, o.last, o.private = nil, nil, 0
 	err = o.sendLocked(bufs...)
 	if owed := o.owedLocked(); owed > o.shared.sendBuffer {
 		o.above, o.peak = o.shared.clock.now(), owed // patience with this reader begins now
@@ -362,6 +368,9 @@ type topicKey struct{ topic, key string }
 // after those that wait between.
 func (o *outbox) appendLocked(bufs ...*buffer) {
 	for _, buf := range bufs {
+		if len(buf.b) == 0 {
+			continue // a notice in a format that has none
+		}
 		if buf.keyed == nil {
 			o.makeRoomLocked()
 			o.queue = append(o.queue, queued{buffer: buf})
@@ -373,9 +382,15 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 		for _, ev := range buf.keyed {
 			o.makeRoomLocked()
 			q := queued{buffer: ev.buffer(o.format)}
-			if ev.Key != "" {
+			if len(q.b) == 0 {
+				continue
+			}
+			if ev.isReplaceable() {
 				q.event = ev
 				o.replaceLocked(topicKey{ev.topic, ev.Key})
+			}
+			if q.private {
+				o.private += len(q.b)
 			}
 			o.queue = append(o.queue, q)
 		}
@@ -394,9 +409,13 @@ func (o *outbox) replaceLocked(key topicKey) {
 		l.places = make(map[topicKey]int)
 	}
 	if old, ok := l.places[key]; ok && old >= l.busy {
-		o.queue[old-l.base] = queued{buffer: void}
+		q := &o.queue[old-l.base]
+		if q.private {
+			o.private -= len(q.b)
+		}
+		o.replacedLocked(len(q.ends))
+		*q = queued{buffer: void}
 		l.voids++
-		o.replacedLocked(1)
 	}
 	l.places[key] = l.base + len(o.queue)
 }
@@ -653,6 +672,9 @@ func (o *outbox) flushed() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
+	if o.conn == nil {
+		o.failLocked() // it will never be opened
+	}
 	done := make(chan struct{})
 	if o.writing {
 		o.drained = done

@@ -109,7 +109,7 @@ func (c *Client) sweep(now time.Duration) {
 	if heard == 0 || c.left() != nil {
 		return // not connected yet, or not any more
 	}
-	if s.pingInterval > 0 && now-c.beat >= s.pingInterval {
+	if every := s.beatInterval(); every > 0 && now-c.beat >= every {
 		if c.beat != 0 { // and not just connected
 			c.heartbeat()
 		}
@@ -138,6 +138,20 @@ func (c *Client) sweep(now time.Duration) {
 	case s.pingInterval > 0 && now-heard >= s.pingInterval:
 		c.pinged.Store(int64(now))
 		c.sent(c.out.control(pingFrame))
+	}
+}
+
+// beatInterval returns how often a client gets a heartbeat; not positive: never.
+// A position must be told well before the history has forgotten the one that was
+// told before.
+func (s *shared) beatInterval() time.Duration {
+	switch every := s.history.Age / 3; {
+	case !s.history.keeps():
+		return s.pingInterval
+	case s.pingInterval < 0:
+		return every
+	default:
+		return min(s.pingInterval, every)
 	}
 }
 

@@ -67,6 +67,13 @@ func (c *Client) Subscribe(topics ...string) error {
 	if !c.hub.hand(hand) {
 		return ErrClientClosed
 	}
+	if len(entries) < len(c.topics)/64 { // sorting would look at all of them
+		for _, e := range entries {
+			i, _ := c.findTopic(e.sub.name)
+			c.topics = slices.Insert(c.topics, i, e.sub)
+		}
+		return nil
+	}
 	for _, e := range entries {
 		c.topics = append(c.topics, e.sub)
 	}

@@ -1,0 +1,177 @@
+package realtime
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// stuck returns an outbox whose connection takes nothing.
+func stuck(f format) *outbox {
+	conn := &recorder{gate: make(chan error)}
+	o := &outbox{shared: newShared()}
+	o.open(conn, conn.try, f)
+	return o
+}
+
+// keyedHistory returns one with values of 100 Keys in a topic.
+func keyedHistory(topic string) *history {
+	h := newHistory(History{Events: 100, Age: time.Minute})
+	for i := range 100 {
+		h.add(&event{Event: Event{Key: fmt.Sprint(i), Data: []byte("v")}, topic: topic}, time.Now())
+	}
+	return h
+}
+
+// Replays are no excuse for a reader that doesn't read: one that asks for them
+// again and again is as slow as any.
+func TestReplaysDoNotExcuse(t *testing.T) {
+	o, h := stuck(plainFormat), keyedHistory("a")
+	for n := range 2 * hardLimit * 256 {
+		if _, err := o.push(runOf("x")); err == ErrSlowClient {
+			return
+		}
+		if n%50 == 0 {
+			r := &replay{topics: []string{"a"}}
+			h.fill(r)
+			o.replay(r)
+		}
+	}
+	t.Errorf("%d messages wait, %d of them exempt", o.waiting, o.exempt)
+}
+
+// Of positions only the newest waits, and in a format that has none nothing.
+func TestPositionsDoNotPileUp(t *testing.T) {
+	for _, f := range []format{plainFormat, envelopeFormat, streamFormat} {
+		o, h := stuck(f), newHistory(History{Events: 100, Age: time.Minute})
+		o.push(runOf("x"))
+		for range 10_000 {
+			h.add(&event{topic: "other"}, time.Now())
+			r := &replay{topics: []string{"a"}}
+			h.fill(r)
+			if _, err := o.replay(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(o.queue) > 100 || o.waiting != 1 {
+			t.Errorf("format %d: %d buffers wait, %d messages", f, len(o.queue), o.waiting)
+		}
+	}
+}
+
+// What was sent to one client alone counts by its size, whatever way it waits.
+func TestPrivateBytesAreBounded(t *testing.T) {
+	large := make([]byte, 1<<20)
+	for name, tt := range map[string]struct {
+		o   *outbox
+		key string
+	}{"queued": {stuck(plainFormat), ""}, "with keys": {stuck(plainFormat), "key"}, "held": {&outbox{shared: newShared()}, ""}} {
+		var err error
+		n := 0
+		for ; err == nil && n < 100; n++ {
+			key := ""
+			if tt.key != "" {
+				key = fmt.Sprint(n)
+			}
+			_, err = tt.o.post(&Event{Key: key, Data: large, Binary: true})
+		}
+		if err != ErrSlowClient || n > 34 {
+			t.Errorf("%s: %v after %d MiB, want ErrSlowClient after 32", name, err, n)
+		}
+	}
+	o := &outbox{shared: newShared()}
+	o.post(&Event{Data: large})
+	conn := &recorder{room: func() int { return 2 << 20 }}
+	o.open(conn, conn.try, plainFormat)
+	if o.private != 0 {
+		t.Errorf("%d private bytes are left behind what was held", o.private)
+	}
+}
+
+// What went out before a write failed was delivered.
+func TestDeliveredBeforeAFailure(t *testing.T) {
+	s := newShared()
+	o := &outbox{shared: s}
+	calls := 0
+	o.open(new(recorder), func(b []byte) (int, error) {
+		if calls++; calls == 2 {
+			return 0, errors.New("reset")
+		}
+		return len(b), nil
+	}, plainFormat)
+	o.push(runOf(strings.Split(strings.Repeat("x", maxJoin+1), "")...))
+	if s.delivered.Load() != maxJoin || s.dropped.Load() != 1 {
+		t.Errorf("%d delivered, %d dropped; want %d and 1", s.delivered.Load(), s.dropped.Load(), maxJoin)
+	}
+}
+
+// A value that is older, of the history, doesn't come behind a newer one: what
+// OnConnect has sent, or what was published since.
+func TestReplayedValueIsNotOlder(t *testing.T) {
+	for name, tt := range map[string]struct {
+		topic string
+		early func(o *outbox, h *history)
+		want  string
+	}{
+		"than what was sent": {"", func(o *outbox, h *history) {
+			h.add(&event{Event: Event{Key: "k", Data: []byte("old")}}, time.Now())
+			o.post(&Event{Key: "k", Data: []byte("new")})
+		}, "new"},
+		"than what came while it was subscribed for a moment": {"a", func(o *outbox, h *history) {
+			ev := &event{Event: Event{Key: "k", Data: []byte("old")}, topic: "a"}
+			h.add(ev, time.Now())
+			r := new(run)
+			r.add(ev)
+			o.push(r)
+			h.add(&event{Event: Event{Key: "k", Data: []byte("new")}, topic: "a"}, time.Now())
+		}, "new"},
+	} {
+		o, h := &outbox{shared: newShared()}, newHistory(History{Events: 100, Age: time.Minute})
+		tt.early(o, h)
+		r := &replay{topics: []string{tt.topic}}
+		h.fill(r)
+		o.replay(r)
+		conn := &recorder{room: func() int { return 1 << 20 }}
+		o.open(conn, conn.try, plainFormat)
+		if _, payload, n := parseFrame(conn.got); string(payload) != tt.want || n != len(conn.got) {
+			t.Errorf("%s: got %q, want %q alone", name, conn.got, tt.want)
+		}
+	}
+}
+
+// Clients that come back with lists of their own share the memory of events
+// that are not small.
+func TestReplaysShareLargeEvents(t *testing.T) {
+	h := newHistory(History{Events: 100, Age: time.Minute})
+	large := []byte(strings.Repeat("x", 2*maxJoinOne))
+	for range 10 {
+		h.add(&event{Event: Event{Data: large}, topic: "a"}, time.Now())
+	}
+	for first := range 5 {
+		o := &outbox{shared: newShared()}
+		r := &replay{topics: []string{"a"}, last: h.id(uint64(first))}
+		h.fill(r)
+		o.replay(r)
+		o.open(&recorder{}, func([]byte) (int, error) { return 0, nil }, plainFormat)
+		if len(o.queue) != 10-first {
+			t.Fatalf("%d buffers wait, want %d", len(o.queue), 10-first)
+		}
+		for i, q := range o.queue {
+			if want := h.topics["a"].kept[first+i].event.buffer(plainFormat); q.buffer != want {
+				t.Errorf("event %d is copied", first+i)
+			}
+		}
+	}
+}
+
+// A response that never opened leaves nothing queued.
+func TestFlushedWhileHeld(t *testing.T) {
+	o := &outbox{shared: newShared()}
+	o.push(runOf("x"))
+	<-o.flushed()
+	if s := o.shared; s.queued.Load() != 0 || s.dropped.Load() != 1 {
+		t.Errorf("%d queued, %d dropped; want 0 and 1", s.queued.Load(), s.dropped.Load())
+	}
+}
