@@ -30,7 +30,6 @@ var (
 type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub
-	stream       bool // an event stream, not a WebSocket
 	id           [16]byte
 	onMessage    func(hub *Hub, msg Message)
 	onDisconnect func(c *Client, err error)
@@ -54,6 +53,7 @@ type Client struct {
 
 	beat time.Duration // when the last heartbeat was due, on the hub's clock; owned by the sweeper
 
+	stream    bool         // an event stream, not a WebSocket; never changed, and here to fill a gap
 	inHandler atomic.Bool  // OnMessage is running: nothing is read
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
