@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	_ "embed" // for remarks.md
 	"fmt"
 	"io"
 	"os"
@@ -17,6 +18,12 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// remarks tells where this package's time and memory go. It is not measured by
+// a run: whoever changes the package looks whether it still holds.
+//
+//go:embed remarks.md
+var remarks string
 
 // Results are what a comparison has found.
 type results struct {
@@ -253,6 +260,7 @@ func (r *results) write(w io.Writer) {
 	}
 	r.writeBehind(w)
 	r.writeFailures(w)
+	fmt.Fprintln(w, remarks)
 	for _, n := range c.clients {
 		fmt.Fprintf(w, "## %s clients in detail\n\n", thousands(float64(n)))
 		fmt.Fprint(w, "### One broadcast at a time\n\n")
