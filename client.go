@@ -67,9 +67,10 @@ type Client struct {
 
 	// tmu orders changes of topics, also while they are on their way to the
 	// shard: its goroutine must never wait for it.
-	tmu    sync.Mutex      // guards the fields below
-	topics []*subscription // sorted by name
-	joined bool            // what it had to get of the past at its joining, it has got
+	tmu     sync.Mutex      // guards the fields below
+	topics  []*subscription // sorted by name
+	quitted bool            // it is out of its shard
+	joined  bool            // what it had to get of the past at its joining, it has got
 }
 
 func newClient(h *Hub, stream bool) *Client {
@@ -347,13 +348,16 @@ func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 		}()
 		if err := c.hub.OnConnect(c, r); err != nil {
 			if errors.Is(err, ErrClientClosed) && c.endedByHub() {
-				return c.refuseEnded(w) // it isn't OnConnect that refuses
+				return c.hub.refuseForNow(w, c.stream, c.left()) // it isn't OnConnect that refuses
+			}
+			if errors.Is(err, ErrBrokerUnavailable) {
+				return c.hub.refuseForNow(w, c.stream, err)
 			}
 			return c.hub.refuseAs(w, r, err)
 		}
 	} else if err := c.askedTopics(r); err != nil {
 		if c.endedByHub() {
-			return c.refuseEnded(w)
+			return c.hub.refuseForNow(w, c.stream, c.left())
 		}
 		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
 	}
@@ -366,16 +370,6 @@ func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
 func (c *Client) endedByHub() bool {
 	cause := c.left()
 	return errors.Is(cause, ErrHubClosed) || errors.Is(cause, ErrSlowClient)
-}
-
-// refuseEnded answers for a hub that was shut down, or has flooded the client,
-// while OnConnect ran.
-func (c *Client) refuseEnded(w http.ResponseWriter) error {
-	if c.stream {
-		c.hub.refuseStream(w)
-		return c.left()
-	}
-	return c.hub.refuseClosed(w)
 }
 
 // maxAskedTopics is how many topics a client can ask for where nobody else
@@ -392,13 +386,16 @@ func (c *Client) askedTopics(r *http.Request) error {
 	if len(topics) == 0 {
 		return nil
 	}
-	return c.Subscribe(topics...)
+	if err := c.Subscribe(topics...); err != ErrBrokerUnavailable { // which passes
+		return err
+	}
+	return nil
 }
 
 // discard takes a client that never got its connection out of the hub.
 func (c *Client) discard() {
 	c.abort(ErrClientClosed)
-	c.home.inbox.put(entry{op: opLeave, client: c})
+	c.quit()
 	c.hub.remove(c)
 }
 
@@ -462,7 +459,7 @@ func (c *Client) bury() {
 	if c.wire.placed {
 		c.hub.parking().leave(c.wire.place)
 	}
-	c.home.inbox.put(entry{op: opLeave, client: c})
+	c.quit()
 	if c.conn != nil {
 		c.conn.CloseNow()
 	}

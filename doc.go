@@ -68,6 +68,13 @@
 // [Script] is a JavaScript module for the browser's side of both: it reconnects
 // and resumes. Plain WebSocket and EventSource objects do as well without it.
 //
+// # Several processes
+//
+// A [Broker] joins the hubs of several processes: natsbroker and redisbroker,
+// modules beside this one, have them on NATS and Redis. What is published to one
+// hub reaches the clients of all. Each publisher's events keep their order in a
+// topic; what is lost on the way is counted, and told to clients that come back.
+//
 // # Memory and time
 //
 // What is published is framed once, and compressed once, for all clients. On

@@ -59,11 +59,23 @@ type event struct {
 	topic  string    // whose subscribers get it; empty: all clients do
 	seq    uint64    // its place in the hub's history; zero: none
 	notice notice    // what else it is
+	remote bool      // it came from another node
 	except *[16]byte // the id of the client that is passed over
 
 	mu   sync.Mutex       // guards the fields below
 	bufs [formats]*buffer // made at first use
 	bare *event           // made at first use
+}
+
+// newEvent returns e on its way to a topic's clients.
+func newEvent(topic string, e Event) *event {
+	ev := &event{Event: e, topic: topic}
+	if e.Except != "" {
+		if id, err := parseID(e.Except); err == nil { // nobody has an id of another form
+			ev.except = &id
+		}
+	}
+	return ev
 }
 
 // isFor reports whether the client with the given id may get ev.
@@ -81,6 +93,7 @@ const (
 	noNotice       notice = iota
 	positionNotice        // the client has seen all up to ID
 	resetNotice           // the client may have missed events
+	gapNotice             // for the history alone: here, events may be missing
 )
 
 // resetEvent tells a client that it may have missed events.

@@ -199,6 +199,11 @@ func (h *history) complete(topics []string, seq uint64) bool {
 		if forgot > seq {
 			return false
 		}
+		for _, m := range h.after(topic, seq) {
+			if m.event.notice == gapNotice {
+				return false
+			}
+		}
 	}
 	return true
 }
@@ -206,12 +211,7 @@ func (h *history) complete(topics []string, seq uint64) bool {
 // since returns the events for r behind seq, in order.
 func (h *history) since(r *replay, seq uint64) (events []*event) {
 	for _, topic := range r.topics {
-		p := h.topics[topic]
-		if p == nil {
-			continue
-		}
-		i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *memory, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
-		for _, m := range p.kept[i:] {
+		for _, m := range h.after(topic, seq) {
 			if m.event.isFor(&r.id) {
 				events = append(events, m.event)
 			}
@@ -219,6 +219,16 @@ func (h *history) since(r *replay, seq uint64) (events []*event) {
 	}
 	sortEvents(events)
 	return events
+}
+
+// after returns what is kept of a topic behind seq.
+func (h *history) after(topic string, seq uint64) []*memory {
+	p := h.topics[topic]
+	if p == nil {
+		return nil
+	}
+	i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *memory, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
+	return p.kept[i:]
 }
 
 // values returns the newest event of each Key for r, in order.

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -54,8 +55,9 @@ type Hub struct {
 
 	// OnConnect is called before a client's request is answered, on the
 	// goroutine of the HTTP handler. An error refuses the client: one made by
-	// [Refuse] chooses the answer, any other is logged and answered by 403
-	// and a fixed text, so that it tells a stranger nothing. OnConnect is
+	// [Refuse] chooses the answer, [ErrBrokerUnavailable] asks to come back
+	// later, any other is logged and answered by 403 and a fixed text, so that
+	// it tells a stranger nothing. OnConnect is
 	// where a client gets its values, topics and first messages: Set, Subscribe
 	// and Send work in it, and what is sent goes out right after the handshake,
 	// in order. Without OnConnect a client has the topics that its URL asks
@@ -135,6 +137,10 @@ type Hub struct {
 	// complete one.
 	Compression bool
 
+	// Broker joins this hub with those of other processes: what is published to
+	// one reaches the clients of all. Nil means this process alone.
+	Broker Broker
+
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of
 	// line at most once a second, the rest counted. Nil means slog.Default().
 	Logger *slog.Logger
@@ -150,11 +156,12 @@ type Hub struct {
 	log      logbook
 
 	started atomic.Bool // the loop has been, or must not be any more
-	settled sync.Once   // guards shared's settings and past's making
+	settled sync.Once   // guards shared's settings, and the making of past and cluster
 	shared  shared
-	past    *history     // owned by the loop, but for what never changes
-	here    *event       // owned by the sweeper: the position it told last
-	count   atomic.Int64 // of members
+	cluster atomic.Pointer[cluster] // nil: there is none, or the settings are not settled yet
+	past    *history                // owned by the loop, but for what never changes
+	here    *event                  // owned by the sweeper: the position it told last
+	count   atomic.Int64            // of members
 
 	parkOnce sync.Once // guards parker
 	parker   *parker   // nil: there is none
@@ -192,6 +199,8 @@ type shared struct {
 	received    atomic.Int64
 	dropped     atomic.Int64
 	replaced    atomic.Int64
+	gaps        atomic.Int64
+	brokerLost  atomic.Int64
 	resumed     atomic.Int64
 	resets      atomic.Int64
 	slowClients atomic.Int64
@@ -213,6 +222,9 @@ type Stats struct {
 	Resets      int64 // clients that came back and may have missed events
 	Dropped     int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
 	SlowClients int64 // clients disconnected for ErrSlowClient
+	Gaps        int64 // times that events of other nodes may have been lost on their way
+	Unsent      int64 // events that could not be handed to the broker
+	BrokerDown  bool  // the last message couldn't be
 	Refused     int64 // requests that were turned down
 	InvalidText int64 // events that Broadcast sent as binary because they were not valid UTF-8
 	Panics      int64 // of handlers
@@ -262,6 +274,9 @@ func (h *Hub) settle() {
 		s.history = h.History.settled()
 		h.past = newHistory(s.history)
 		s.logger = cmp.Or(h.Logger, slog.Default())
+		if h.Broker != nil {
+			h.startCluster(h.Broker)
+		}
 	})
 }
 
@@ -311,9 +326,10 @@ func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 // PublishAll sends e to every client. It waits only for the hub to take the
 // event, which ctx can cut short: an error means that nothing was sent. It is
 // [ErrHubClosed] after Shutdown has begun, ctx's, or says what is wrong with
-// e: a line break in its name, an ID, or text that is not UTF-8. What one
-// goroutine publishes, by Publish, PublishAll and Broadcast together, reaches
-// each client in that order.
+// e: a line break in its name, an ID, or text that is not UTF-8. One error is
+// another: [ErrBrokerUnavailable] tells that the clients of this node get e and
+// those of others may not. What one goroutine publishes, by Publish, PublishAll
+// and Broadcast together, reaches each client in that order.
 func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 	return h.take(ctx, "", e)
 }
@@ -333,17 +349,12 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 		return ErrHubClosed
 	}
 	h.start()
-	ev := &event{Event: e, topic: topic}
-	if e.Except != "" {
-		if id, err := parseID(e.Except); err == nil { // nobody has an id of another form
-			ev.except = &id
-		}
-	}
-	hand := handover{event: ev, taken: make(chan struct{})}
+	var result error
+	hand := handover{event: newEvent(topic, e), result: &result, taken: make(chan struct{})}
 	select {
 	case h.publish <- hand:
 		<-hand.taken
-		return nil
+		return result
 	case <-h.done:
 		return ErrHubClosed
 	case <-ctx.Done():
@@ -356,7 +367,8 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 // Broadcast what is to come later before the loop has looked at what Broadcast
 // holds, and a client could leave its shard before it has joined.
 type handover struct {
-	event *event // or a change of a client:
+	event  *event // or a change of a client:
+	result *error // what its publisher is to get
 
 	client  *Client
 	entries []entry // for its shard
@@ -390,27 +402,38 @@ func (h *Hub) loop() {
 	expiring := false
 	var past *history // nil: nothing has been published, and the settings are not settled yet
 	for open := true; open; {
+		var remote chan *event
+		if c := h.cluster.Load(); c != nil {
+			remote = c.in
+		}
 		select {
 		case data := <-h.Broadcast:
 			batch = h.takeBroadcast(append(batch, h.text(data)))
 		case hand := <-h.changes:
 			shards, past = h.allShards(), h.past
 			h.change(&hand)
+		case ev := <-remote:
+			batch = append(batch, entry{event: ev})
+			for range len(remote) {
+				batch = append(batch, entry{event: <-remote})
+			}
 		case <-expiry.C:
 			expiring = false
 		case hand := <-h.publish:
 			h.settle()
 			// What its publisher has put into Broadcast before comes before it.
 			batch = append(h.takeBroadcast(batch), entry{event: hand.event})
+			if c := h.cluster.Load(); c != nil {
+				*hand.result = c.available(len(batch))
+			}
 			close(hand.taken)
 		case <-h.done:
 			batch = h.takeBroadcast(batch)
 			open = false
 		}
 		if len(batch) > 0 {
-			h.shared.published.Add(int64(len(batch)))
 			past = h.past
-			h.remember(batch)
+			batch = h.remember(batch)
 			for _, s := range shards {
 				s.inbox.put(batch...)
 			}
@@ -456,15 +479,27 @@ func (h *Hub) change(hand *handover) {
 	close(hand.taken)
 }
 
-// remember keeps events.
-func (h *Hub) remember(batch []entry) {
-	if !h.shared.history.keeps() {
-		return
+// remember keeps events, and sends those of this node to the others. It returns
+// those that are for clients.
+func (h *Hub) remember(batch []entry) []entry {
+	if h.shared.history.keeps() {
+		now := time.Now()
+		for _, e := range batch {
+			h.past.add(e.event, now)
+		}
 	}
-	now := time.Now()
+	c := h.cluster.Load()
+	if c == nil {
+		h.shared.published.Add(int64(len(batch)))
+		return batch
+	}
 	for _, e := range batch {
-		h.past.add(e.event, now)
+		if !e.event.remote {
+			h.shared.published.Add(1)
+			c.enqueue(e.event)
+		}
 	}
+	return slices.DeleteFunc(batch, func(e entry) bool { return e.event.notice == gapNotice })
 }
 
 // takeBroadcast appends what Broadcast holds.
@@ -611,6 +646,18 @@ func (h *Hub) ClientCount() int {
 	return int(h.count.Load())
 }
 
+// ClusterClientCount returns the number of clients that are connected to this
+// node and to all others. A node that has crashed is counted for 7 s more.
+func (h *Hub) ClusterClientCount() int {
+	n := h.ClientCount()
+	if h.usable() == nil {
+		if c := h.cluster.Load(); c != nil {
+			n += c.clients()
+		}
+	}
+	return n
+}
+
 // Stats returns what the hub has been doing. The figures are each right, but
 // not of one moment.
 func (h *Hub) Stats() Stats {
@@ -618,6 +665,7 @@ func (h *Hub) Stats() Stats {
 		return Stats{}
 	}
 	s := &h.shared
+	cluster := h.cluster.Load()
 	return Stats{
 		Clients:     h.ClientCount(),
 		Queued:      s.queued.Load(),
@@ -627,6 +675,9 @@ func (h *Hub) Stats() Stats {
 		Replaced:    s.replaced.Load(),
 		Resumed:     s.resumed.Load(),
 		Resets:      s.resets.Load(),
+		Gaps:        s.gaps.Load(),
+		Unsent:      s.brokerLost.Load(),
+		BrokerDown:  cluster != nil && cluster.down.Load(),
 		Dropped:     s.dropped.Load(),
 		SlowClients: s.slowClients.Load(),
 		Refused:     s.refused.Load(),
@@ -715,6 +766,9 @@ func (h *Hub) end() {
 	<-h.empty
 	close(h.stop)
 	<-h.looped
+	if c := h.cluster.Load(); c != nil {
+		c.close()
+	}
 	for _, s := range h.shards { // they don't change any more
 		s.inbox.close()
 	}
@@ -789,11 +843,23 @@ func (h *Hub) refuseSetup(w http.ResponseWriter, err error) error {
 	return h.refuse(w, http.StatusNotImplemented, http.StatusText(http.StatusNotImplemented), err)
 }
 
-// refuseClosed answers a request that came after Shutdown had begun. Another
-// process may be up within seconds, but not for all at once.
-func (h *Hub) refuseClosed(w http.ResponseWriter) error {
+// refuseForNow answers a request that may have better luck within seconds: after
+// Shutdown had begun another process may be up then. Not all shall come at once.
+// An event stream ends right after it has begun, because an error would stop a
+// browser's EventSource for good.
+func (h *Hub) refuseForNow(w http.ResponseWriter, stream bool, err error) error {
+	if stream {
+		streamHeaders(w.Header())
+		w.WriteHeader(http.StatusOK)
+		w.Write(retryNotice().b)
+		return h.refused(err)
+	}
 	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
-	return h.refuse(w, http.StatusServiceUnavailable, "shutting down", ErrHubClosed)
+	text := "try again later"
+	if errors.Is(err, ErrHubClosed) {
+		text = "shutting down"
+	}
+	return h.refuse(w, http.StatusServiceUnavailable, text, err)
 }
 
 // refuseAs answers a request that OnConnect has refused by err.

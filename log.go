@@ -16,6 +16,7 @@ const (
 	logSlow
 	logPanic
 	logText
+	logBroker
 	logKinds
 )
 

@@ -411,12 +411,12 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h.closing() {
-		h.refuseStream(w)
+		h.refuseForNow(w, true, ErrHubClosed)
 		return
 	}
 	c := newClient(h, true)
 	if err := h.add(c); err != nil {
-		h.refuseStream(w)
+		h.refuseForNow(w, true, ErrHubClosed)
 		return
 	}
 	accepted := false
@@ -430,7 +430,7 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 	}
 	if h.closing() || c.out.hasFailed() { // or flooded while OnConnect took its time
 		c.dropped(ErrHubClosed)
-		h.refuseStream(w)
+		h.refuseForNow(w, true, ErrHubClosed)
 		return
 	}
 	f := streamFormat
@@ -474,14 +474,6 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 		header.Set("Access-Control-Max-Age", "600")
 	}
 	return nil
-}
-
-// refuseStream answers a request that came after Shutdown had begun.
-func (h *Hub) refuseStream(w http.ResponseWriter) {
-	streamHeaders(w.Header())
-	w.WriteHeader(http.StatusOK)
-	w.Write(retryNotice().b)
-	h.refused(ErrHubClosed)
 }
 
 // takeOverStream takes the connection from net/http, or returns nil where the
@@ -566,7 +558,7 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	defer func() {
 		c.leave(ErrClientClosed) // a middleware's writer has panicked
 		c.expire()
-		c.home.inbox.put(entry{op: opLeave, client: c})
+		c.quit()
 		<-c.out.flushed()
 		p.leave(c.hub.shared.writeTimeout)
 	}()

@@ -6,6 +6,7 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 )
 
@@ -35,19 +36,42 @@ func checkTopic(topic string) error {
 // nil, and a client that comes back with the id of an event it saw then gets
 // what it has missed instead.
 //
-// Subscribe waits only for the hub to take it. The error is [ErrClientClosed]
-// where the client is gone or leaving, or tells what is wrong with a topic:
-// then the client has got none of them.
+// Subscribe waits only for the hub to take it, and with a [Broker] up to 5 s for
+// that: it returns nil when the events of all nodes are going to come, and
+// [ErrBrokerUnavailable] where those of others will only come later; the client
+// has the topics then. The error is [ErrClientClosed] where the client is gone or
+// leaving, or tells what is wrong with a topic: then it has got none of them.
 func (c *Client) Subscribe(topics ...string) error {
 	for _, topic := range topics {
 		if err := checkTopic(topic); err != nil {
 			return err
 		}
 	}
+	confirmed, err := c.subscribe(topics)
+	if err != nil || len(confirmed) == 0 {
+		return err
+	}
+	patience := time.NewTimer(brokerTimeout)
+	defer patience.Stop()
+	for _, done := range confirmed {
+		select {
+		case <-done:
+		case <-patience.C:
+			return ErrBrokerUnavailable
+		case <-c.hub.stop:
+			return ErrClientClosed
+		}
+	}
+	return nil
+}
+
+// subscribe does what Subscribe does at once, and returns what is closed when
+// the broker has done its part.
+func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err error) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	if c.left() != nil {
-		return ErrClientClosed
+		return nil, ErrClientClosed
 	}
 	var entries []entry
 	var added []string
@@ -58,27 +82,42 @@ func (c *Client) Subscribe(topics ...string) error {
 		}
 	}
 	if len(entries) == 0 {
-		return nil
+		return nil, nil
 	}
 	hand := handover{client: c, entries: entries}
 	if c.joined && c.hub.shared.history.keeps() {
 		hand.replay = &replay{id: c.id, topics: added}
 	}
 	if !c.hub.hand(hand) {
-		return ErrClientClosed
+		return nil, ErrClientClosed
 	}
 	if len(entries) < len(c.topics)/64 { // sorting would look at all of them
 		for _, e := range entries {
 			i, _ := c.findTopic(e.sub.name)
 			c.topics = slices.Insert(c.topics, i, e.sub)
 		}
-		return nil
+	} else {
+		for _, e := range entries {
+			c.topics = append(c.topics, e.sub)
+		}
+		slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	}
-	for _, e := range entries {
-		c.topics = append(c.topics, e.sub)
+	if cluster := c.hub.cluster.Load(); cluster != nil {
+		confirmed = cluster.want(added...)
 	}
-	slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
-	return nil
+	return confirmed, nil
+}
+
+// quit takes a client that has left out of its shard, and its topics out of the
+// cluster's. It is called once.
+func (c *Client) quit() {
+	c.home.inbox.put(entry{op: opLeave, client: c})
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	c.quitted = true
+	if cluster := c.hub.cluster.Load(); cluster != nil {
+		cluster.unwant(c.topicNames()...)
+	}
 }
 
 // findTopic returns where a topic is among the client's, or would be, and
@@ -102,6 +141,11 @@ func (c *Client) Unsubscribe(topics ...string) {
 	}
 	if len(entries) > 0 {
 		c.hub.hand(handover{client: c, entries: entries}) // behind what was published before
+	}
+	if cluster := c.hub.cluster.Load(); cluster != nil && !c.quitted {
+		for _, e := range entries {
+			cluster.unwant(e.sub.name)
+		}
 	}
 }
 

@@ -26,7 +26,7 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 	h.start()
 	h.settle()
 	if h.closing() {
-		return h.refuseClosed(w)
+		return h.refuseForNow(w, false, ErrHubClosed)
 	}
 	if status, err := checkHandshake(w.Header(), r); err != nil {
 		return h.refuse(w, status, err.Error(), err)
@@ -41,7 +41,7 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 
 	c := newClient(h, false)
 	if err := h.add(c); err != nil {
-		return h.refuseClosed(w)
+		return h.refuseForNow(w, false, ErrHubClosed)
 	}
 	accepted := false
 	defer func() {
@@ -54,7 +54,7 @@ func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
 	}
 	if h.closing() {
 		c.dropped(ErrHubClosed)
-		return h.refuseClosed(w)
+		return h.refuseForNow(w, false, ErrHubClosed)
 	}
 	if c.out.hasFailed() { // flooded while OnConnect took its time
 		c.dropped(ErrSlowClient)

@@ -1,0 +1,459 @@
+// Package brokertest is the suite that a realtime.Broker has to pass, and an
+// engine within the process, [Memory], which does.
+package brokertest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// An Engine is what brokers under test share.
+type Engine interface {
+	// Broker returns a broker for one more node.
+	Broker() realtime.Broker
+
+	// Stop makes the engine unreachable until Start is called. A Broker whose
+	// engine can't be stopped returns an error from both.
+	Stop() error
+	Start() error
+}
+
+// patience is how long the suite waits for what has to come.
+const patience = 30 * time.Second
+
+// Run runs the suite as subtests. It calls start for each of them; what start
+// has begun is to be ended by t.Cleanup.
+func Run(t *testing.T, start func(t *testing.T) Engine) {
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, engine Engine)
+	}{
+		{"Delivers", delivers},
+		{"Order", order},
+		{"Sizes", sizes},
+		{"StrangeTopics", strangeTopics},
+		{"ManyTopics", manyTopics},
+		{"SubscribeIsConfirmed", subscribeIsConfirmed},
+		{"Unsubscribe", unsubscribe},
+		{"SlowHandler", slowHandler},
+		{"EngineAway", engineAway},
+		{"Close", closes},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, start(t)) })
+	}
+}
+
+// A node is a broker with a handler that keeps what comes.
+type node struct {
+	t *testing.T
+	realtime.Broker
+
+	mu   sync.Mutex // guards the fields below
+	got  map[string][]string
+	gaps int
+	slow time.Duration
+	busy map[string]bool // topics of which a message is being delivered
+}
+
+// newNode starts a broker that ends with the test.
+func newNode(t *testing.T, engine Engine) *node {
+	t.Helper()
+	n := &node{t: t, Broker: engine.Broker(), got: make(map[string][]string), busy: make(map[string]bool)}
+	if err := n.Start(n.handler()); err != nil {
+		t.Fatalf("Start: %v", err)
+	}
+	t.Cleanup(func() { n.Close() })
+	return n
+}
+
+// A handler is the node's side that the broker sees.
+type handler struct{ *node }
+
+func (n *node) handler() realtime.BrokerHandler { return handler{n} }
+
+func (h handler) Deliver(topic string, msg []byte) {
+	h.mu.Lock()
+	if h.busy[topic] {
+		h.t.Errorf("two messages of topic %q are delivered at a time", topic)
+	}
+	h.busy[topic] = true
+	slow := h.slow
+	h.mu.Unlock()
+	time.Sleep(slow)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.busy[topic] = false
+	h.got[topic] = append(h.got[topic], string(msg))
+	clear(msg) // it is the handler's
+}
+
+func (h handler) Gap(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.t.Error("Gap(nil): it should tell what happened")
+	}
+	h.gaps++
+}
+
+// slowDown makes each delivery take so long.
+func (n *node) slowDown(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.slow = d
+}
+
+// received returns what came to a topic, but for what probe has sent.
+func (n *node) received(topic string) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(n.got[topic]), func(msg string) bool { return strings.HasPrefix(msg, "probe ") })
+}
+
+// wait waits until n messages have come to a topic and returns them. It looks
+// a little longer, for what must not come.
+func (n *node) wait(topic string, count int) []string {
+	n.t.Helper()
+	eventually(n.t, fmt.Sprintf("%d messages of topic %.50q", count, topic), func() bool { return len(n.received(topic)) >= count })
+	time.Sleep(50 * time.Millisecond)
+	got := n.received(topic)
+	if len(got) != count {
+		n.t.Errorf("%d messages came to topic %.50q, want %d", len(got), topic, count)
+	}
+	return got
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("in %v there were not %s", patience, what)
+		}
+	}
+}
+
+// join subscribes, which may take a while after Start.
+func (n *node) join(topics ...string) {
+	n.t.Helper()
+	for _, topic := range topics {
+		var err error
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			err = n.Subscribe(ctx, topic)
+			cancel()
+			if err == nil {
+				break
+			}
+		}
+		if err != nil {
+			n.t.Fatalf("Subscribe(%.50q): %v", topic, err)
+		}
+	}
+}
+
+// say publishes, which must not fail, and takes its memory back.
+func (n *node) say(topic, msg string) {
+	n.t.Helper()
+	b := []byte(msg)
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		err = n.Publish(ctx, topic, b)
+		cancel()
+		if err == nil {
+			break
+		}
+	}
+	if err != nil {
+		n.t.Fatalf("Publish(%.50q): %v", topic, err)
+	}
+	for i := range b {
+		b[i] = 'X'
+	}
+}
+
+// delivers: a message reaches each node that has subscribed, once.
+func delivers(t *testing.T, engine Engine) {
+	a, b, c := newNode(t, engine), newNode(t, engine), newNode(t, engine)
+	a.join("x")
+	b.join("x", "y")
+	c.join("y")
+	c.say("x", "1")
+	c.say("nobody's", "2")
+	if got := a.wait("x", 1); got[0] != "1" {
+		t.Errorf("got %q", got)
+	}
+	if got := b.wait("x", 1); got[0] != "1" {
+		t.Errorf("got %q", got)
+	}
+	if got := c.received("x"); len(got) != 0 {
+		t.Errorf("a node that has not subscribed got %q", got)
+	}
+	if b.gaps+a.gaps+c.gaps > 0 {
+		t.Error("there was a gap")
+	}
+}
+
+// order: what one goroutine publishes to a topic arrives in that order, once,
+// while others publish too.
+func order(t *testing.T, engine Engine) {
+	const publishers, messages = 3, 2000
+	reader := newNode(t, engine)
+	reader.join("x", "y")
+	var publishing sync.WaitGroup
+	for p := range publishers {
+		n := newNode(t, engine)
+		n.say("warm", "up")
+		publishing.Go(func() {
+			for i := range messages {
+				n.say([]string{"x", "y"}[i%2], fmt.Sprintf("%d %d", p, i))
+			}
+		})
+	}
+	publishing.Wait()
+	for parity, topic := range []string{"x", "y"} {
+		next := [publishers]int{parity, parity, parity}
+		for _, msg := range reader.wait(topic, publishers*messages/2) {
+			var p, i int
+			fmt.Sscan(msg, &p, &i)
+			if i != next[p] {
+				t.Fatalf("topic %s: got %d of publisher %d, want %d", topic, i, p, next[p])
+			}
+			next[p] += 2
+		}
+	}
+}
+
+func sizes(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.join("x")
+	var want []string
+	for _, size := range []int{0, 1, 100, 4096, 64 << 10, 600 << 10} {
+		msg := make([]byte, size)
+		for i := range msg {
+			msg[i] = byte(rand.IntN(256))
+		}
+		want = append(want, string(msg))
+		b.say("x", string(msg))
+	}
+	for i, msg := range a.wait("x", len(want)) {
+		if msg != want[i] {
+			t.Errorf("a message of %d bytes came as one of %d", len(want[i]), len(msg))
+		}
+	}
+}
+
+// strangeTopics: a topic's name is any text, and none is taken for another.
+func strangeTopics(t *testing.T, engine Engine) {
+	topics := []string{
+		"a", "A", "a.b", "a.b.c", "a/b", "a:b", "a b", " a", "a ", "*", ">", "a.*", "a.>", "?", "[a]", "{a}", "a{b}c", "#", "%", "%2E", "\\",
+		"ä", "日本語", "🙂", "\x00", "\n", "\r\n", "\t", "\"", "'", "$SYS", "_", "-", "=", "==", ".", "..", "+", "~", "|",
+		strings.Repeat("long", 250), strings.Repeat("ü", 500),
+	}
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.join(topics...)
+	for i, topic := range topics {
+		b.say(topic, fmt.Sprint(i))
+	}
+	for i, topic := range topics {
+		if got := a.wait(topic, 1); got[0] != fmt.Sprint(i) {
+			t.Errorf("topic %q got %q, want %d", topic, got, i)
+		}
+	}
+}
+
+func manyTopics(t *testing.T, engine Engine) {
+	const topics = 2000
+	a, b := newNode(t, engine), newNode(t, engine)
+	var joining sync.WaitGroup
+	next := make(chan string)
+	for range 32 {
+		joining.Go(func() {
+			for topic := range next {
+				a.join(topic)
+			}
+		})
+	}
+	for i := range topics {
+		next <- fmt.Sprint("topic ", i)
+	}
+	close(next)
+	joining.Wait()
+	for i := range topics {
+		b.say(fmt.Sprint("topic ", i), fmt.Sprint(i))
+	}
+	for i := range topics {
+		topic := fmt.Sprint("topic ", i)
+		eventually(t, "messages of "+topic, func() bool { return len(a.received(topic)) == 1 })
+		if got := a.received(topic); got[0] != fmt.Sprint(i) {
+			t.Errorf("%s got %q", topic, got)
+		}
+	}
+}
+
+// subscribeIsConfirmed: once Subscribe has returned, nothing is missed that any
+// node publishes.
+func subscribeIsConfirmed(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	b.say("warm", "up")
+	for i := range 300 {
+		topic := fmt.Sprint("topic ", i%10)
+		a.join(topic)
+		before := len(a.received(topic))
+		msg := fmt.Sprint(i)
+		b.say(topic, msg)
+		eventually(t, "the message behind Subscribe", func() bool {
+			got := a.received(topic)
+			return len(got) > before && got[len(got)-1] == msg
+		})
+		if err := a.Unsubscribe(topic); err != nil {
+			t.Errorf("Unsubscribe: %v", err)
+		}
+	}
+}
+
+// unsubscribe ends a topic and no other.
+func unsubscribe(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.join("x", "y")
+	b.say("x", "1")
+	a.wait("x", 1)
+	if err := a.Unsubscribe("x"); err != nil {
+		t.Errorf("Unsubscribe: %v", err)
+	}
+	if err := a.Unsubscribe("never had"); err != nil {
+		t.Errorf("Unsubscribe of what it never had: %v", err)
+	}
+	time.Sleep(500 * time.Millisecond) // it doesn't wait for the engine
+	b.say("x", "2")
+	b.say("y", "3")
+	a.wait("y", 1)
+	if got := a.received("x"); len(got) != 1 {
+		t.Errorf("after Unsubscribe got %q", got)
+	}
+}
+
+// slowHandler: Deliver may block; then messages wait, or a gap is told.
+func slowHandler(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.slowDown(time.Millisecond)
+	a.join("x")
+	const messages = 500
+	payload := string(bytes.Repeat([]byte("."), 1000))
+	for i := range messages {
+		b.say("x", fmt.Sprintf("%d %s", i, payload))
+	}
+	b.say("x", "last")
+	eventually(t, "messages down to the last", func() bool {
+		got := a.received("x")
+		return len(got) > 0 && got[len(got)-1] == "last"
+	})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if n := len(a.got["x"]); n != messages+1 && a.gaps == 0 {
+		t.Errorf("%d of %d messages came, and no gap was told", n, messages+1)
+	}
+}
+
+// engineAway: while the engine is away Publish fails fast; when it is back
+// what was subscribed is, and a gap is told before the first message.
+func engineAway(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.join("x", "y")
+	b.say("x", "before")
+	a.wait("x", 1)
+	for round := range 2 {
+		if err := engine.Stop(); err != nil {
+			t.Skipf("the engine can't be stopped: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		var err error
+		for err == nil && ctx.Err() == nil { // it may take a moment to be noticed
+			err = b.Publish(ctx, "x", []byte("probe nobody gets it"))
+			time.Sleep(20 * time.Millisecond)
+		}
+		if err == nil {
+			t.Error("Publish works without an engine")
+		}
+		start := time.Now()
+		if err := b.Publish(ctx, "x", []byte("probe nobody gets it")); err == nil || time.Since(start) > 6*time.Second {
+			t.Errorf("Publish: %v after %v, want an error at once", err, time.Since(start))
+		}
+		short, cancelShort := context.WithTimeout(ctx, time.Second)
+		if err := a.Subscribe(short, fmt.Sprint("new ", round)); err == nil {
+			t.Error("Subscribe works without an engine")
+		}
+		cancelShort()
+		cancel()
+		if err := engine.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for i := 0; ; i++ { // until both are back
+			msg := fmt.Sprint("probe ", round, " ", i)
+			b.say("y", msg)
+			time.Sleep(50 * time.Millisecond)
+			a.mu.Lock()
+			got, gaps := slices.Contains(a.got["y"], msg), a.gaps
+			a.mu.Unlock()
+			if got {
+				if gaps <= round {
+					t.Error("a message came before a gap was told")
+				}
+				break
+			}
+			if i > int(patience/(50*time.Millisecond)) {
+				t.Fatal("the topic didn't come back")
+			}
+		}
+		a.join(fmt.Sprint("new ", round))
+		b.say(fmt.Sprint("new ", round), "hello")
+		a.wait(fmt.Sprint("new ", round), 1)
+		b.say("x", fmt.Sprint("after ", round))
+		a.wait("x", round+2)
+	}
+}
+
+// closes: nothing is delivered after Close, and it doesn't hang, whatever goes
+// on.
+func closes(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.slowDown(10 * time.Millisecond)
+	a.join("x")
+	for i := range 100 {
+		b.say("x", fmt.Sprint(i))
+	}
+	eventually(t, "messages", func() bool { return len(a.received("x")) > 0 })
+	closed := make(chan struct{})
+	go func() {
+		a.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		t.Fatal("Close hangs")
+	}
+	n := len(a.received("x"))
+	time.Sleep(100 * time.Millisecond)
+	if got := len(a.received("x")); got != n {
+		t.Errorf("%d messages came after Close", got-n)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := a.Publish(ctx, "x", nil); err == nil {
+		t.Error("Publish works after Close")
+	}
+	if err := a.Subscribe(ctx, "x"); err == nil {
+		t.Error("Subscribe works after Close")
+	}
+	b.say("x", "the others go on")
+}

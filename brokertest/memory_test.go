@@ -1,0 +1,11 @@
+package brokertest_test
+
+import (
+	"testing"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+)
+
+func TestMemory(t *testing.T) {
+	brokertest.Run(t, func(*testing.T) brokertest.Engine { return brokertest.NewMemory() })
+}
