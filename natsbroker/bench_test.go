@@ -1,0 +1,56 @@
+package natsbroker_test
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+// A counter counts what is delivered.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) Deliver(string, []byte) { c.n.Add(1) }
+func (c *counter) Gap(error)              {}
+
+// BenchmarkMessage is a message from node to node: through a server of its own
+// over TCP, or through two embedded ones that are joined by a route. Of those
+// that are unwanted one in 1000 isn't.
+func BenchmarkMessage(b *testing.B) {
+	for _, engine := range []string{"server", "embedded"} {
+		for _, unwanted := range []bool{false, true} {
+			b.Run(fmt.Sprintf("%s/unwanted=%v/bytes=256", engine, unwanted), func(b *testing.B) {
+				var from, to *natsbroker.Broker
+				if engine == "server" {
+					s := newServers(b, 1)
+					from, to = natsbroker.New(connect(b, s.url(0))), natsbroker.New(connect(b, s.url(0)))
+				} else {
+					e := &embedded{t: b}
+					from, to = e.Broker().(*natsbroker.Broker), e.Broker().(*natsbroker.Broker)
+				}
+				start(b, from, new(counter))
+				got := new(counter)
+				start(b, to, got)
+				msg := make([]byte, 256)
+				b.ReportAllocs()
+				want := int64(0)
+				for i := 0; b.Loop(); i++ {
+					topic := "x"
+					if unwanted && i%1000 > 0 {
+						topic = "y"
+					} else {
+						want++
+					}
+					if err := from.Publish(b.Context(), topic, msg); err != nil {
+						b.Fatal(err)
+					}
+					if i%50_000 == 0 { // so that nothing is dropped
+						eventually(b, "messages", func() bool { return got.n.Load() == want })
+					}
+				}
+				eventually(b, "messages", func() bool { return got.n.Load() == want })
+			})
+		}
+	}
+}

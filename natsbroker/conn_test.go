@@ -1,0 +1,361 @@
+package natsbroker_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+// A log is a handler that notes what comes, messages up to their first blank.
+type log struct {
+	mu    sync.Mutex // guards the fields below
+	lines []string
+	gate  chan struct{} // unless nil, Deliver waits for it
+}
+
+func (l *log) Deliver(topic string, msg []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	first, _, _ := bytes.Cut(msg, []byte(" "))
+	l.lines = append(l.lines, string(first))
+	gate := l.gate
+	l.mu.Unlock()
+	if gate != nil {
+		<-gate
+	}
+	l.mu.Lock()
+}
+
+func (l *log) Gap(error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = append(l.lines, "gap")
+}
+
+func (l *log) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.lines)
+}
+
+func (l *log) has(line string) bool { return slices.Contains(l.all(), line) }
+
+// start starts a broker and subscribes it to topic "x".
+func start(t testing.TB, b *natsbroker.Broker, h realtime.BrokerHandler) {
+	t.Helper()
+	if err := b.Start(h); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	eventually(t, "subscription", func() bool { return b.Subscribe(t.Context(), "x") == nil })
+}
+
+func publish(t *testing.T, b *natsbroker.Broker, msg string) {
+	t.Helper()
+	if err := b.Publish(t.Context(), "x", []byte(msg)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A wire is a TCP proxy that can go dead: its connections stay open, and
+// nothing comes through.
+type wire struct {
+	listener net.Listener
+	to       string
+
+	mu    sync.Mutex // guards the fields below
+	dead  bool
+	conns []net.Conn
+	own   sync.WaitGroup
+}
+
+func newWire(t *testing.T, to string) *wire {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &wire{listener: l, to: to}
+	w.own.Go(w.accept)
+	t.Cleanup(func() {
+		l.Close()
+		w.mu.Lock()
+		for _, conn := range w.conns {
+			conn.Close()
+		}
+		w.mu.Unlock()
+		w.own.Wait()
+	})
+	return w
+}
+
+func (w *wire) accept() {
+	for {
+		from, err := w.listener.Accept()
+		if err != nil {
+			return
+		}
+		to, err := net.Dial("tcp", w.to)
+		if err != nil {
+			from.Close()
+			continue
+		}
+		w.mu.Lock()
+		dead := w.dead
+		w.conns = append(w.conns, from, to)
+		w.mu.Unlock()
+		if !dead {
+			w.own.Go(func() { w.copy(from, to) })
+			w.own.Go(func() { w.copy(to, from) })
+		}
+	}
+}
+
+// copy goes on until the wire is dead, and then for ever does nothing.
+func (w *wire) copy(dst, src net.Conn) {
+	b := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(b)
+		w.mu.Lock()
+		dead := w.dead
+		w.mu.Unlock()
+		switch {
+		case dead:
+			return
+		case err != nil:
+			dst.Close()
+			return
+		}
+		if _, err := dst.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (w *wire) setDead(dead bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dead = dead
+}
+
+// A connection that is dead takes messages without an error. This is noticed
+// within seconds, by pings where little is published, and by what can't be
+// written where much is. Then publishing fails, and later all comes back.
+func TestDeadConnection(t *testing.T) {
+	for name, msg := range map[string][]byte{"Quiet": nil, "Busy": make([]byte, 64<<10)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // it mostly waits
+			testDeadConnection(t, msg)
+		})
+	}
+}
+
+func testDeadConnection(t *testing.T, msg []byte) {
+	engine := newServers(t, 1)
+	w := newWire(t, fmt.Sprintf("127.0.0.1:%d", engine.options[0].Port))
+	var got log
+	a := natsbroker.New(connect(t, "nats://"+w.listener.Addr().String()))
+	b := natsbroker.New(connect(t, engine.url(0)))
+	start(t, a, &got)
+	start(t, b, new(log))
+	publish(t, b, "1")
+	eventually(t, "message", func() bool { return got.has("1") })
+
+	w.setDead(true)
+	began := time.Now()
+	publish(t, b, "lost")
+	publish(t, a, "taken by nobody")
+	eventually(t, "error of Publish", func() bool { return a.Publish(t.Context(), "x", msg) != nil })
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("a dead connection was noticed after %v, want seconds", took)
+	}
+	eventually(t, "error of Subscribe", func() bool { return errors.Is(a.Subscribe(t.Context(), "y"), nats.ErrDisconnected) })
+	w.setDead(false)
+	eventually(t, "message behind the gap", func() bool {
+		publish(t, b, "2")
+		return got.has("2")
+	})
+	if lines := got.all(); lines[0] != "1" || lines[1] != "gap" || lines[2] != "2" {
+		t.Errorf("got %q, want a gap between 1 and 2", lines)
+	}
+	publish(t, a, "3")
+}
+
+// A gap is told when the connection is back, even if nothing comes then: who
+// returns to the hub may have missed something before.
+func TestQuietReturn(t *testing.T) {
+	engine := newServers(t, 1)
+	var got log
+	start(t, natsbroker.New(connect(t, engine.url(0))), &got)
+	engine.Stop()
+	if err := engine.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "gap", func() bool { return got.has("gap") })
+}
+
+// A handler that blocks while more comes than may wait is told of a gap before
+// the first message behind it, and behind the last one before it.
+func TestSlowConsumer(t *testing.T) {
+	engine := newServers(t, 1)
+	got := &log{gate: make(chan struct{})}
+	a := natsbroker.New(connect(t, engine.url(0), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})))
+	b := natsbroker.New(connect(t, engine.url(0)))
+	start(t, a, got)
+	start(t, b, new(log))
+	filler := strings.Repeat(".", 600<<10)
+	const messages = 150 // of which 64 MiB may wait
+	for i := range messages {
+		publish(t, b, fmt.Sprintf("%d %s", i, filler))
+	}
+	eventually(t, "message", func() bool { return got.has("0") })
+	time.Sleep(500 * time.Millisecond) // for the rest
+	close(got.gate)
+	eventually(t, "message behind the gap", func() bool {
+		publish(t, b, "last")
+		return got.has("last")
+	})
+	eventually(t, "second gap", func() bool { return strings.Count(strings.Join(got.all(), " "), "gap") >= 2 })
+	lines := got.all()
+	first, last := slices.Index(lines, "gap"), 0
+	for i, line := range lines {
+		if line == "gap" {
+			last = i
+		}
+	}
+	if hole := slices.Index(lines, "last"); first > hole || last < hole-1 {
+		t.Errorf("gaps are at %d and %d, the hole is before %d", first, last, hole)
+	}
+	if n := len(lines); n > messages {
+		t.Errorf("%d messages came: none is missing", n)
+	}
+}
+
+// What a server doesn't allow is told, not waited for.
+func TestNoPermission(t *testing.T) {
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, Users: []*server.User{{
+		Username: "u", Password: "p", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"realtime.*"}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	conn := connect(t, s.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	start(t, natsbroker.New(conn), new(log)) // may
+	b := natsbroker.New(conn)
+	b.Prefix = "Other"
+	if err := b.Start(new(log)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	if err := b.Subscribe(t.Context(), "x"); !errors.Is(err, nats.ErrPermissionViolation) {
+		t.Errorf("Subscribe: %v, want ErrPermissionViolation", err)
+	}
+}
+
+// Close waits for the handler, and nothing is delivered any more.
+func TestCloseWaits(t *testing.T) {
+	engine := newServers(t, 1)
+	got := &log{gate: make(chan struct{})}
+	a := natsbroker.New(connect(t, engine.url(0)))
+	b := natsbroker.New(connect(t, engine.url(0)))
+	start(t, a, got)
+	start(t, b, new(log))
+	publish(t, b, "1")
+	publish(t, b, "2")
+	eventually(t, "message", func() bool { return got.has("1") })
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		a.Close()
+	}()
+	select {
+	case <-closed:
+		t.Error("Close has returned while the handler is called")
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(got.gate)
+	<-closed
+	time.Sleep(50 * time.Millisecond)
+	if lines := got.all(); len(lines) != 1 {
+		t.Errorf("got %q", lines)
+	}
+}
+
+// The connection is the user's, also after Close.
+func TestConnectionStaysOpen(t *testing.T) {
+	engine := newServers(t, 1)
+	conn := connect(t, engine.url(0))
+	b := natsbroker.New(conn)
+	start(t, b, new(log))
+	if n := conn.NumSubscriptions(); n != 1 {
+		t.Errorf("there are %d subscriptions, want 1", n)
+	}
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if !conn.IsConnected() || conn.NumSubscriptions() != 0 {
+		t.Errorf("the connection is %v and has %d subscriptions", conn.Status(), conn.NumSubscriptions())
+	}
+	if err := b.Publish(t.Context(), "x", nil); !errors.Is(err, natsbroker.ErrClosed) {
+		t.Errorf("Publish: %v, want ErrClosed", err)
+	}
+	if err := natsbroker.New(nil).Start(new(log)); err == nil {
+		t.Error("a broker starts without a connection")
+	}
+	if err := natsbroker.New(nil).Close(); err != nil {
+		t.Error(err)
+	}
+	conn.Close()
+	if err := natsbroker.New(conn).Start(new(log)); !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("Start: %v, want ErrConnectionClosed", err)
+	}
+}
+
+// A connection with a buffer must not keep messages for later either, and one
+// that began before there was a server works when there is.
+func TestNoHoarding(t *testing.T) {
+	engine := newServers(t, 1)
+	engine.Stop()
+	conn := connect(t, engine.url(0), nats.ReconnectBufSize(1<<20))
+	b := natsbroker.New(conn)
+	if err := b.Start(new(log)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	for what, err := range map[string]error{
+		"Publish":   b.Publish(t.Context(), "x", []byte("1")),
+		"Subscribe": b.Subscribe(t.Context(), "x"),
+	} {
+		if !errors.Is(err, nats.ErrDisconnected) {
+			t.Errorf("%s: %v, want ErrDisconnected", what, err)
+		}
+	}
+	if n, _ := conn.Buffered(); n > 0 {
+		t.Errorf("%d bytes wait for a connection", n)
+	}
+	if err := engine.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "connection", func() bool { return b.Subscribe(t.Context(), "x") == nil })
+}

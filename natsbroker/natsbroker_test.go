@@ -1,0 +1,205 @@
+package natsbroker_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+// patience is how long a test waits for what has to come.
+const patience = 30 * time.Second
+
+// TestMain fails on goroutines that tests have left behind.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			fmt.Fprintf(os.Stderr, "goroutines are left:\n%s\n", stacks[:runtime.Stack(stacks, true)])
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("in %v there was no %s", patience, what)
+		}
+	}
+}
+
+// Servers are NATS servers as somebody would run them: one, or a cluster.
+type servers struct {
+	t       testing.TB
+	options []server.Options
+
+	mu      sync.Mutex // guards the fields below
+	running []*server.Server
+	brokers int
+}
+
+// newServers starts servers with ports of their own, which they keep.
+func newServers(t testing.TB, n int) *servers {
+	s := &servers{t: t, running: make([]*server.Server, n)}
+	for range n {
+		o := server.Options{Host: "127.0.0.1", Port: freePort(t), NoSigs: true, NoLog: true}
+		if n > 1 {
+			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: freePort(t)}
+			o.RoutesStr = fmt.Sprintf("nats://127.0.0.1:%d", o.Cluster.Port)
+			if len(s.options) > 0 {
+				o.RoutesStr = s.options[0].RoutesStr
+			}
+			o.Routes = server.RoutesFromStr(o.RoutesStr)
+		}
+		s.options = append(s.options, o)
+	}
+	t.Cleanup(func() { s.Stop() })
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// freePort returns a port to listen on, now and again: below 32768, where the
+// system takes those of connections from.
+func freePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := 20000 + rand.IntN(10000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
+}
+
+func (s *servers) url(i int) string {
+	return fmt.Sprintf("nats://127.0.0.1:%d", s.options[i].Port)
+}
+
+// Start starts the servers that don't run, and waits until they all know each
+// other.
+func (s *servers) Start() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.options {
+		if s.running[i] != nil {
+			continue
+		}
+		o := s.options[i]
+		n, err := server.NewServer(&o)
+		if err != nil {
+			return err
+		}
+		s.running[i] = n
+		n.Start()
+		if !n.ReadyForConnections(patience) {
+			return errors.New("the server is not ready")
+		}
+	}
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		routed := true
+		for _, n := range s.running {
+			routed = routed && n.NumRemotes() == len(s.running)-1
+		}
+		if routed {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return errors.New("the servers don't find each other")
+		}
+	}
+}
+
+func (s *servers) Stop() error {
+	for i := range s.options {
+		s.kill(i)
+	}
+	return nil
+}
+
+func (s *servers) kill(i int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.running[i]; n != nil {
+		n.Shutdown()
+		n.WaitForShutdown()
+		s.running[i] = nil
+	}
+}
+
+// Broker returns a broker on a connection of its own, to the next server.
+func (s *servers) Broker() realtime.Broker {
+	s.mu.Lock()
+	i := s.brokers % len(s.options)
+	s.brokers++
+	s.mu.Unlock()
+	return natsbroker.New(connect(s.t, s.url(i)))
+}
+
+func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
+	conn, err := nats.Connect(url, append(natsbroker.Options(), options...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	return conn
+}
+
+func TestServer(t *testing.T) {
+	t.Parallel() // it mostly waits
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return newServers(t, 1) })
+}
+
+func TestCluster(t *testing.T) {
+	t.Parallel() // it mostly waits
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return newServers(t, 3) })
+}
+
+// Embedded servers are one for each broker.
+type embedded struct {
+	t     testing.TB
+	first string
+}
+
+func (e *embedded) Broker() realtime.Broker {
+	config := natsbroker.Config{Listen: "127.0.0.1:0", Secret: "a secret: @/?#"}
+	if e.first != "" {
+		config.Routes = []string{e.first}
+	}
+	b, err := natsbroker.Embedded(config)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { b.Close() })
+	if e.first == "" {
+		e.first = b.ClusterAddr()
+	}
+	return b
+}
+
+func (*embedded) Stop() error  { return errors.New("it is part of the process") }
+func (*embedded) Start() error { return errors.ErrUnsupported }
+
+func TestEmbedded(t *testing.T) {
+	t.Parallel() // it mostly waits
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return &embedded{t: t} })
+}

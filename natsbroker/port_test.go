@@ -1,0 +1,27 @@
+package natsbroker
+
+import (
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+)
+
+// The port that an embedded server has because it must lets nobody in.
+func TestEmbeddedHasNoClients(t *testing.T) {
+	b, err := Embedded(Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	if !b.server.Addr().(*net.TCPAddr).IP.IsLoopback() {
+		t.Errorf("it listens at %v", b.server.Addr())
+	}
+	conn, err := nats.Connect(b.server.ClientURL())
+	if !errors.Is(err, nats.ErrAuthorization) {
+		t.Errorf("a client: %v, want ErrAuthorization", err)
+		conn.Close()
+	}
+}

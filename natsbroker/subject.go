@@ -1,0 +1,62 @@
+package natsbroker
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// maxSubjectBytes leaves room in a line of the protocol, 4096 bytes by default:
+// a server cuts off who sends a longer one.
+const maxSubjectBytes = 4000
+
+// subject returns the subject of a topic: one token behind the prefix, in which
+// every byte that NATS, its tools or a log could take for something else is
+// written as "=2E". Topics that differ have subjects that differ.
+func subject(prefix, topic string) (string, error) {
+	const digits = "0123456789ABCDEF"
+	escaped := 0
+	for _, c := range []byte(topic) {
+		if !plain(c) {
+			escaped++
+		}
+	}
+	size := len(prefix) + len(topic) + 2*escaped
+	if size > maxSubjectBytes {
+		return "", fmt.Errorf("natsbroker: topic %.50q… makes a subject of %d bytes, more than %d", topic, size, maxSubjectBytes)
+	}
+	switch {
+	case topic == "":
+		return prefix + "=", nil
+	case escaped == 0:
+		return prefix + topic, nil
+	}
+	b := make([]byte, 0, size)
+	b = append(b, prefix...)
+	for _, c := range []byte(topic) {
+		if plain(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '=', digits[c>>4], digits[c&15])
+		}
+	}
+	return string(b), nil
+}
+
+func plain(c byte) bool { return c > ' ' && c < 0x7f && c != '.' && c != '*' && c != '>' && c != '=' }
+
+// subjectPrefix returns what goes before each topic.
+func subjectPrefix(prefix string) (string, error) {
+	if prefix == "" {
+		prefix = "realtime"
+	}
+	for token := range strings.SplitSeq(prefix, ".") {
+		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r >= 0x7f || !plain(byte(r)) }) {
+			return "", fmt.Errorf("natsbroker: prefix %q: it has to be words of ASCII with dots between them, without blanks, '*', '>' and '='", prefix)
+		}
+	}
+	if len(prefix) > 200 {
+		return "", errors.New("natsbroker: a prefix has at most 200 bytes")
+	}
+	return prefix + ".", nil
+}
