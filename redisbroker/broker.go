@@ -1,0 +1,384 @@
+// Package redisbroker joins the hubs of several processes by Redis' pub/sub:
+//
+//	hub := realtime.NewHub()
+//	hub.Broker = &redisbroker.Broker{
+//		Options: rueidis.ClientOption{InitAddress: []string{"localhost:6379"}},
+//	}
+//
+// It takes Redis 6 or later, and Redis 7 or later for a cluster, where it uses
+// sharded pub/sub: a message then costs the nodes of one shard something and not
+// all of them.
+//
+// Redis keeps nothing of what it is given to publish. What goes by while the
+// connection is lost is lost for this node, and told as a gap once everything is
+// subscribed again; so is what Redis drops by its client-output-buffer-limit.
+package redisbroker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+const (
+	callTimeout  = 3 * time.Second        // for Redis to answer
+	pingInterval = 2 * time.Second        // a dead connection is noticed after that and callTimeout
+	minBackoff   = 50 * time.Millisecond  // between two tries to connect
+	maxBackoff   = time.Second            // the same, after some
+	retryDelay   = 100 * time.Millisecond // before Redis is asked again for what it has refused
+	closeTimeout = 5 * time.Second        // for a Deliver that blocks
+	bufferBytes  = 64 << 10               // of a connection of our own, each way
+)
+
+var (
+	errClosed     = errors.New("redisbroker: broker is closed")
+	errConnecting = errors.New("redisbroker: not connected yet")
+	errNobody     = errors.New("redisbroker: no node of the cluster has this topic")
+	errLost       = errors.New("connection lost")
+	errMissed     = errors.New("redisbroker: the connection to Redis was lost and is back")
+)
+
+// A Broker is a [realtime.Broker] on Redis. It is for one hub; set its fields
+// before that has its first client.
+type Broker struct {
+	// Options tell where Redis is: at least their InitAddress, one of a single
+	// Redis, some of a cluster or, with Sentinel.MasterSet, of the sentinels.
+	// [rueidis.ParseURL] makes them from a URL. The Broker connects by itself,
+	// for as long as it takes, so that a program starts without its Redis. Zero
+	// in Dialer.Timeout and ConnWriteTimeout means 3 s here, in the buffers of a
+	// connection 64 KiB.
+	Options rueidis.ClientOption
+
+	// Client is used instead of Options where it isn't nil, and stays open when
+	// the Broker is closed. The Broker takes a connection of its own from it, to
+	// each master of a cluster, and publishes by those that the client shares.
+	// No option of it is needed: what has to be timely has its own limits.
+	Client rueidis.Client
+
+	// Prefix goes before a topic's name in that of its channel. Hubs that are
+	// to hear each other have the same. Empty means "realtime:".
+	Prefix string
+
+	// Set by Start, never changed.
+	handler realtime.BrokerHandler
+	inbox   *inbox
+	prefix  string
+	out     chan publication
+	stop    chan struct{}   // closed when nothing more is taken to be published
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	known   chan struct{} // closed when the first try to find Redis is over
+	stale   chan struct{} // has room for one word that the cluster has changed
+
+	started   atomic.Bool
+	trusted   atomic.Bool    // the last messages have been published
+	delivered chan struct{}  // closed when the goroutine deliver has ended
+	written   chan struct{}  // closed when the goroutine write has ended
+	ended     chan struct{}  // closed when the goroutine run has ended, and with it each link
+	own       sync.WaitGroup // the links' goroutines
+
+	mu     sync.Mutex // guards the fields below, and what is said to be guarded by it
+	closed bool
+	client rueidis.Client
+	err    error             // why there are no links
+	topics map[string]*topic // by channel
+	links  map[string]*link  // by address
+	owners []string          // the address of the link that has a slot; one that isn't a cluster has one slot
+}
+
+// A topic is what this node has subscribed to, or is about to. It is guarded by
+// Broker.mu.
+type topic struct {
+	channel   string
+	link      *link // nil: nobody knows yet which node of the cluster has it
+	confirmed bool  // it is subscribed there
+	lost      bool  // it was, before something was missed
+	waiting   []chan<- error
+}
+
+// Start begins to connect and returns. It fails if the Broker is a hub's already.
+func (b *Broker) Start(h realtime.BrokerHandler) error {
+	if b.started.Swap(true) {
+		return errors.New("redisbroker: a Broker is for one hub: make one for each")
+	}
+	b.handler = h
+	b.inbox = newInbox()
+	b.prefix = cmp.Or(b.Prefix, "realtime:")
+	b.out = make(chan publication, maxBatch)
+	b.stop = make(chan struct{})
+	b.ctx, b.cancel = context.WithCancel(context.Background())
+	b.known = make(chan struct{})
+	b.stale = make(chan struct{}, 1)
+	b.delivered, b.written, b.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
+	b.topics, b.links = make(map[string]*topic), make(map[string]*link)
+	go b.deliver()
+	go b.write()
+	go b.run()
+	return nil
+}
+
+// Close ends what Start began. What was published goes out first, as far as
+// Redis takes it within 3 s. It waits for a Deliver that is running, and
+// returns an error if that blocks for 5 s.
+func (b *Broker) Close() error {
+	if !b.started.Load() {
+		return nil
+	}
+	b.mu.Lock()
+	again := b.closed
+	b.closed = true
+	b.mu.Unlock()
+	if !again {
+		close(b.stop)
+	}
+	select {
+	case <-b.written:
+	case <-time.After(callTimeout):
+	}
+	b.cancel()
+	b.inbox.close()
+	patience := time.After(closeTimeout)
+	select {
+	case <-b.delivered:
+	case <-patience:
+		return fmt.Errorf("redisbroker: close: a Deliver has been blocking for %v", closeTimeout)
+	}
+	select {
+	case <-b.ended:
+	case <-patience: // a dial can't be cut short; run ends with it
+	}
+	return nil
+}
+
+// deliver is the goroutine that hands the node what has come. It ends with
+// Close, which waits for it.
+func (b *Broker) deliver() {
+	defer close(b.delivered)
+	for {
+		d, ok := b.inbox.take()
+		switch {
+		case !ok:
+			return
+		case d.gap != nil:
+			b.handler.Gap(d.gap)
+		default:
+			b.handler.Deliver(d.topic, d.msg)
+		}
+	}
+}
+
+// run is the goroutine that finds Redis and keeps the links. It ends with Close.
+func (b *Broker) run() {
+	defer close(b.ended)
+	client := b.Client
+	if client == nil {
+		if client = b.connect(); client == nil {
+			return
+		}
+		defer client.Close()
+	}
+	b.mu.Lock()
+	b.client, b.err = client, errConnecting
+	b.mu.Unlock()
+	if client.Mode() == rueidis.ClientModeCluster {
+		b.follow()
+	} else {
+		b.place([]string{""})
+		<-b.ctx.Done()
+	}
+	<-b.written
+	b.own.Wait()
+}
+
+// connect makes a client of our own. It tries until that works, or Close.
+func (b *Broker) connect() rueidis.Client {
+	options := b.Options
+	options.DisableCache = true // we have no use for it, and it takes a permission
+	options.DisableRetry = true
+	options.Dialer.Timeout = cmp.Or(options.Dialer.Timeout, callTimeout)
+	options.ConnWriteTimeout = cmp.Or(options.ConnWriteTimeout, callTimeout)
+	if options.Sentinel.MasterSet != "" { // or a switch that it misses is for good
+		options.Sentinel.TopologyRefreshInterval = cmp.Or(options.Sentinel.TopologyRefreshInterval, 5*time.Second)
+	}
+	options.ReadBufferEachConn = cmp.Or(options.ReadBufferEachConn, bufferBytes)
+	options.WriteBufferEachConn = cmp.Or(options.WriteBufferEachConn, bufferBytes)
+	for wait := minBackoff; ; wait = b.backOff(wait) {
+		client, err := rueidis.NewClient(options)
+		if err == nil {
+			return client
+		}
+		if client != nil { // ForceSingleClient has both
+			client.Close()
+		}
+		b.mu.Lock()
+		b.err = fmt.Errorf("redisbroker: connect: %w", err)
+		b.mu.Unlock()
+		b.knows()
+		if b.ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// backOff waits for about as long as it is told, or until Close, and returns
+// how long to wait the next time.
+func (b *Broker) backOff(wait time.Duration) time.Duration {
+	select {
+	case <-time.After(wait/2 + rand.N(wait)): // not all nodes in the same moment
+	case <-b.ctx.Done():
+	}
+	return min(2*wait, maxBackoff)
+}
+
+// knows notes that the first try to find Redis is over. The goroutine run alone
+// calls it.
+func (b *Broker) knows() {
+	select {
+	case <-b.known:
+	default:
+		close(b.known)
+	}
+}
+
+// Subscribe returns nil once Redis has confirmed. While it is away Subscribe
+// waits for it, and for ctx.
+func (b *Broker) Subscribe(ctx context.Context, name string) error {
+	confirmed := make(chan error, 1)
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return errClosed
+	}
+	t := b.topics[b.prefix+name]
+	if t == nil {
+		t = &topic{channel: b.prefix + name}
+		b.topics[t.channel] = t
+		b.assign(t)
+	}
+	if t.confirmed {
+		b.mu.Unlock()
+		return nil
+	}
+	t.waiting = append(t.waiting, confirmed)
+	b.mu.Unlock()
+	select {
+	case err := <-confirmed:
+		return err
+	case <-ctx.Done():
+	case <-b.ctx.Done():
+		return errClosed
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case err := <-confirmed: // in the same moment
+		return err
+	default:
+	}
+	for i, w := range t.waiting {
+		if w == confirmed {
+			t.waiting = append(t.waiting[:i], t.waiting[i+1:]...)
+		}
+	}
+	if len(t.waiting) == 0 && !t.lost && b.topics[t.channel] == t {
+		b.forget(t)
+	}
+	if t.link != nil && t.link.err != nil {
+		return t.link.err
+	}
+	return fmt.Errorf("redisbroker: subscribe: %w", cmp.Or(b.err, ctx.Err()))
+}
+
+// Unsubscribe ends a topic. It doesn't wait for Redis, and returns nil.
+func (b *Broker) Unsubscribe(name string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t := b.topics[b.prefix+name]; t != nil {
+		b.forget(t)
+	}
+	return nil
+}
+
+// forget drops a topic. Its caller holds mu.
+func (b *Broker) forget(t *topic) {
+	delete(b.topics, t.channel)
+	if t.link != nil {
+		t.link.leave(t.channel)
+	}
+	t.answer(errors.New("redisbroker: unsubscribed"))
+}
+
+// answer tells those who wait for a topic. Its caller holds Broker.mu.
+func (t *topic) answer(err error) {
+	for _, w := range t.waiting {
+		w <- err // has room
+	}
+	t.waiting = nil
+}
+
+// assign gives a topic to the link that is to have it, which may be none yet.
+// Its caller holds mu.
+func (b *Broker) assign(t *topic) {
+	l := b.linkOf(t.channel)
+	if l == t.link {
+		return
+	}
+	if t.link != nil {
+		t.link.leave(t.channel)
+	}
+	t.lost = t.lost || t.confirmed
+	t.confirmed = false
+	if t.link = l; l != nil {
+		l.join(t)
+	}
+}
+
+// linkOf returns the link of a channel, or nil while it isn't known. Its caller
+// holds mu.
+func (b *Broker) linkOf(channel string) *link {
+	switch len(b.owners) {
+	case 0:
+		return nil
+	case 1:
+		return b.links[b.owners[0]]
+	}
+	cmd := b.client.B().Spublish().Channel(channel).Message("").Build()
+	return b.links[b.owners[cmd.Slot()]]
+}
+
+// place makes the links what the owners of the slots say, and moves the topics.
+// The goroutine run alone calls it.
+func (b *Broker) place(owners []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.owners, b.err = owners, nil
+	unused := make(map[string]bool)
+	for addr := range b.links {
+		unused[addr] = true
+	}
+	for i, addr := range owners {
+		delete(unused, addr)
+		if i > 0 && addr == owners[i-1] || b.links[addr] != nil || addr == "" && len(owners) > 1 {
+			continue
+		}
+		l := newLink(b, addr)
+		b.links[addr] = l
+		b.own.Go(l.run)
+	}
+	for addr := range unused {
+		b.links[addr].cancel()
+		delete(b.links, addr)
+	}
+	for _, t := range b.topics {
+		b.assign(t)
+	}
+	b.knows()
+}

@@ -1,0 +1,562 @@
+package redisbroker_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/pprof"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	flag.Set("test.parallel", "6") // they wait more than they work
+	before := runtime.NumGoroutine()
+	code := m.Run()
+	for deadline := time.Now().Add(10 * time.Second); code == 0 && runtime.NumGoroutine() > before; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			fmt.Fprintln(os.Stderr, "goroutines are left:")
+			pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+func TestSuite(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return startRedis(t) })
+}
+
+// A node is a broker whose handler keeps a log of what comes.
+type node struct {
+	realtime.Broker
+	t     testing.TB
+	block chan struct{} // Deliver waits until it is closed
+
+	mu  sync.Mutex // guards the fields below
+	log []string   // "topic: message" or "gap: error"
+}
+
+// newNode starts a broker, which is closed with the test.
+func newNode(t testing.TB, b realtime.Broker) *node {
+	t.Helper()
+	n := &node{Broker: b, t: t, block: make(chan struct{})}
+	close(n.block)
+	n.start()
+	return n
+}
+
+func (n *node) start() {
+	n.t.Helper()
+	if err := n.Start(handler{n}); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { n.Close() })
+}
+
+// A handler is the node's side that the broker sees.
+type handler struct{ *node }
+
+func (h handler) Deliver(topic string, msg []byte) {
+	<-h.block
+	h.note(topic + ": " + string(msg[:min(len(msg), 100)]))
+}
+
+func (h handler) Gap(err error) { h.note("gap: " + err.Error()) }
+
+func (n *node) note(line string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.log = append(n.log, line)
+}
+
+func (n *node) lines() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.log)
+}
+
+func (n *node) gaps() (gaps int) {
+	for _, line := range n.lines() {
+		if strings.HasPrefix(line, "gap: ") {
+			gaps++
+		}
+	}
+	return gaps
+}
+
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v have passed without: %s", patience, what)
+		}
+	}
+}
+
+// await waits for a line of the log.
+func (n *node) await(line string) {
+	n.t.Helper()
+	eventually(n.t, line, func() bool { return slices.Contains(n.lines(), line) })
+}
+
+func (n *node) join(topics ...string) {
+	n.t.Helper()
+	for _, topic := range topics {
+		if err := n.subscribe(topic, patience); err != nil {
+			n.t.Fatalf("Subscribe(%q): %v", topic, err)
+		}
+	}
+}
+
+func (n *node) subscribe(topic string, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return n.Subscribe(ctx, topic)
+}
+
+func (n *node) publish(topic, msg string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return n.Publish(ctx, topic, []byte(msg))
+}
+
+// say publishes, until that works.
+func (n *node) say(topic, msg string) {
+	n.t.Helper()
+	eventually(n.t, "a Publish that works", func() bool { return n.publish(topic, msg) == nil })
+}
+
+// An outage of Redis, of any kind, is noticed within seconds; then Publish fails
+// at once, and all comes back by itself, with a gap before the first message.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		start func(t *testing.T) (addr string, hurt, heal func())
+		own   bool // the broker has a client of its own
+	}{
+		{"frozen", func(t *testing.T) (addr string, hurt, heal func()) {
+			r := startRedis(t)
+			return r.addr, r.freeze, r.thaw
+		}, true},
+		{"unplugged", func(t *testing.T) (addr string, hurt, heal func()) {
+			p := startProxy(t, startRedis(t).addr)
+			return p.addr(), func() { p.set(true, true) }, func() { p.set(false, false) }
+		}, false},
+		{"silent", func(t *testing.T) (addr string, hurt, heal func()) { // it gets what we send
+			p := startProxy(t, startRedis(t).addr)
+			return p.addr(), func() { p.set(false, true) }, func() { p.set(false, false) }
+		}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			addr, hurt, heal := tt.start(t)
+			broker := func() *redisbroker.Broker {
+				if tt.own {
+					return newBroker(addr)
+				}
+				client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{addr}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(client.Close)
+				return &redisbroker.Broker{Client: client}
+			}
+			reader, writer := newNode(t, broker()), newNode(t, broker())
+			reader.join("x")
+			writer.say("x", "before")
+			reader.await("x: before")
+			hurt()
+			start := time.Now()
+			for writer.publish("x", "lost") == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			away := func(n *node) bool {
+				err := n.subscribe("y", 100*time.Millisecond)
+				if err == nil {
+					t.Error("Subscribe works during an outage")
+				}
+				return strings.Contains(err.Error(), "away")
+			}
+			eventually(t, "both know", func() bool { return away(reader) && away(writer) })
+			if d := time.Since(start); d > 8*time.Second {
+				t.Errorf("it was noticed after %v", d)
+			}
+			start = time.Now()
+			if err := writer.publish("x", "lost"); err == nil || time.Since(start) > time.Second {
+				t.Errorf("Publish: %v after %v, want an error at once", err, time.Since(start))
+			}
+			heal()
+			eventually(t, "a gap", func() bool { return reader.gaps() > 0 })
+			for range 50 { // the first may just bring the news that Publish works
+				writer.say("x", "after")
+			}
+			eventually(t, "the messages", func() bool {
+				lines := reader.lines()
+				return len(lines) >= 52 && lines[51] == "x: after"
+			})
+			lines := reader.lines()
+			if i := slices.Index(lines, "x: before"); !strings.HasPrefix(lines[i+1], "gap: ") {
+				t.Errorf("got %q, want a gap after the first message", lines[:i+2])
+			}
+			if writer.gaps() != 0 {
+				t.Error("a node without topics was told of a gap")
+			}
+		})
+	}
+}
+
+// Redis closes the connection of a subscriber that is too slow for what is
+// published. That is a gap, and all comes back.
+func TestRedisDropsSlowSubscriber(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t, "--client-output-buffer-limit", "pubsub 1mb 512kb 1")
+	p := startProxy(t, r.addr)
+	reader, writer := newNode(t, newBroker(p.addr())), newNode(t, newBroker(r.addr))
+	reader.join("x", "y")
+	p.set(false, true)
+	payload := strings.Repeat(".", 100<<10)
+	for range 300 { // more than the network holds
+		writer.say("x", payload)
+	}
+	p.set(false, false)
+	eventually(t, "a gap", func() bool { return reader.gaps() > 0 })
+	writer.say("y", "hello")
+	reader.await("y: hello")
+}
+
+// A connection that an administrator closes is one like any other.
+func TestClientKill(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	reader, writer := newNode(t, r.Broker()), newNode(t, r.Broker())
+	const topics = 3000 // take several round trips
+	for i := range topics {
+		reader.join(fmt.Sprint(i))
+	}
+	for round := range 5 {
+		r.do("CLIENT", "KILL", "TYPE", "pubsub")
+		eventually(t, "a gap", func() bool { return reader.gaps() == round+1 })
+		for i := 0; i < topics; i += 100 {
+			writer.say(fmt.Sprint(i), fmt.Sprint(round))
+		}
+		for i := 0; i < topics; i += 100 {
+			reader.await(fmt.Sprintf("%d: %d", i, round))
+		}
+	}
+	if got := reader.gaps(); got != 5 {
+		t.Errorf("%d gaps were told, want 5", got)
+	}
+}
+
+// Of what is published without a pause, nothing is missing that a gap doesn't
+// come before and after which all is there, however many topics have to be
+// subscribed again.
+func TestGapIsExact(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	reader, writer := newNode(t, r.Broker()), newNode(t, r.Broker())
+	const topics, kills = 5000, 5
+	for i := range topics {
+		reader.join(fmt.Sprint(i))
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	published := 0
+	go func() {
+		defer close(stopped)
+		for ; ; published++ {
+			select {
+			case <-stop:
+				return
+			default:
+				writer.say(fmt.Sprint(published*7%topics), fmt.Sprint(published/topics))
+			}
+		}
+	}()
+	for kill := range kills {
+		time.Sleep(300 * time.Millisecond)
+		r.do("CLIENT", "KILL", "TYPE", "pubsub")
+		eventually(t, "a gap", func() bool { return reader.gaps() == kill+1 })
+	}
+	time.Sleep(300 * time.Millisecond)
+	close(stop)
+	<-stopped
+	writer.say("0", "end")
+	reader.await("0: end")
+
+	seen := make(map[string]int) // the last message of each topic
+	gap := make(map[string]int)  // how many gaps there were before that
+	gaps, lost := 0, 0
+	for _, line := range reader.lines() {
+		if strings.HasPrefix(line, "gap: ") {
+			gaps++
+			continue
+		}
+		topic, text, _ := strings.Cut(line, ": ")
+		if text == "end" {
+			break
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, ok := seen[topic]
+		if ok && n != last+1 || !ok && n != 0 {
+			lost++
+			if gap[topic] == gaps {
+				t.Fatalf("topic %s has %d after %d, and no gap was told since", topic, n, last)
+			}
+		}
+		seen[topic], gap[topic] = n, gaps
+	}
+	t.Logf("%d messages, %d holes, %d gaps", published, lost, gaps)
+}
+
+// Where the node is behind, what waits for it is bounded, and a gap tells where
+// something is missing.
+func TestSlowNode(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	reader, writer := newNode(t, r.Broker()), newNode(t, r.Broker())
+	reader.join("x")
+	reader.block = make(chan struct{})
+	const messages = 800
+	payload := strings.Repeat(".", 100<<10)
+	for i := range messages {
+		writer.say("x", fmt.Sprintf("%d %s", i, payload))
+	}
+	time.Sleep(6 * time.Second) // longer than a connection may be silent
+	close(reader.block)
+	eventually(t, "a gap", func() bool { return reader.gaps() > 0 })
+	lines := reader.lines()
+	for i, line := range lines[:len(lines)-1] {
+		if !strings.HasPrefix(line, fmt.Sprintf("x: %d ", i)) {
+			t.Fatalf("line %d is %.50q", i, line)
+		}
+	}
+	if n := len(lines) - 1; n < 300 || n > messages-100 {
+		t.Errorf("%d of %d messages have waited, want 32 MiB", n, messages)
+	}
+	writer.say("x", "now")
+	reader.await("x: now")
+	if got := reader.gaps(); got != 1 {
+		t.Errorf("%d gaps were told, want 1: the connection was held", got)
+	}
+}
+
+func TestCloseWhileDeliverBlocks(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	for _, tt := range []struct {
+		name  string
+		block time.Duration
+		err   bool
+	}{{"for a while", time.Second, false}, {"for good", 6 * time.Second, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			reader, writer := newNode(t, r.Broker()), newNode(t, r.Broker())
+			reader.join(tt.name)
+			reader.block = make(chan struct{})
+			writer.say(tt.name, "1")
+			writer.say(tt.name, "2")
+			time.AfterFunc(tt.block, func() { close(reader.block) })
+			time.Sleep(200 * time.Millisecond)
+			start := time.Now()
+			err := reader.Close()
+			if d := time.Since(start); (err != nil) != tt.err || d > 7*time.Second {
+				t.Errorf("Close: %v after %v", err, d)
+			}
+			<-reader.block
+			time.Sleep(100 * time.Millisecond)
+			if got := reader.lines(); len(got) != 1 {
+				t.Errorf("got %q, want what was being delivered", got)
+			}
+		})
+	}
+}
+
+// Once a node has been told of the gap its own messages go out, too: what it
+// publishes by was lost as well, and it may not have used that since.
+func TestPublishAfterGap(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	n := newNode(t, r.Broker())
+	n.join("x")
+	for round := range 20 {
+		n.say("x", fmt.Sprint(round))
+		n.await(fmt.Sprint("x: ", round))
+		r.Stop()
+		if err := r.Start(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "a gap", func() bool { return n.gaps() > round })
+		if err := n.publish("x", fmt.Sprint("first ", round)); err != nil {
+			t.Errorf("Publish after a gap: %v", err)
+		}
+		n.await(fmt.Sprint("x: first ", round))
+	}
+}
+
+// What was published before Close arrives.
+func TestCloseFlushes(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	reader := newNode(t, r.Broker())
+	reader.join("x")
+	for range 20 {
+		writer := newNode(t, r.Broker())
+		for range 100 {
+			writer.say("x", ".")
+		}
+		if err := writer.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "all of the messages", func() bool { return len(reader.lines()) == 2000 })
+}
+
+// A program starts without its Redis, and joins it when that comes.
+func TestStartWithoutRedis(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	r.Stop()
+	n := newNode(t, r.Broker())
+	start := time.Now()
+	if err := n.publish("x", "lost"); err == nil || time.Since(start) > 5*time.Second {
+		t.Errorf("Publish: %v after %v, want an error soon", err, time.Since(start))
+	}
+	if err := n.subscribe("x", 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "connect") {
+		t.Errorf("Subscribe: %v, want that of the connection", err)
+	}
+	if err := n.subscribe("given up", 50*time.Millisecond); err == nil {
+		t.Error("Subscribe works without Redis")
+	}
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.join("x")
+	n.say("x", "hello")
+	n.await("x: hello")
+	if channels, err := r.do("PUBSUB", "CHANNELS").AsStrSlice(); err != nil || len(channels) != 1 {
+		t.Errorf("%q, %v are subscribed, want x alone", channels, err)
+	}
+	if got := n.gaps(); got != 0 {
+		t.Errorf("%d gaps were told, want none: nothing was subscribed", got)
+	}
+	if err := newBroker("127.0.0.1:1").Close(); err != nil {
+		t.Errorf("Close of what never started: %v", err)
+	}
+	none := newNode(t, newBroker("127.0.0.1:1"))
+	if err := none.Close(); err != nil {
+		t.Errorf("Close of what never connected: %v", err)
+	}
+}
+
+// The user's client stays open; a Unix socket is as good as a port.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s")
+	startRedis(t, "--unixsocket", path)
+	client, err := rueidis.NewClient(rueidis.ClientOption{
+		InitAddress: []string{path},
+		DialCtxFn: func(ctx context.Context, addr string, d *net.Dialer, _ *tls.Config) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", addr)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	a, b := &redisbroker.Broker{Client: client}, &redisbroker.Broker{Client: client, Prefix: "other:"}
+	c := newNode(t, &redisbroker.Broker{Client: client})
+	na, nb := newNode(t, a), newNode(t, b)
+	na.join("x")
+	nb.join("x")
+	c.say("x", "hello")
+	na.await("x: hello")
+	if err := errors.Join(na.Close(), nb.Close()); err != nil {
+		t.Error(err)
+	}
+	if got := nb.lines(); len(got) != 0 {
+		t.Errorf("with another prefix got %q", got)
+	}
+	if err := client.Do(t.Context(), client.B().Ping().Build()).Error(); err != nil {
+		t.Errorf("the user's client: %v", err)
+	}
+	if err := na.Start(handler{na}); err == nil {
+		t.Error("a Broker has started twice")
+	}
+}
+
+// What Redis doesn't allow is told, not tried for ever.
+func TestPermission(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	r.do("ACL", "SETUSER", "app", "on", ">secret", "&realtime:topic/*", "+@all")
+	n := newNode(t, &redisbroker.Broker{Options: rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}})
+	n.join("topic/a")
+	if err := n.subscribe("b", patience); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("Subscribe: %v, want NOPERM", err)
+	}
+	if err := n.publish("b", ""); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("Publish: %v, want NOPERM", err)
+	}
+	n.say("topic/a", "hello")
+	n.await("topic/a: hello")
+}
+
+// Subscribe and Unsubscribe of one topic at a time leave what came last.
+func TestSubscribeStress(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	stress(t, r.Broker(), func() []string {
+		channels, err := r.do("PUBSUB", "CHANNELS").AsStrSlice()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return channels
+	})
+}
+
+func stress(t *testing.T, b realtime.Broker, channels func() []string) {
+	n := newNode(t, b)
+	var all sync.WaitGroup
+	for i := range 16 {
+		topic := fmt.Sprint(i % 8)
+		all.Go(func() {
+			for j := range 200 {
+				n.subscribe(topic, time.Duration(j%7)*time.Millisecond)
+				n.Unsubscribe(topic)
+			}
+		})
+	}
+	all.Wait()
+	for i := range 8 {
+		n.join(fmt.Sprint(i))
+		n.say(fmt.Sprint(i), "hello")
+		n.await(fmt.Sprintf("%d: hello", i))
+		n.Unsubscribe(fmt.Sprint(i))
+	}
+	eventually(t, "no channel is left", func() bool { return len(channels()) == 0 })
+	if got := n.gaps(); got != 0 {
+		t.Errorf("%d gaps were told, want none", got)
+	}
+}

@@ -1,0 +1,283 @@
+package redisbroker_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
+)
+
+// A cluster is one of Redis, of the test's own: three masters, and a replica of
+// the first.
+type cluster struct {
+	nodes  []*redis
+	prefix string // of the topics of brokers to come
+}
+
+const masters = 3
+
+func startCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := new(cluster)
+	for i := range masters + 1 {
+		r := startRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf")
+		c.nodes = append(c.nodes, r)
+		if i < masters {
+			r.do("CLUSTER", "ADDSLOTSRANGE", strconv.Itoa(i*16384/masters), strconv.Itoa((i+1)*16384/masters-1))
+			r.do("CLUSTER", "SET-CONFIG-EPOCH", strconv.Itoa(i+1))
+		}
+		host, port, _ := strings.Cut(c.nodes[0].addr, ":")
+		r.do("CLUSTER", "MEET", host, port)
+	}
+	c.settle()
+	c.nodes[masters].do("CLUSTER", "REPLICATE", c.nodes[0].id())
+	eventually(t, "a replica", func() bool {
+		return strings.Contains(c.nodes[masters].text("INFO", "replication"), "master_link_status:up")
+	})
+	return c
+}
+
+func (r *redis) text(args ...string) string {
+	r.t.Helper()
+	s, err := r.do(args...).ToString()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return s
+}
+
+func (r *redis) id() string { return r.text("CLUSTER", "MYID") }
+
+// settle waits until all the nodes know each other.
+func (c *cluster) settle() {
+	for _, r := range c.nodes {
+		eventually(r.t, "a cluster", func() bool {
+			info := r.text("CLUSTER", "INFO")
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, fmt.Sprint("cluster_known_nodes:", len(c.nodes)))
+		})
+	}
+}
+
+func (c *cluster) Broker() realtime.Broker {
+	b := newBroker(c.nodes[0].addr, c.nodes[1].addr)
+	b.Prefix = c.prefix
+	return b
+}
+
+func (c *cluster) Stop() error {
+	for _, r := range c.nodes {
+		r.Stop()
+	}
+	return nil
+}
+
+func (c *cluster) Start() error {
+	for _, r := range c.nodes {
+		if err := r.Start(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestClusterSuite(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t) // takes too long to start one for each
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine {
+		c.prefix = t.Name() + ":"
+		return c
+	})
+	c.prefix = "stress:"
+	t.Run("Stress", func(t *testing.T) {
+		stress(t, c.Broker(), func() (channels []string) {
+			for _, r := range c.nodes {
+				more, err := r.do("PUBSUB", "SHARDCHANNELS", "stress:*").AsStrSlice()
+				if err != nil {
+					t.Fatal(err)
+				}
+				channels = append(channels, more...)
+			}
+			return channels
+		})
+	})
+}
+
+// slotOf returns the slot of a topic.
+func (c *cluster) slotOf(topic string) int {
+	n, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "realtime:"+topic).AsInt64()
+	if err != nil {
+		c.nodes[0].t.Fatal(err)
+	}
+	return int(n)
+}
+
+// Topics follow their slots: to another node that is given them, and to the
+// replica that takes a lost master's place. Others aren't disturbed.
+func TestClusterChanges(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	topics := make([]string, masters) // one on each master
+	for i := 0; topics[0] == "" || topics[1] == "" || topics[2] == ""; i++ {
+		topic := fmt.Sprint("topic ", i)
+		topics[c.slotOf(topic)*masters/16384] = topic
+	}
+	reader, writer := newNode(t, newBroker(c.nodes[1].addr)), newNode(t, newBroker(c.nodes[1].addr))
+	reader.join(topics...)
+	for _, topic := range topics {
+		writer.say(topic, "1")
+		reader.await(topic + ": 1")
+	}
+
+	if channels, err := c.nodes[0].do("PUBSUB", "SHARDCHANNELS").AsStrSlice(); err != nil || len(channels) != 1 || channels[0] != "realtime:"+topics[0] {
+		t.Errorf("the first shard has %q, %v, want its topic alone", channels, err)
+	}
+
+	// A slot moves.
+	slot, to := strconv.Itoa(c.slotOf(topics[1])), c.nodes[2].id()
+	for _, i := range []int{2, 1, 0} {
+		c.nodes[i].do("CLUSTER", "SETSLOT", slot, "NODE", to)
+	}
+	eventually(t, "a gap", func() bool { return reader.gaps() == 1 })
+	for _, topic := range topics {
+		writer.say(topic, "2")
+		reader.await(topic + ": 2")
+	}
+	if got := reader.gaps(); got != 1 {
+		t.Errorf("%d gaps were told, want 1", got)
+	}
+
+	// So does one that nobody has subscribed to.
+	fresh := ""
+	for i := 0; fresh == "" || c.slotOf(fresh)*masters/16384 != 1; i++ {
+		fresh = fmt.Sprint("fresh ", i)
+	}
+	for _, i := range []int{2, 1, 0} {
+		c.nodes[i].do("CLUSTER", "SETSLOT", strconv.Itoa(c.slotOf(fresh)), "NODE", to)
+	}
+	reader.join(fresh)
+	writer.say(fresh, "1")
+	reader.await(fresh + ": 1")
+	if got := reader.gaps(); got != 1 {
+		t.Errorf("%d gaps were told, want 1", got)
+	}
+
+	// A master goes for good.
+	c.nodes[0].Stop()
+	for i := range 20 {
+		writer.say(topics[2], fmt.Sprint("meanwhile ", i))
+		reader.await(fmt.Sprint(topics[2], ": meanwhile ", i))
+	}
+	eventually(t, "a gap", func() bool { return reader.gaps() == 2 })
+	for i := 0; ; i++ { // the writer may learn later
+		msg := fmt.Sprint("3.", i)
+		writer.say(topics[0], msg)
+		time.Sleep(50 * time.Millisecond)
+		if lines := reader.lines(); lines[len(lines)-1] == topics[0]+": "+msg {
+			break
+		}
+		if i > 200 {
+			t.Fatal("the topic didn't come back")
+		}
+	}
+	for _, topic := range topics {
+		writer.say(topic, "4")
+		reader.await(topic + ": 4")
+	}
+
+	// One comes anew, and gets a slot.
+	late := startRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf")
+	host, port, _ := strings.Cut(c.nodes[1].addr, ":")
+	late.do("CLUSTER", "MEET", host, port)
+	eventually(t, "a cluster", func() bool { return strings.Contains(late.text("CLUSTER", "INFO"), "cluster_state:ok") })
+	time.Sleep(time.Second) // the others have to hear of it
+	gaps := reader.gaps()
+	for _, r := range []*redis{late, c.nodes[2], c.nodes[1], c.nodes[3]} {
+		r.do("CLUSTER", "SETSLOT", slot, "NODE", late.id())
+	}
+	eventually(t, "a gap", func() bool { return reader.gaps() == gaps+1 })
+	for _, topic := range topics {
+		writer.say(topic, "5")
+		reader.await(topic + ": 5")
+	}
+}
+
+// Where sentinels choose another master, of one that is lost or by hand, the
+// topics follow.
+func TestSentinel(t *testing.T) {
+	t.Parallel()
+	nodes := []*redis{startRedis(t, "--repl-diskless-sync-delay", "0")}
+	host, port, _ := strings.Cut(nodes[0].addr, ":")
+	nodes = append(nodes, startRedis(t, "--replicaof", host+" "+port))
+	eventually(t, "a replica", func() bool { return strings.Contains(nodes[1].text("INFO", "replication"), "master_link_status:up") })
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	if err := os.WriteFile(config, fmt.Appendf(nil, `sentinel monitor m %s %s 1
+sentinel down-after-milliseconds m 500
+sentinel failover-timeout m 3000
+`, host, port), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	sentinel := startRedis(t, config, "--sentinel")
+	eventually(t, "a sentinel that knows both", func() bool {
+		replicas, err := sentinel.do("SENTINEL", "REPLICAS", "m").ToArray()
+		return err == nil && len(replicas) == 1
+	})
+	broker := func() *redisbroker.Broker {
+		return &redisbroker.Broker{Options: rueidis.ClientOption{
+			InitAddress: []string{sentinel.addr}, Sentinel: rueidis.SentinelOption{MasterSet: "m"},
+		}}
+	}
+	reader, writer := newNode(t, broker()), newNode(t, broker())
+	reader.join("x")
+	writer.say("x", "hello")
+	reader.await("x: hello")
+	master := func() string {
+		addr, err := sentinel.do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "m").AsStrSlice()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return net.JoinHostPort(addr[0], addr[1])
+	}
+	for round, change := range []func(){
+		func() {
+			eventually(t, "a failover", func() bool { return sentinel.try("SENTINEL", "FAILOVER", "m") == nil })
+		},
+		func() { nodes[1].Stop() },
+		func() { // the old one doesn't hear of it, as if it were cut off
+			sentinel.do("SENTINEL", "REMOVE", "m")
+			if err := nodes[1].Start(); err != nil {
+				t.Fatal(err)
+			}
+			nodes[1].do("REPLICAOF", "NO", "ONE")
+			host, port, _ := strings.Cut(nodes[1].addr, ":")
+			sentinel.do("SENTINEL", "MONITOR", "m", host, port, "1")
+		},
+	} {
+		old := master()
+		change()
+		eventually(t, "another master", func() bool { return master() != old })
+		eventually(t, "a gap", func() bool { return reader.gaps() > round })
+		for i := 0; ; i++ {
+			msg := fmt.Sprint(round, " ", i)
+			writer.say("x", msg)
+			time.Sleep(50 * time.Millisecond)
+			if lines := reader.lines(); lines[len(lines)-1] == "x: "+msg {
+				break
+			}
+			if i > 200 {
+				t.Fatal("the topic didn't come back")
+			}
+		}
+		if channels, err := nodes[(round+1)%2].do("PUBSUB", "CHANNELS", "realtime:*").AsStrSlice(); err != nil || len(channels) != 1 {
+			t.Errorf("the new master has %q, %v, want the topic", channels, err)
+		}
+	}
+}

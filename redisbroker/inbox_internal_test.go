@@ -1,0 +1,50 @@
+package redisbroker
+
+import (
+	"fmt"
+	"testing"
+)
+
+// An inbox above its limit takes nothing until it is half empty, and tells one
+// gap for all of that, where it is.
+func TestInbox(t *testing.T) {
+	in := newInbox()
+	put := func(text string) { in.put(delivery{topic: text, msg: make([]byte, maxInboxBytes/8-overheadBytes)}) }
+	take := func() string {
+		t.Helper()
+		if len(in.queue) == 0 {
+			t.Fatal("the inbox is empty")
+		}
+		d, _ := in.take()
+		if d.gap != nil {
+			return "gap"
+		}
+		return d.topic
+	}
+	for i := range 10 { // the topic makes 7 of them fit
+		put(fmt.Sprint(i))
+	}
+	for _, step := range []struct {
+		take int
+		put  string
+	}{{1, "lost"}, {1, "lost"}, {2, "kept"}, {0, "kept too"}} {
+		for range step.take {
+			take()
+		}
+		put(step.put)
+	}
+	for _, want := range []string{"4", "5", "6", "gap", "kept", "kept too"} {
+		if got := take(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	if in.bytes != 0 || in.full {
+		t.Errorf("an empty inbox has %d bytes, full = %v", in.bytes, in.full)
+	}
+	in.put(delivery{msg: make([]byte, 2*maxInboxBytes)}) // one is always taken
+	take()
+	in.close()
+	if _, ok := in.take(); ok {
+		t.Error("a closed inbox has something")
+	}
+}

@@ -1,0 +1,169 @@
+package redisbroker
+
+import (
+	"context"
+
+	"github.com/redis/rueidis"
+)
+
+const (
+	maxBatch      = 64      // messages that go to Redis at a time
+	maxBatchBytes = 1 << 20 // the same in bytes, and one message more
+)
+
+// A publication is a message on its way to Redis.
+type publication struct {
+	link    *link
+	channel string
+	msg     string
+	result  chan<- error // has room for one; nil: nobody waits
+}
+
+// Publish hands a message to Redis. While Redis is away it returns an error at
+// once.
+//
+// It doesn't wait for Redis' answer, or one node could publish no more than
+// once in each round trip: the messages of that time go out together. What is
+// then found to be lost, at most 128 messages, is not told by an error but by
+// the next Publish waiting for its answer, as all do until one is good.
+func (b *Broker) Publish(ctx context.Context, name string, msg []byte) error {
+	channel := b.prefix + name
+	l, err := b.reach(ctx, channel)
+	if err != nil {
+		return err
+	}
+	p := publication{link: l, channel: channel, msg: string(msg)}
+	var result chan error
+	if !b.trusted.Load() {
+		result = make(chan error, 1)
+		p.result = result
+	}
+	select {
+	case <-b.stop:
+		return errClosed
+	default:
+	}
+	select {
+	case b.out <- p:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-b.stop:
+		return errClosed
+	}
+	if result == nil {
+		return nil
+	}
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-b.ctx.Done():
+		return errClosed
+	}
+}
+
+// reach returns the link of a channel, or why Redis can't be reached. It waits
+// for the first try to connect, so that a program isn't told of an outage as it
+// starts, and for no other.
+func (b *Broker) reach(ctx context.Context, channel string) (*link, error) {
+	wait := func(done <-chan struct{}) error {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-b.stop:
+			return errClosed
+		}
+	}
+	if err := wait(b.known); err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	l, err := b.linkOf(channel), b.err
+	b.mu.Unlock()
+	if l == nil {
+		if err == nil {
+			err = errNobody
+		}
+		return nil, err
+	}
+	if err := wait(l.tried); err != nil {
+		return nil, err
+	}
+	return l, l.down()
+}
+
+// write is the goroutine that publishes. It ends with Close, behind what was
+// taken by then.
+func (b *Broker) write() {
+	defer close(b.written)
+	for {
+		var p publication
+		select {
+		case p = <-b.out:
+		default:
+			select {
+			case p = <-b.out:
+			case <-b.stop:
+				return
+			}
+		}
+		batch := []publication{p}
+	collect:
+		for size := len(p.msg); len(batch) < maxBatch && size < maxBatchBytes; size += len(p.msg) {
+			select {
+			case p = <-b.out:
+				batch = append(batch, p)
+			default:
+				break collect
+			}
+		}
+		b.send(batch)
+	}
+}
+
+// send publishes what still has a link: Redis may have gone since it was taken,
+// and nothing is kept for later.
+func (b *Broker) send(batch []publication) {
+	b.mu.Lock()
+	client := b.client // is there: somebody has seen a link
+	b.mu.Unlock()
+	sharded := client.Mode() == rueidis.ClientModeCluster
+	trusted := true
+	var sent []publication
+	var cmds []rueidis.Completed
+	for _, p := range batch {
+		if err := p.link.down(); err != nil {
+			trusted = false
+			p.answer(err)
+			continue
+		}
+		sent = append(sent, p)
+		if sharded {
+			cmds = append(cmds, client.B().Spublish().Channel(p.channel).Message(p.msg).Build())
+		} else {
+			cmds = append(cmds, client.B().Publish().Channel(p.channel).Message(p.msg).Build())
+		}
+	}
+	if len(sent) > 0 {
+		ctx, cancel := context.WithTimeout(b.ctx, callTimeout)
+		defer cancel()
+		for i, result := range client.DoMulti(ctx, cmds...) {
+			err := result.Error()
+			trusted = trusted && err == nil
+			sent[i].answer(err)
+			if err := result.NonRedisError(); err != nil && b.ctx.Err() == nil {
+				sent[i].link.doubt(err)
+			}
+		}
+	}
+	b.trusted.Store(trusted)
+}
+
+func (p publication) answer(err error) {
+	if p.result != nil {
+		p.result <- err
+	}
+}
