@@ -138,7 +138,8 @@ type Hub struct {
 	Compression bool
 
 	// Broker joins this hub with those of other processes: what is published to
-	// one reaches the clients of all. Nil means this process alone.
+	// one reaches the clients of all. The hub starts it with its first client
+	// or event, and closes it. Nil means this process alone.
 	Broker Broker
 
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of
