@@ -232,8 +232,14 @@ func (c *cluster) publish() {
 			}
 		}
 		buf = out.append(buf[:0])
-		if !c.call(out.topic, buf) && out.kind == brokeredEvent {
-			c.hub.shared.brokerLost.Add(1)
+		wasDown := c.down.Load()
+		if c.call(out.topic, buf) || out.kind != brokeredEvent {
+			continue
+		}
+		c.hub.shared.brokerLost.Add(1)
+		if !wasDown {
+			// It may be the message, too large for the engine, and not the engine.
+			c.call(brokerName(nodesTopic), c.heartbeat(c.hub.ClientCount()).append(buf[:0]))
 		}
 	}
 }

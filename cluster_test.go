@@ -418,3 +418,39 @@ func TestNodeIsBack(t *testing.T) {
 		}
 	})
 }
+
+// An event that the engine won't have is lost for the other nodes, and no
+// outage.
+func TestEventTooLargeForTheEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := brokertest.NewMemory()
+		hub, far := realtime.NewHub(), realtime.NewHub()
+		hub.Broker, far.Broker = smallBroker{engine.Broker()}, engine.Broker()
+		newPipeSite(t, hub).listen("")
+		l := newPipeSite(t, far).listen("")
+		for _, size := range []int{10, 2000, 20} {
+			if err := hub.PublishAll(t.Context(), realtime.Event{Data: bytes.Repeat([]byte("x"), size)}); err != nil {
+				t.Errorf("%d bytes: %v", size, err)
+			}
+			synctest.Wait()
+		}
+		if a, b := len(l.next()), len(l.next()); a != 10 || b != 20 {
+			t.Errorf("events of %d and %d bytes came, want 10 and 20", a, b)
+		}
+		if st := hub.Stats(); st.Unsent != 1 || st.BrokerDown {
+			t.Errorf("Stats() = %+v, want one unsent", st)
+		}
+		if st := far.Stats(); st.Gaps != 1 {
+			t.Errorf("Stats() = %+v, want one gap", st)
+		}
+	})
+}
+
+type smallBroker struct{ realtime.Broker }
+
+func (b smallBroker) Publish(ctx context.Context, topic string, msg []byte) error {
+	if len(msg) > 1000 {
+		return errors.New("too large")
+	}
+	return b.Broker.Publish(ctx, topic, msg)
+}
