@@ -603,6 +603,29 @@ func TestSteadyReaderIsNotTimedOut(t *testing.T) {
 	}
 }
 
+// Nor is one over TCP, where a blocked write goes on only when a third of what
+// the kernel has is gone.
+func TestSteadyReaderOverTCPIsNotTimedOut(t *testing.T) {
+	t.Parallel()
+	hub := realtime.NewHub()
+	hub.WriteTimeout = 2 * time.Second
+	left := make(chan error, 1)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { left <- err }
+	s := newTCPSite(t, hub)
+	c := s.raw()
+	for range 200 { // 13 MB
+		hub.Broadcast <- []byte(strings.Repeat("x", 64<<10))
+	}
+	buf := make([]byte, 32<<10)
+	for start := time.Now(); time.Since(start) < 8*time.Second; {
+		time.Sleep(125 * time.Millisecond) // 256 KB/s
+		if _, err := io.ReadFull(c.br, buf); err != nil {
+			t.Fatalf("after %v: %v (%v)", time.Since(start), err, <-left)
+		}
+	}
+	c.conn.Close()
+}
+
 // keep makes an OnConnect that keeps its client.
 func keep(into **realtime.Client) func(*realtime.Client, *http.Request) error {
 	return func(c *realtime.Client, _ *http.Request) error {
