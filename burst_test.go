@@ -183,3 +183,36 @@ func TestLargeMessagesToOneClientAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// Large messages to one client take their time on a slow link.
+func TestLargeMessagesToOneClientOnASlowLink(t *testing.T) {
+	for name, sizes := range map[string][]int{"one": {20 << 20}, "several": {10 << 20, 10 << 20, 5 << 20}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				var client *realtime.Client
+				hub.OnConnect = keep(&client)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				left := 0
+				for _, size := range sizes {
+					if err := client.SendEvent(realtime.Event{Data: make([]byte, size), Binary: true}); err != nil {
+						t.Fatal(err)
+					}
+					left += size
+				}
+				buf := make([]byte, 16<<10)
+				for left > 0 {
+					time.Sleep(8 * time.Millisecond) // 2 MB/s
+					n, err := c.br.Read(buf)
+					if err != nil {
+						synctest.Wait()
+						t.Fatalf("with %d bytes left: %v (%v)", left, err, l.err)
+					}
+					left -= n
+				}
+			})
+		})
+	}
+}

@@ -162,6 +162,7 @@ func TestClusterExcept(t *testing.T) {
 		}
 		l := sites[1].listen("")
 		sites[0].listen("")
+		synctest.Wait() // until they have subscribed
 		hub := sites[0].hub
 		hub.PublishAll(t.Context(), realtime.Event{Data: []byte("not for it"), Except: client.ID()})
 		hub.PublishAll(t.Context(), realtime.Event{Name: "n", Binary: true, Key: "k", Data: []byte{0xff}})
@@ -428,6 +429,7 @@ func TestEventTooLargeForTheEngine(t *testing.T) {
 		hub.Broker, far.Broker = smallBroker{engine.Broker()}, engine.Broker()
 		newPipeSite(t, hub).listen("")
 		l := newPipeSite(t, far).listen("")
+		synctest.Wait() // until it has subscribed
 		for _, size := range []int{10, 2000, 20} {
 			if err := hub.PublishAll(t.Context(), realtime.Event{Data: bytes.Repeat([]byte("x"), size)}); err != nil {
 				t.Errorf("%d bytes: %v", size, err)

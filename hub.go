@@ -85,9 +85,10 @@ type Hub struct {
 	// slower than its publishers. A client above it for SlowAfter on end, or
 	// above 64 times as many for however short, is disconnected with
 	// [ErrSlowClient]. A client for which in this time so many less wait, as
-	// for one that reads after a burst, has SlowAfter again. More than 8 MiB
-	// that were sent to a client alone are as too many messages, and 32 MiB as
-	// 64 times as many. Zero and less mean 256.
+	// for one that reads after a burst, has SlowAfter again. Several messages
+	// of more than 8 MiB in all that were sent to a client alone are as too
+	// many, of more than 32 MiB as 64 times as many, and taking 1 MiB of them
+	// is catching up. Zero and less mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages

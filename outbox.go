@@ -23,11 +23,13 @@ const (
 const hardLimit = 64
 
 // What was sent to one client alone may be large, and nobody else shares its
-// memory: more than maxPrivate bytes of it are as too many messages, and
-// hardLimit of that is maxPrivateAtOnce.
+// memory: where several messages wait, more than maxPrivate bytes of it are as
+// too many, and more than maxPrivateAtOnce as hardLimit times too many. Who gets
+// rid of privateStep more than comes is catching up.
 const (
 	maxPrivate       = 8 << 20
 	maxPrivateAtOnce = 32 << 20
+	privateStep      = 1 << 20
 )
 
 // An outbox is one connection's way out: what waits for it, in order. Where
@@ -54,14 +56,15 @@ type outbox struct {
 	latest   *latest                           // where the newest of each Key waits; nil: none does
 	waiting  int                               // messages that are not completely written
 	exempt   int                               // of these, what a replay has brought: the reader can't help it
-	private  int                               // bytes in the queue that were sent to this client alone
+	private  int                               // unwritten bytes in the queue that were sent to this client alone
 	seq      uint64                            // the highest place in the history of what was sent
 	above    time.Duration                     // since when waiting has been above SendBuffer, without the reader's catching up; zero: it isn't
-	peak     int                               // the most that waited since
+	peak     int                               // the most messages that waited since
 	pong     *buffer                           // the newest pong, to be sent between two buffers; nil: none
 	last     *buffer                           // the close frame, if it came while held
 	progress time.Duration                     // when the drain goroutine last got rid of something, or the kernel did
-	kernel   int                               // what unsent last told
+	kernel   int32                             // what unsent last told
+	heap     int32                             // the most private bytes that waited since above
 	drained  chan struct{}                     // closed when the drain goroutine ends; nil: nobody waits
 	format   format
 	blind    bool // unsent can't tell of conn
@@ -185,7 +188,7 @@ func (o *outbox) pushedLocked() (start bool, err error) {
 			return false, ErrSlowClient
 		}
 	}
-	if (o.owedLocked() > o.shared.sendBuffer || o.private > maxPrivate) && o.slowLocked(o.shared.clock.now()) {
+	if o.isBehindLocked() && o.slowLocked(o.shared.clock.now()) {
 		o.failLocked()
 		return false, ErrSlowClient
 	}
@@ -237,18 +240,25 @@ func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 // slowLocked reports whether the reader has used up its patience. It is to be
 // called when waiting has grown, and now and then.
 func (o *outbox) slowLocked(now time.Duration) bool {
-	owed := o.owedLocked()
-	if owed <= o.shared.sendBuffer && o.private <= maxPrivate || o.closed {
+	if !o.isBehindLocked() || o.closed {
 		return false // one that is being closed has its closeTimeout
 	}
-	if owed > hardLimit*o.shared.sendBuffer || o.private > maxPrivateAtOnce && owed > 1 {
+	owed := o.owedLocked()
+	if owed > hardLimit*o.shared.sendBuffer || o.private > maxPrivateAtOnce {
 		return true
 	}
 	if o.conn == nil {
 		return false // held by OnConnect, for which the reader can't help
 	}
-	o.above, o.peak = cmp.Or(o.above, now), max(o.peak, owed)
+	o.above, o.peak, o.heap = cmp.Or(o.above, now), max(o.peak, owed), max(o.heap, int32(o.private))
 	return now-o.above >= o.shared.slowAfter
+}
+
+// isBehindLocked reports whether more waits than the reader may owe for long. One
+// message alone may be as large as it likes.
+func (o *outbox) isBehindLocked() bool {
+	owed := o.owedLocked()
+	return owed > o.shared.sendBuffer || o.private > maxPrivate && owed > 1
 }
 
 // owedLocked returns how many messages wait for which the reader is held to
@@ -314,7 +324,7 @@ func (o *outbox) failLocked() {
 	o.failed = true
 	o.shared.dropped.Add(int64(o.waiting))
 	o.shared.queued.Add(-int64(o.waiting))
-	o.waiting, o.exempt, o.private, o.above, o.peak = 0, 0, 0, 0, 0
+	o.waiting, o.exempt, o.private, o.above, o.peak, o.heap = 0, 0, 0, 0, 0, 0
 	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, nil
 	o.pong, o.last = nil, nil
 }
@@ -562,8 +572,8 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 // megabytes, the peer has to take a third before a write goes on.
 func (o *outbox) movesLocked(now time.Duration) bool {
 	n, ok := unsent(o.conn)
-	moves := ok && n < o.kernel
-	o.kernel = n
+	moves := ok && n < int(o.kernel)
+	o.kernel = int32(n)
 	if moves {
 		o.progress = now
 	}
@@ -595,9 +605,6 @@ func (o *outbox) passLocked() {
 	if q.buffer == void {
 		o.latest.voids--
 	}
-	if q.private {
-		o.private -= len(q.b)
-	}
 	o.queue[o.head] = queued{}
 	o.head, o.off, o.done = o.head+1, 0, 0
 }
@@ -610,6 +617,9 @@ func (o *outbox) wroteLocked(n int) {
 		step := min(n, len(buf.b)-o.off)
 		n -= step
 		o.off += step
+		if buf.private {
+			o.private -= step
+		}
 		for o.done < len(buf.ends) && buf.ends[o.done] <= o.off {
 			o.done++
 			delivered++
@@ -627,12 +637,12 @@ func (o *outbox) deliveredLocked(n int) {
 	o.waiting -= n
 	o.exempt = max(0, o.exempt-n) // what was replayed is in front
 	switch owed := o.owedLocked(); {
-	case owed <= o.shared.sendBuffer && o.private <= maxPrivate:
-		o.above, o.peak = 0, 0
-	case owed <= o.peak-o.shared.sendBuffer:
+	case !o.isBehindLocked():
+		o.above, o.peak, o.heap = 0, 0, 0
+	case owed <= o.peak-o.shared.sendBuffer || o.private <= int(o.heap)-privateStep:
 		// A burst takes its time on a slow link or a busy machine. This
 		// reader is catching up with it.
-		o.above, o.peak = o.shared.clock.now(), owed
+		o.above, o.peak, o.heap = o.shared.clock.now(), owed, int32(min(o.private, math.MaxInt32))
 	}
 	o.shared.queued.Add(-int64(n))
 	o.shared.delivered.Add(int64(n))

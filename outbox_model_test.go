@@ -165,6 +165,9 @@ func (m *outboxModel) check() {
 		}
 		if q.private {
 			private += len(q.b)
+			if i == 0 {
+				private -= o.off
+			}
 		}
 	}
 	if messages != o.waiting || int64(messages) != o.shared.queued.Load() || private != o.private {
