@@ -106,11 +106,12 @@ type cluster struct {
 	broker  Broker
 	node    nodeID
 	queue   chan outgoing   // what the broker is to publish; filled by the loop
-	in      chan *event     // what came; taken by the loop, until done is closed
+	in      chan arrival    // what came; taken by the loop, until done is closed
 	done    chan struct{}   // closed when the loop has ended
 	ctx     context.Context // of calls to the broker: ends with done, or some time later
 	cancel  context.CancelFunc
 	calling chan struct{} // has a place for each call of Subscribe that may run
+	journal *journal      // nil: the engine keeps no history
 
 	own  sync.WaitGroup
 	down atomic.Bool // the last message could not be published
@@ -153,7 +154,7 @@ func (h *Hub) startCluster(broker Broker) {
 		hub:       h,
 		broker:    broker,
 		queue:     make(chan outgoing, brokerQueue),
-		in:        make(chan *event, 256),
+		in:        make(chan arrival, 256),
 		done:      make(chan struct{}),
 		calling:   make(chan struct{}, maxSubscribing),
 		sent:      make(map[string]uint64),
@@ -165,7 +166,12 @@ func (h *Hub) startCluster(broker Broker) {
 	if err := broker.Start(c); err != nil {
 		c.failed(err)
 	}
-	c.want("", nodesTopic)
+	if hb, ok := broker.(HistoryBroker); ok && h.shared.history.keeps() {
+		c.startJournal(hb)
+		c.watch(nodesTopic)
+	} else {
+		c.want("", nodesTopic)
+	}
 	c.own.Go(c.publish)
 	c.own.Go(c.tick)
 	h.cluster.Store(c)
@@ -194,6 +200,11 @@ func (c *cluster) failed(err error) {
 // never waits.
 func (c *cluster) enqueue(ev *event) {
 	c.seq++
+	if c.journal != nil {
+		c.journal.enqueue(&ownEvent{ev, c.seq, ev.appended})
+		ev.appended = nil
+		return
+	}
 	if len(c.sent) >= maxSentTopics {
 		clear(c.sent) // the next message of each topic doesn't say which was before
 	}
@@ -206,13 +217,25 @@ func (c *cluster) enqueue(ev *event) {
 	}
 }
 
-// available reports what a Publish has to return that is to wait behind n
-// others.
-func (c *cluster) available(n int) error {
-	if c.down.Load() || len(c.queue)+n >= cap(c.queue) { // and nobody but the loop fills it
-		return ErrBrokerUnavailable
+// accept tells what becomes of an event that is to be the last of the next n in
+// the queue.
+func (c *cluster) accept(ev *event, n int) acceptance {
+	switch {
+	case c.journal != nil:
+		ev.appended = make(chan error, 1)
+		return acceptance{appended: ev.appended}
+	case c.down.Load() || len(c.queue)+n >= cap(c.queue): // and nobody but the loop fills it
+		return acceptance{err: ErrBrokerUnavailable}
 	}
-	return nil
+	return acceptance{}
+}
+
+// isDown reports whether the last event could not be published.
+func (c *cluster) isDown() bool {
+	if c.journal != nil {
+		return c.journal.down.Load()
+	}
+	return c.down.Load()
 }
 
 // publish is the goroutine that hands messages to the broker. It ends with the
@@ -332,6 +355,14 @@ func (in *interest) isConfirmed() bool {
 // want notes that one more client has each of the topics, and returns what is
 // closed when their events flow from every node.
 func (c *cluster) want(topics ...string) (confirmed []<-chan struct{}) {
+	if c.journal != nil { // which has all of them
+		return []<-chan struct{}{c.journal.current}
+	}
+	return c.watch(topics...)
+}
+
+// watch is want for topics that don't come by a journal.
+func (c *cluster) watch(topics ...string) (confirmed []<-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, topic := range topics {
@@ -349,6 +380,9 @@ func (c *cluster) want(topics ...string) (confirmed []<-chan struct{}) {
 
 // unwant notes that one client less has each of the topics.
 func (c *cluster) unwant(topics ...string) {
+	if c.journal != nil {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, topic := range topics {
@@ -411,7 +445,7 @@ func (c *cluster) Deliver(name string, msg []byte) {
 		return
 	}
 	ev := newEvent(topic, m.event)
-	ev.remote = true
+	ev.came = true
 	c.pass(ev)
 }
 
@@ -450,15 +484,28 @@ func (c *cluster) Gap(err error) { c.gap("", err.Error()) }
 // gap makes clients that come back with an id from before get a reset. A gap in
 // the empty topic concerns them all.
 func (c *cluster) gap(topic, why string) {
+	if c.journal != nil { // no event comes this way
+		return
+	}
 	c.hub.shared.gaps.Add(1)
 	c.hub.log.warn(logBroker, "events of other nodes may be missing", "topic", clip(topic), "why", why)
-	c.pass(&event{topic: topic, remote: true, notice: gapNotice})
+	c.pass(newGap(topic))
 }
 
-// pass gives the loop what came from another node.
-func (c *cluster) pass(ev *event) {
+func newGap(topic string) *event { return &event{topic: topic, came: true, notice: gapNotice} }
+
+// An arrival is what comes to the loop from a broker. There, arrive notes what
+// the hub has to know of it, and appends what is for clients.
+type arrival interface {
+	arrive(h *Hub, batch []entry) []entry
+}
+
+func (ev *event) arrive(_ *Hub, batch []entry) []entry { return append(batch, entry{event: ev}) }
+
+// pass gives the loop what has come.
+func (c *cluster) pass(a arrival) {
 	select {
-	case c.in <- ev:
+	case c.in <- a:
 	case <-c.done:
 	}
 }
@@ -505,63 +552,95 @@ func (m brokered) append(b []byte) []byte {
 	}
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.before)
+	return append(appendHead(b, &m.event), m.event.Data...)
+}
+
+// appendHead appends an event but for its data.
+func appendHead(b []byte, e *Event) []byte {
 	binaryData := byte(0)
-	if m.event.Binary {
+	if e.Binary {
 		binaryData = 1
 	}
 	b = append(b, binaryData)
-	for _, text := range []string{m.event.Name, m.event.Key, m.event.Except} {
-		b = binary.AppendUvarint(b, uint64(len(text)))
-		b = append(b, text...)
+	for _, text := range []string{e.Name, e.Key, e.Except} {
+		b = appendText(b, text)
 	}
-	return append(b, m.event.Data...)
+	return b
+}
+
+func appendText[T string | []byte](b []byte, text T) []byte {
+	b = binary.AppendUvarint(b, uint64(len(text)))
+	return append(b, text...)
 }
 
 var errBrokered = errors.New("realtime: not a message between hubs of this version")
 
 // parseBrokered is the reverse of append. The event's data is part of b.
 func parseBrokered(b []byte) (m brokered, err error) {
-	if len(b) < 2+len(m.node) || b[0] != brokeredVersion {
-		return m, errBrokered
-	}
-	m.kind = brokeredKind(b[1])
-	b = b[2+copy(m.node[:], b[2:]):]
-	number := func() (n uint64) {
-		n, size := binary.Uvarint(b)
-		if size <= 0 {
-			err = errBrokered
-			return 0
-		}
-		b = b[size:]
-		return n
-	}
-	text := func() string {
-		n := number()
-		if n > uint64(len(b)) {
-			err = errBrokered
-			return ""
-		}
-		s := string(b[:n])
-		b = b[n:]
-		return s
-	}
-	switch m.kind {
+	p := parser{b: b}
+	switch m.kind = p.begin(&m.node); m.kind {
 	case brokeredHeartbeat:
-		m.clients = int(min(number(), math.MaxInt32))
-		return m, err
+		m.clients = int(min(p.number(), math.MaxInt32))
+		return m, p.err
 	case brokeredEvent:
-		m.seq, m.before = number(), number()
-		if len(b) == 0 {
-			return m, errBrokered
+		m.seq, m.before = p.number(), p.number()
+		m.event = p.head()
+		if m.event.Data = p.b; p.err == nil {
+			p.err = m.event.check()
 		}
-		m.event.Binary = b[0] == 1
-		b = b[1:]
-		m.event.Name, m.event.Key, m.event.Except = text(), text(), text()
-		m.event.Data = b
-		if err == nil {
-			err = m.event.check()
-		}
-		return m, err
+		return m, p.err
 	}
 	return m, errBrokered
+}
+
+// A parser takes apart what a node has sent. After an error it returns zero
+// values.
+type parser struct {
+	b   []byte // what is left
+	err error
+}
+
+// begin takes what all messages and records begin with.
+func (p *parser) begin(node *nodeID) (kind brokeredKind) {
+	if len(p.b) < 2+len(node) || p.b[0] != brokeredVersion {
+		p.fail()
+		return 0
+	}
+	kind = brokeredKind(p.b[1])
+	p.b = p.b[2+copy(node[:], p.b[2:]):]
+	return kind
+}
+
+func (p *parser) fail() { p.b, p.err = nil, errBrokered }
+
+func (p *parser) number() (n uint64) {
+	n, size := binary.Uvarint(p.b)
+	if size <= 0 {
+		p.fail()
+		return 0
+	}
+	p.b = p.b[size:]
+	return n
+}
+
+func (p *parser) text() (text []byte) {
+	n := p.number()
+	if n > uint64(len(p.b)) {
+		p.fail()
+		return nil
+	}
+	text, p.b = p.b[:n:n], p.b[n:]
+	return text
+}
+
+// head takes an event but for its data.
+func (p *parser) head() (e Event) {
+	if len(p.b) == 0 {
+		p.fail()
+		return e
+	}
+	e.Binary = p.b[0] == 1
+	p.b = p.b[1:]
+	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
+	return e
 }

@@ -13,7 +13,7 @@ import (
 // handler nor for another shard.
 type shard struct {
 	inbox inbox
-	seq   atomic.Uint64 // what is published up to here has reached the outboxes
+	last  atomic.Pointer[event] // what is published up to here has reached the outboxes; nil: nothing was
 	stats *shared
 
 	// Owned by the shard's goroutine.
@@ -203,7 +203,7 @@ func (s *shard) deliver() {
 	if len(s.events) == 0 {
 		return
 	}
-	seq := s.events[len(s.events)-1].seq
+	last := s.events[len(s.events)-1]
 	events := conflate(s.events, func(ev *event) { s.stats.replaced.Add(s.size(ev)) })
 	if i := slices.IndexFunc(events, func(ev *event) bool { return !sameAudience(ev, events[0]) }); i < 0 {
 		s.run.add(events...)
@@ -214,7 +214,7 @@ func (s *shard) deliver() {
 	} else {
 		s.deliverMixed(events)
 	}
-	s.seq.Store(seq)
+	s.last.Store(last)
 	clear(s.events)
 	s.events = s.events[:0]
 }

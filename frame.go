@@ -59,8 +59,11 @@ type event struct {
 	topic  string    // whose subscribers get it; empty: all clients do
 	seq    uint64    // its place in the hub's history; zero: none
 	notice notice    // what else it is
-	remote bool      // it came from another node
+	came   bool      // it came through the broker, for which nothing is left to do
+	local  bool      // the broker has not brought it: ID resumes nowhere
 	except *[16]byte // the id of the client that is passed over
+
+	appended chan error // has room for what its publisher waits for; nil: he doesn't
 
 	mu   sync.Mutex       // guards the fields below
 	bufs [formats]*buffer // made at first use

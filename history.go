@@ -37,9 +37,16 @@ func (h History) settled() History {
 // A history is the events that a hub keeps, each with a place in one sequence.
 // It is owned by the hub's loop.
 type history struct {
-	limit  History
-	epoch  string // tells this sequence from those of other processes
-	seq    uint64 // the place of the newest event
+	limit History
+	epoch string // tells this sequence from others; empty: the engine's is not known yet
+	base  uint64 // what a place has more than the number in its id
+	seq   uint64 // the place of the newest event
+	begin uint64 // of what came up to here nothing is known
+
+	// local has the topics of which clients of this node have seen what they
+	// can't get from the engine: while there is one, no node resumes the ids
+	// that they get.
+	local  map[string]bool
 	topics map[string]*past
 	oldest *memory // of all topics, and from there on by age
 	newest *memory
@@ -74,21 +81,35 @@ func newHistory(limit History) *history {
 }
 
 // id returns the event id of a place.
-func (h *history) id(seq uint64) string { return h.epoch + "-" + strconv.FormatUint(seq, 10) }
+func (h *history) id(seq uint64) string {
+	id := h.epoch + "-" + strconv.FormatUint(seq-h.base, 10)
+	if len(h.local) > 0 {
+		id += "-local"
+	}
+	return id
+}
 
 // place returns the place that an event id names, and reports whether it is
 // one of this history.
 func (h *history) place(id string) (seq uint64, ok bool) {
-	epoch, digits, _ := strings.Cut(id, "-")
-	seq, err := strconv.ParseUint(digits, 10, 64)
-	return seq, err == nil && epoch == h.epoch && seq <= h.seq
+	epoch, number, ok := parseEventID(id)
+	return h.base + number, ok && epoch == h.epoch && number <= h.seq-h.base
 }
 
-// add gives ev its place and keeps it.
-func (h *history) add(ev *event, now time.Time) {
-	h.seq++
-	h.here = nil
-	ev.seq, ev.ID = h.seq, h.id(h.seq)
+// parseEventID takes an event id apart.
+func parseEventID(id string) (epoch string, number uint64, ok bool) {
+	epoch, digits, _ := strings.Cut(id, "-")
+	number, err := strconv.ParseUint(digits, 10, 64)
+	return epoch, number, err == nil
+}
+
+// add gives ev the next place and keeps it.
+func (h *history) add(ev *event, now time.Time) { h.addAt(ev, h.seq+1, now) }
+
+// addAt gives ev a place, which is not before the newest event's, and keeps it.
+func (h *history) addAt(ev *event, seq uint64, now time.Time) {
+	h.move(seq)
+	ev.seq, ev.ID = seq, h.id(seq)
 	p := h.topics[ev.topic]
 	if p == nil {
 		p = &past{topic: ev.topic, forgot: h.floor}
@@ -106,6 +127,32 @@ func (h *history) add(ev *event, now time.Time) {
 		h.forget(p.kept[0])
 	}
 }
+
+// addLocal keeps an event of this node's that the engine has not brought, for its
+// Key alone. Its place is between two of records.
+func (h *history) addLocal(ev *event, now time.Time) {
+	at := h.seq
+	if at&wholeRecord != 0 {
+		at = h.seq | wholeRecord + 1
+	}
+	if h.local == nil {
+		h.local = make(map[string]bool)
+	}
+	h.local[ev.topic] = true
+	ev.local = true
+	h.addAt(ev, at, now)
+}
+
+// restart makes places those of another sequence, whose numbers begin anew. What
+// is kept stays, for its Keys.
+func (h *history) restart(epoch string) {
+	h.epoch = epoch
+	h.base = (h.seq>>recordBits + 1) << recordBits
+	h.here = nil
+}
+
+// move makes seq the newest place, whose event may be one that is not kept.
+func (h *history) move(seq uint64) { h.seq, h.here = seq, nil }
 
 // forget drops m, the oldest of its topic.
 func (h *history) forget(m *memory) {
@@ -166,6 +213,7 @@ type replay struct {
 
 	// Filled in by the history.
 	lost     bool     // it may have missed events
+	seen     uint64   // the place of last; zero: there is none
 	missed   []*event // what came after last
 	newest   []*event // the newest of each Key, if it is new or has lost the thread
 	position *event   // nil: there is no history
@@ -181,7 +229,7 @@ func (h *history) fill(r *replay) {
 	if r.last != "" {
 		seq, ok := h.place(r.last)
 		if ok && h.complete(r.topics, seq) {
-			r.missed = h.since(r, seq)
+			r.seen, r.missed = seq, h.since(r, seq)
 			return
 		}
 		r.lost = true
@@ -191,7 +239,13 @@ func (h *history) fill(r *replay) {
 
 // complete reports whether all events of topics behind seq are kept.
 func (h *history) complete(topics []string, seq uint64) bool {
+	if seq < h.begin {
+		return false
+	}
 	for _, topic := range topics {
+		if h.local[topic] {
+			return false
+		}
 		forgot := h.floor
 		if p := h.topics[topic]; p != nil {
 			forgot = p.forgot
@@ -212,7 +266,7 @@ func (h *history) complete(topics []string, seq uint64) bool {
 func (h *history) since(r *replay, seq uint64) (events []*event) {
 	for _, topic := range r.topics {
 		for _, m := range h.after(topic, seq) {
-			if m.event.isFor(&r.id) {
+			if m.event.isFor(&r.id) && !m.event.local {
 				events = append(events, m.event)
 			}
 		}
@@ -269,7 +323,7 @@ func (r *replay) before(early []*event) []*event {
 			if ev.Key != "" && ev.topic == "" {
 				own[ev.Key] = true
 			}
-		} else {
+		} else if ev.seq > r.seen { // or this node was behind the one where it was seen
 			live = append(live, ev)
 		}
 	}

@@ -351,17 +351,31 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 		return ErrHubClosed
 	}
 	h.start()
-	var result error
+	var result acceptance
 	hand := handover{event: newEvent(topic, e), result: &result, taken: make(chan struct{})}
 	select {
 	case h.publish <- hand:
 		<-hand.taken
-		return result
 	case <-h.done:
 		return ErrHubClosed
 	case <-ctx.Done():
 		return fmt.Errorf("realtime: publish: %w", ctx.Err())
 	}
+	if result.appended == nil {
+		return result.err
+	}
+	select {
+	case err := <-result.appended:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("realtime: publish: the event was taken, but its way to other nodes not waited for: %w", ctx.Err())
+	}
+}
+
+// An acceptance is what becomes of an event for which there is a broker.
+type acceptance struct {
+	err      error
+	appended <-chan error // brings it; nil: err is it
 }
 
 // A handover is what a publisher or a client gives to the loop. Its giver
@@ -369,8 +383,8 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 // Broadcast what is to come later before the loop has looked at what Broadcast
 // holds, and a client could leave its shard before it has joined.
 type handover struct {
-	event  *event // or a change of a client:
-	result *error // what its publisher is to get
+	event  *event      // or a change of a client:
+	result *acceptance // of the event
 
 	client  *Client
 	entries []entry // for its shard
@@ -398,40 +412,43 @@ func (h *Hub) loop() {
 	defer close(h.looped)
 	var shards []*shard
 	var batch []entry
-	expiry := time.NewTimer(0) // of the history's oldest event
+	expiry := time.NewTimer(time.Hour) // of the history's oldest event
+	expiry.Stop()
 	defer expiry.Stop()
-	<-expiry.C
 	expiring := false
 	var past *history // nil: nothing has been published, and the settings are not settled yet
-	for open := true; open; {
-		var remote chan *event
+	for done := h.done; done != nil || h.owes(); {
+		var arrivals chan arrival
 		if c := h.cluster.Load(); c != nil {
-			remote = c.in
+			arrivals = c.in
+		}
+		broadcast, publish := h.Broadcast, h.publish
+		if done == nil || h.isBehind() {
+			broadcast, publish = nil, nil
 		}
 		select {
-		case data := <-h.Broadcast:
+		case data := <-broadcast:
 			batch = h.takeBroadcast(append(batch, h.text(data)))
 		case hand := <-h.changes:
 			shards, past = h.allShards(), h.past
 			h.change(&hand)
-		case ev := <-remote:
-			batch = append(batch, entry{event: ev})
-			for range len(remote) {
-				batch = append(batch, entry{event: <-remote})
+		case a := <-arrivals:
+			batch = a.arrive(h, batch)
+			for range len(arrivals) {
+				batch = (<-arrivals).arrive(h, batch)
 			}
 		case <-expiry.C:
 			expiring = false
-		case hand := <-h.publish:
+		case hand := <-publish:
 			h.settle()
 			// What its publisher has put into Broadcast before comes before it.
 			batch = append(h.takeBroadcast(batch), entry{event: hand.event})
 			if c := h.cluster.Load(); c != nil {
-				*hand.result = c.available(len(batch))
+				*hand.result = c.accept(hand.event, len(batch))
 			}
 			close(hand.taken)
-		case <-h.done:
-			batch = h.takeBroadcast(batch)
-			open = false
+		case <-done:
+			batch, done = h.takeBroadcast(batch), nil
 		}
 		if len(batch) > 0 {
 			past = h.past
@@ -484,25 +501,36 @@ func (h *Hub) change(hand *handover) {
 // remember keeps events, and sends those of this node to the others. It returns
 // those that are for clients.
 func (h *Hub) remember(batch []entry) []entry {
-	if h.shared.history.keeps() {
+	c := h.cluster.Load()
+	if h.shared.history.keeps() && (c == nil || c.journal == nil) {
 		now := time.Now()
 		for _, e := range batch {
 			h.past.add(e.event, now)
 		}
 	}
-	c := h.cluster.Load()
 	if c == nil {
 		h.shared.published.Add(int64(len(batch)))
 		return batch
 	}
 	for _, e := range batch {
-		if !e.event.remote {
+		if e.op == opEvent && !e.event.came {
 			h.shared.published.Add(1)
 			c.enqueue(e.event)
 		}
 	}
-	return slices.DeleteFunc(batch, func(e entry) bool { return e.event.notice == gapNotice })
+	return slices.DeleteFunc(batch, func(e entry) bool {
+		return e.op == opEvent && (e.event.notice == gapNotice || c.journal != nil && !e.event.came) // which will arrive
+	})
 }
+
+// owes reports whether events that were published have not arrived yet.
+func (h *Hub) owes() bool {
+	c := h.cluster.Load()
+	return c != nil && c.journal != nil && len(c.journal.own) > 0
+}
+
+// isBehind reports whether those are so many that no more can be taken now.
+func (h *Hub) isBehind() bool { return h.owes() && len(h.cluster.Load().journal.own) >= maxOwn }
 
 // takeBroadcast appends what Broadcast holds.
 func (h *Hub) takeBroadcast(batch []entry) []entry {
@@ -679,7 +707,7 @@ func (h *Hub) Stats() Stats {
 		Resets:      s.resets.Load(),
 		Gaps:        s.gaps.Load(),
 		Unsent:      s.brokerLost.Load(),
-		BrokerDown:  cluster != nil && cluster.down.Load(),
+		BrokerDown:  cluster != nil && cluster.isDown(),
 		Dropped:     s.dropped.Load(),
 		SlowClients: s.slowClients.Load(),
 		Refused:     s.refused.Load(),

@@ -143,7 +143,7 @@ func (o *outbox) replay(r *replay) (start bool, err error) {
 		o.early = r.before(o.early)
 		added := countMessages(o.early) - before
 		o.countLocked(added)
-		o.exempt += added
+		o.exempt += max(added, 0)
 	} else if past := r.before(nil); len(past) > 0 {
 		var rn run
 		rn.add(past...)

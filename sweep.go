@@ -54,9 +54,9 @@ func (c *clock) wind() {
 // that ends when there are no clients any more, or the hub stops. It
 // never blocks: what it finds overdue, it hands to the client's goroutines.
 func (h *Hub) sweep() {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
 	defer timer.Stop()
-	<-timer.C
 	h.shared.clock.wind()
 	due := time.Now()
 	var members []*Client
@@ -161,11 +161,16 @@ func (s *shared) beatInterval() time.Duration {
 // for proxies to see that it is alive.
 func (c *Client) heartbeat() {
 	h := c.hub
-	if seq := c.home.seq.Load(); h.here == nil || h.here.seq != seq {
-		h.here = newPosition(seq, h.past.id(seq))
+	told := false
+	if last := c.home.last.Load(); last != nil {
+		if h.here == nil || h.here.seq != last.seq || h.here.ID != last.ID {
+			h.here = newPosition(last.seq, last.ID)
+		}
+		var start bool
+		var err error
+		told, start, err = c.out.position(h.here)
+		c.sent(start, err)
 	}
-	told, start, err := c.out.position(h.here)
-	c.sent(start, err)
 	if !told && c.stream {
 		c.sent(c.out.control(heartbeatComment))
 	}

@@ -168,6 +168,9 @@ func (c *Client) topicNames() []string {
 // catchUp gives a client that joins what it has to get of the past, given the
 // id of the last event that it saw.
 func (c *Client) catchUp(last string) {
+	if cluster := c.hub.cluster.Load(); cluster != nil && cluster.journal != nil {
+		cluster.journal.await(last)
+	}
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.joined = true

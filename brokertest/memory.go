@@ -1,9 +1,12 @@
 package brokertest
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
@@ -19,22 +22,56 @@ type Memory struct {
 	mu      sync.Mutex // guards the fields below
 	brokers map[*memoryBroker]bool
 	stopped bool
+
+	log     [][]byte   // the records that are kept
+	first   uint64     // the number of the first of them
+	epoch   string     // the log's
+	changed *sync.Cond // any of this
 }
 
 // NewMemory returns an engine without nodes.
-func NewMemory() *Memory { return &Memory{brokers: make(map[*memoryBroker]bool)} }
+func NewMemory() *Memory {
+	m := &Memory{brokers: make(map[*memoryBroker]bool)}
+	m.changed = sync.NewCond(&m.mu)
+	m.Forget()
+	return m
+}
 
 // Broker returns a broker for one more hub.
 func (m *Memory) Broker() realtime.Broker {
 	return &memoryBroker{engine: m, topics: make(map[string]bool), done: make(chan struct{})}
 }
 
+// HistoryBroker returns a broker for one more hub, by which the engine keeps
+// what is published.
+func (m *Memory) HistoryBroker() realtime.HistoryBroker {
+	return &memoryHistory{memoryBroker: memoryBroker{engine: m, topics: make(map[string]bool), done: make(chan struct{})}}
+}
+
+// Forget makes the engine lose its history, and begin another.
+func (m *Memory) Forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.log, m.first, m.epoch = nil, 1, rand.Text()
+	m.changed.Broadcast()
+}
+
+// Trim makes the engine forget all but the newest records.
+func (m *Memory) Trim(keep int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	drop := max(len(m.log)-keep, 0)
+	m.log = m.log[drop:]
+	m.first += uint64(drop)
+}
+
 // Stop makes the engine fail until Start. What its brokers have not delivered
-// yet is lost. It returns nil.
+// yet is lost, but for its history. It returns nil.
 func (m *Memory) Stop() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stopped = true
+	m.changed.Broadcast()
 	for b := range m.brokers {
 		b.lose()
 	}
@@ -46,6 +83,7 @@ func (m *Memory) Start() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stopped = false
+	m.changed.Broadcast()
 	for b := range m.brokers {
 		b.put(memoryMessage{gap: ErrStopped})
 	}
@@ -127,7 +165,7 @@ func (b *memoryBroker) Publish(_ context.Context, topic string, msg []byte) erro
 	}
 	for other := range b.engine.brokers {
 		if other.topics[topic] {
-			other.put(memoryMessage{topic: topic, msg: append([]byte(nil), msg...)})
+			other.put(memoryMessage{topic: topic, msg: bytes.Clone(msg)})
 		}
 	}
 	return nil
@@ -160,4 +198,80 @@ func (b *memoryBroker) Close() error {
 	b.mu.Unlock()
 	<-b.done
 	return nil
+}
+
+// A memoryHistory is a node's that has a history.
+type memoryHistory struct {
+	memoryBroker
+	handler  realtime.HistoryHandler
+	closed   bool          // guarded by engine.mu
+	followed chan struct{} // closed when the goroutine follow has ended; nil: there is none
+}
+
+func (b *memoryHistory) Follow(h realtime.HistoryHandler, _ time.Duration) error {
+	b.handler, b.followed = h, make(chan struct{})
+	go b.follow()
+	return nil
+}
+
+// follow is the goroutine that hands on records; it ends with Close.
+func (b *memoryHistory) follow() {
+	defer close(b.followed)
+	m := b.engine
+	var epoch string
+	var next uint64
+	current, away := false, false
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for !b.closed {
+		if m.epoch != epoch {
+			epoch, next, current = m.epoch, 0, false
+		}
+		next = max(next, m.first)
+		last := m.first + uint64(len(m.log)) - 1
+		var tell func()
+		switch {
+		case m.stopped && !away:
+			away, current = true, false
+			tell = func() { b.handler.Away(ErrStopped) }
+		case m.stopped:
+		case next <= last:
+			seq, epoch, record := next, epoch, bytes.Clone(m.log[next-m.first])
+			tell = func() { b.handler.Record(epoch, seq, record) }
+			next++
+		case !current:
+			current, away = true, false
+			tell = func() { b.handler.Current(epoch, last) }
+		}
+		if tell == nil {
+			m.changed.Wait()
+			continue
+		}
+		m.mu.Unlock()
+		tell()
+		m.mu.Lock()
+	}
+}
+
+func (b *memoryHistory) Append(ctx context.Context, record []byte) error {
+	m := b.engine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.stopped || b.closed {
+		return ErrStopped
+	}
+	m.log = append(m.log, bytes.Clone(record))
+	m.changed.Broadcast()
+	return ctx.Err()
+}
+
+func (b *memoryHistory) Close() error {
+	b.engine.mu.Lock()
+	b.closed = true
+	b.engine.changed.Broadcast()
+	b.engine.mu.Unlock()
+	if b.followed != nil {
+		<-b.followed
+	}
+	return b.memoryBroker.Close()
 }

@@ -9,3 +9,7 @@ import (
 func TestMemory(t *testing.T) {
 	brokertest.Run(t, func(*testing.T) brokertest.Engine { return brokertest.NewMemory() })
 }
+
+func TestMemoryHistory(t *testing.T) {
+	brokertest.RunHistory(t, func(*testing.T) brokertest.HistoryEngine { return brokertest.NewMemory() })
+}

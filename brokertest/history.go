@@ -1,0 +1,366 @@
+package brokertest
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// A HistoryEngine is what brokers under test share that keep a history.
+type HistoryEngine interface {
+	// HistoryBroker returns a broker for one more node.
+	HistoryBroker() realtime.HistoryBroker
+
+	// Stop and Start are an Engine's. What was in the history is there again
+	// after Start.
+	Stop() error
+	Start() error
+}
+
+// RunHistory runs the suite of what a realtime.HistoryBroker has to be beyond a
+// Broker, as [Run] does.
+func RunHistory(t *testing.T, start func(t *testing.T) HistoryEngine) {
+	for _, test := range []struct {
+		name string
+		run  func(t *testing.T, engine HistoryEngine)
+	}{
+		{"Log", logOrder},
+		{"LogSizes", logSizes},
+		{"LogFromTheStart", logFromTheStart},
+		{"LogSlowHandler", logSlowHandler},
+		{"LogEngineAway", logEngineAway},
+		{"LogClose", logCloses},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.run(t, start(t)) })
+	}
+}
+
+// A follower is a broker with a handler that keeps the records.
+type follower struct {
+	t *testing.T
+	realtime.HistoryBroker
+
+	mu      sync.Mutex // guards the fields below
+	busy    bool
+	slow    time.Duration
+	epoch   string
+	log     []string // from first on
+	first   uint64
+	current bool // since the last Away
+	away    int
+}
+
+func newFollower(t *testing.T, engine HistoryEngine) *follower {
+	t.Helper()
+	f := &follower{t: t, HistoryBroker: engine.HistoryBroker()}
+	if err := f.Start(handler{&node{t: t, got: make(map[string][]string), busy: make(map[string]bool)}}); err != nil {
+		t.Fatalf("Start: %v", err)
+	}
+	if err := f.Follow(f, time.Hour); err != nil {
+		t.Fatalf("Follow: %v", err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// enter notes that a method of the handler has begun.
+func (f *follower) enter() (leave func()) {
+	f.mu.Lock()
+	if f.busy {
+		f.t.Error("two methods of the handler are called at a time")
+	}
+	f.busy = true
+	slow := f.slow
+	f.mu.Unlock()
+	time.Sleep(slow)
+	f.mu.Lock()
+	return func() {
+		f.busy = false
+		f.mu.Unlock()
+	}
+}
+
+func (f *follower) Record(epoch string, seq uint64, record []byte) {
+	defer f.enter()()
+	f.at(epoch)
+	if len(f.log) == 0 {
+		f.first = seq
+	}
+	if want := f.first + uint64(len(f.log)); seq != want {
+		f.t.Errorf("record %d came, want %d", seq, want)
+	}
+	f.log = append(f.log, string(record))
+	clear(record) // it is the handler's
+}
+
+func (f *follower) Current(epoch string, last uint64) {
+	defer f.enter()()
+	f.at(epoch)
+	if have := f.first + uint64(len(f.log)); len(f.log) > 0 && last+1 != have {
+		f.t.Errorf("the log is said to be current with record %d, and %d came last", last, have-1)
+	}
+	f.current = true
+}
+
+func (f *follower) Away(err error) {
+	defer f.enter()()
+	if err == nil {
+		f.t.Error("Away(nil): it should tell what happened")
+	}
+	f.current = false
+	f.away++
+}
+
+// at notes the log's epoch, which doesn't change as long as the engine loses
+// nothing.
+func (f *follower) at(epoch string) {
+	if epoch == "" || len(epoch) > 32 || strings.ContainsFunc(epoch, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	}) {
+		f.t.Errorf("the epoch is %q", epoch)
+	}
+	if f.epoch != "" && epoch != f.epoch {
+		f.t.Errorf("the epoch is %q, and was %q", epoch, f.epoch)
+	}
+	f.epoch = epoch
+}
+
+// records returns what has come.
+func (f *follower) records() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.log)
+}
+
+// add appends a record, which must not fail but in the beginning, and takes its
+// memory back.
+func (f *follower) add(record string) {
+	f.t.Helper()
+	b := []byte(record)
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		err = f.Append(ctx, b)
+		cancel()
+		if err == nil {
+			break
+		}
+	}
+	if err != nil {
+		f.t.Fatalf("Append: %v", err)
+	}
+	for i := range b {
+		b[i] = 'X'
+	}
+}
+
+// waitFor waits until as many records have come, and the log is current.
+func (f *follower) waitFor(n int) []string {
+	f.t.Helper()
+	eventually(f.t, fmt.Sprintf("%d records", n), func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.log) >= n && f.current
+	})
+	return f.records()
+}
+
+// logOrder: all nodes have the records in one order, and each appender's in his.
+func logOrder(t *testing.T, engine HistoryEngine) {
+	const nodes, records = 3, 500
+	var all []*follower
+	for range nodes {
+		all = append(all, newFollower(t, engine))
+	}
+	for i, f := range all {
+		f.add(fmt.Sprint("warm up ", i))
+	}
+	var appending sync.WaitGroup
+	for p, f := range all {
+		appending.Go(func() {
+			for i := range records {
+				f.add(fmt.Sprint(p, " ", i))
+			}
+		})
+	}
+	appending.Wait()
+	want := all[0].waitFor(nodes + nodes*records)
+	var next [nodes]int
+	for _, record := range slices.DeleteFunc(slices.Clone(want), func(s string) bool { return strings.HasPrefix(s, "warm") }) {
+		var p, i int
+		fmt.Sscan(record, &p, &i)
+		if i != next[p] {
+			t.Fatalf("got %d of node %d, want %d", i, p, next[p])
+		}
+		next[p]++
+	}
+	for _, f := range append(all[1:], newFollower(t, engine)) {
+		if got := f.waitFor(len(want)); !slices.Equal(got, want) {
+			t.Error("nodes have different orders")
+		}
+		if f.epoch != all[0].epoch || f.first != 1 {
+			t.Errorf("the log begins with %s-%d at one node and with %s-%d at another", f.epoch, f.first, all[0].epoch, all[0].first)
+		}
+	}
+}
+
+func logSizes(t *testing.T, engine HistoryEngine) {
+	a, b := newFollower(t, engine), newFollower(t, engine)
+	var want []string
+	for _, size := range []int{0, 1, 100, 4096, 64 << 10, 300 << 10, 900 << 10} {
+		record := make([]byte, size)
+		for i := range record {
+			record[i] = byte(rand.IntN(256))
+		}
+		want = append(want, string(record))
+		b.add(string(record))
+	}
+	for i, record := range a.waitFor(len(want)) {
+		if record != want[i] {
+			t.Errorf("a record of %d bytes came as one of %d", len(want[i]), len(record))
+		}
+	}
+}
+
+// logFromTheStart: a node that comes late gets what there is, and then the word
+// that this is all.
+func logFromTheStart(t *testing.T, engine HistoryEngine) {
+	first := newFollower(t, engine)
+	eventually(t, "a current log", func() bool {
+		first.mu.Lock()
+		defer first.mu.Unlock()
+		return first.current
+	})
+	const records = 3000
+	for i := range records {
+		first.add(fmt.Sprint(i, " ", strings.Repeat("x", rand.IntN(1000))))
+	}
+	want := first.waitFor(records)
+	first.Close()
+	var late []*follower
+	for range 3 { // while others append
+		late = append(late, newFollower(t, engine))
+		late[0].add("live")
+		want = append(want, "live")
+	}
+	for _, f := range late {
+		if got := f.waitFor(len(want)); !slices.Equal(got, want) {
+			t.Errorf("%d records came to a later node, want the %d", len(got), len(want))
+		}
+	}
+}
+
+// logSlowHandler: a handler may block as long as it likes.
+func logSlowHandler(t *testing.T, engine HistoryEngine) {
+	slow, fast := newFollower(t, engine), newFollower(t, engine)
+	slow.mu.Lock()
+	slow.slow = 2 * time.Millisecond
+	slow.mu.Unlock()
+	const records = 1000
+	payload := strings.Repeat(".", 10_000)
+	for i := range records {
+		fast.add(fmt.Sprint(i, payload))
+	}
+	for i, record := range slow.waitFor(records) {
+		if record != fmt.Sprint(i, payload) {
+			t.Fatalf("record %d is %.20q", i, record)
+		}
+	}
+}
+
+// logEngineAway: while the engine is away Append fails; when it is back the log
+// goes on where it was, without a loss.
+func logEngineAway(t *testing.T, engine HistoryEngine) {
+	a, b := newFollower(t, engine), newFollower(t, engine)
+	next := 0
+	add := func() {
+		b.add(fmt.Sprint(next))
+		next++
+	}
+	for round := range 2 {
+		for range 100 {
+			add()
+		}
+		if err := engine.Stop(); err != nil {
+			t.Skipf("the engine can't be stopped: %v", err)
+		}
+		for range 3 {
+			start := time.Now()
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			err := b.Append(ctx, []byte("doubtful"))
+			cancel()
+			if err == nil || time.Since(start) > 4*time.Second {
+				t.Errorf("Append: %v after %v, want an error within its 2 s", err, time.Since(start))
+			}
+		}
+		eventually(t, "words that the engine is away", func() bool {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			return a.away > round
+		})
+		if err := engine.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			add()
+		}
+	}
+	last := fmt.Sprint(next - 1)
+	for _, f := range []*follower{a, b, newFollower(t, engine)} {
+		eventually(t, "the last record", func() bool {
+			got := f.records()
+			return len(got) > 0 && slices.Contains(got, last)
+		})
+		i := 0
+		for _, record := range f.records() {
+			switch {
+			case record == "doubtful" || i > 0 && record == fmt.Sprint(i-1): // add tries again
+			case record != fmt.Sprint(i):
+				t.Fatalf("got record %q, want %d", record, i)
+			default:
+				i++
+			}
+		}
+		f.waitFor(next)
+	}
+}
+
+// logCloses: nothing comes after Close, which doesn't hang.
+func logCloses(t *testing.T, engine HistoryEngine) {
+	a, b := newFollower(t, engine), newFollower(t, engine)
+	a.mu.Lock()
+	a.slow = 10 * time.Millisecond
+	a.mu.Unlock()
+	for i := range 100 {
+		b.add(fmt.Sprint(i))
+	}
+	eventually(t, "records", func() bool { return len(a.records()) > 0 })
+	closed := make(chan struct{})
+	go func() {
+		a.Close()
+		close(closed)
+	}()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		t.Fatal("Close hangs")
+	}
+	n := len(a.records())
+	time.Sleep(100 * time.Millisecond)
+	if got := len(a.records()); got != n {
+		t.Errorf("%d records came after Close", got-n)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := a.Append(ctx, []byte("x")); err == nil {
+		t.Error("Append works after Close")
+	}
+	b.add("the others go on")
+}
