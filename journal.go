@@ -162,7 +162,7 @@ func (j *journal) append() {
 		select {
 		case e := <-j.queue:
 			for j.next = e; j.next != nil; {
-				look = j.handle(j.collect()) || look
+				j.handle(j.collect())
 			}
 		case err := <-probed:
 			probing = false
@@ -218,8 +218,8 @@ func (j *journal) collect() []*ownEvent {
 }
 
 // handle appends events to the log or, where that fails, lets them go without
-// it. It reports whether the log is likely to work nevertheless.
-func (j *journal) handle(events []*ownEvent) (try bool) {
+// it.
+func (j *journal) handle(events []*ownEvent) {
 	last := events[len(events)-1].number
 	err := error(ErrBrokerUnavailable)
 	if !j.down.Load() {
@@ -239,7 +239,9 @@ func (j *journal) handle(events []*ownEvent) (try bool) {
 		j.cluster.hub.shared.brokerLost.Add(int64(len(events)))
 		j.let(last)
 	}
-	return errors.Is(err, ErrEventTooLarge)
+	if errors.Is(err, ErrEventTooLarge) {
+		j.heal(0) // the log works
+	}
 }
 
 // record appends a record. It tries again for a while: nodes drop one that comes

@@ -288,6 +288,7 @@ func logEngineAway(t *testing.T, engine HistoryEngine) {
 		for range 100 {
 			add()
 		}
+		a.waitFor(next)
 		if err := engine.Stop(); err != nil {
 			t.Skipf("the engine can't be stopped: %v", err)
 		}

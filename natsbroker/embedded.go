@@ -6,9 +6,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -47,6 +50,13 @@ type Config struct {
 	// servers by their certificate ClientCAs and ClientAuth. Nil means no TLS.
 	TLS *tls.Config
 
+	// StoreDir is a directory of this server's own where JetStream keeps what
+	// [Broker.WithHistory] is for; it is made if need be, and has to be the same
+	// after a restart. Where there is a Listen it takes three nodes or more, of
+	// which more than half have to be up, and Routes that list all of them, on
+	// each the same. Empty means no JetStream.
+	StoreDir string
+
 	// Logger gets warnings and errors of the server, as of routes that can't
 	// be made. Nil means slog.Default().
 	Logger *slog.Logger
@@ -79,6 +89,9 @@ func Embedded(config Config) (*Broker, error) {
 	}
 	b := New(conn)
 	b.server = s
+	if len(options.Routes) >= 3 {
+		b.replicas = 3
+	}
 	return b, nil
 }
 
@@ -122,6 +135,17 @@ func (c *Config) options() (*server.Options, error) {
 		NoSigs:                     true,
 		NoSystemAccount:            true,
 		MaxPayload:                 maxPayload,
+	}
+	if c.StoreDir != "" {
+		name, err := storedName(c.StoreDir)
+		if err != nil {
+			return nil, err
+		}
+		if c.Listen != "" && len(c.Routes) < 3 {
+			return nil, fmt.Errorf("natsbroker: Config has a StoreDir, a Listen and %d Routes: a history needs three nodes or more, and Routes that list all of them, this one included", len(c.Routes))
+		}
+		o.ServerName, o.JetStream, o.StoreDir = name, true, c.StoreDir
+		o.NoSystemAccount = false // in which servers agree
 	}
 	if c.Listen == "" {
 		if len(c.Routes) > 0 {
@@ -170,6 +194,23 @@ func (c *Config) options() (*server.Options, error) {
 		o.Routes = append(o.Routes, u)
 	}
 	return o, nil
+}
+
+// storedName returns the name of the server that has a directory, which the
+// others of its cluster know it by, also after a restart.
+func storedName(dir string) (string, error) {
+	file := filepath.Join(dir, "name")
+	name, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		name = []byte(rand.Text())
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = os.WriteFile(file, name, 0o600)
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("natsbroker: Config.StoreDir: %w", err)
+	}
+	return string(name), nil
 }
 
 // thisProcess lets in who comes without a network.

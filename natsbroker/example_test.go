@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -65,4 +66,18 @@ func ExampleEmbedded() {
 		}
 	}
 	// Output: it works
+}
+
+// A history that all nodes share, kept by three servers of a cluster.
+func ExampleBroker_WithHistory() {
+	conn, err := nats.Connect("nats://10.0.0.5:4222", natsbroker.Options()...)
+	if err != nil {
+		stdlog.Fatal(err)
+	}
+	broker := natsbroker.New(conn).WithHistory()
+	broker.Replicas = 3
+
+	hub := realtime.NewHub()
+	hub.History.Age = 10 * time.Minute
+	hub.Broker = broker
 }

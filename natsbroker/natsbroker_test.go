@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -69,11 +70,34 @@ func newServers(t testing.TB, n int) *servers {
 		}
 		s.options = append(s.options, o)
 	}
-	t.Cleanup(func() { s.Stop() })
-	if err := s.Start(); err != nil {
-		t.Fatal(err)
-	}
+	s.begin()
 	return s
+}
+
+// newStores starts servers that have JetStream.
+func newStores(t testing.TB, n int) *servers {
+	s := &servers{t: t, running: make([]*server.Server, n)}
+	var routes []string
+	for i := range n {
+		o := server.Options{ServerName: fmt.Sprint("s", i), Host: "127.0.0.1", Port: freePort(t), NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir()}
+		if n > 1 {
+			o.Cluster = server.ClusterOpts{Name: "test", Host: "127.0.0.1", Port: freePort(t)}
+			routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", o.Cluster.Port))
+		}
+		s.options = append(s.options, o)
+	}
+	for i := range s.options {
+		s.options[i].Routes = server.RoutesFromStr(strings.Join(routes, ","))
+	}
+	s.begin()
+	return s
+}
+
+func (s *servers) begin() {
+	s.t.Cleanup(func() { s.Stop() })
+	if err := s.Start(); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // freePort returns a port to listen on, now and again: below 32768, where the
@@ -153,6 +177,13 @@ func (s *servers) Broker() realtime.Broker {
 	s.brokers++
 	s.mu.Unlock()
 	return natsbroker.New(connect(s.t, s.url(i)))
+}
+
+// HistoryBroker is Broker with a history, on as many servers as there are.
+func (s *servers) HistoryBroker() realtime.HistoryBroker {
+	b := s.Broker().(*natsbroker.Broker).WithHistory()
+	b.Replicas = len(s.options)
+	return b
 }
 
 func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {

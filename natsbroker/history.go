@@ -1,0 +1,300 @@
+package natsbroker
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+const (
+	apiTimeout   = 3 * time.Second        // for JetStream to answer
+	pullBeat     = time.Second            // of a server while it has nothing; two missing ones are an outage
+	pullExpiry   = 30 * time.Second       // of one request for messages
+	pullMessages = 64                     // that may wait here
+	idleConsumer = 30 * time.Second       // after which a server forgets where this node was
+	historyRetry = 200 * time.Millisecond // between two tries to follow the stream
+	historyBytes = 1 << 30                // of a stream, by default
+)
+
+// A HistoryBroker is a Broker that has a stream of JetStream for the history of
+// its hub. It is made by [Broker.WithHistory].
+type HistoryBroker struct {
+	*Broker
+
+	// Replicas is how many servers of a cluster keep the stream: 1, 3 or 5. Of
+	// three one may be away. It may be assigned until the hub is used. Zero
+	// means 3 where the broker is embedded and its Config has three nodes, and
+	// 1 otherwise.
+	Replicas int
+
+	// MaxBytes bounds the stream, from which the oldest goes first. It may be
+	// assigned until the hub is used. Zero and less mean 1 GiB.
+	MaxBytes int64
+
+	following sync.WaitGroup
+
+	// Set by Follow, never changed.
+	js      jetstream.JetStream
+	stream  jetstream.StreamConfig
+	handler realtime.HistoryHandler
+
+	// Owned by the goroutine follow.
+	epoch string
+	last  uint64 // the record handed over last
+	away  bool   // which was told
+}
+
+var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
+
+// WithHistory returns a broker whose servers keep the history of its hub, in a
+// stream of JetStream for all topics, which is made when it isn't there. They
+// need JetStream, and an embedded one a StoreDir. b is not to be used by itself
+// then.
+func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
+
+// Follow is called by the hub; see [realtime.HistoryBroker].
+func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) (err error) {
+	if b.prefix == "" {
+		return errors.New("natsbroker: broker is not started")
+	}
+	if b.server != nil && b.server.JetStreamConfig() == nil {
+		return errors.New("natsbroker: an embedded broker has a history only where Config.StoreDir is set")
+	}
+	if b.js, err = jetstream.New(b.conn); err != nil {
+		return fmt.Errorf("natsbroker: %w", err)
+	}
+	keep = max(keep, time.Second) // JetStream wants some
+	b.stream = jetstream.StreamConfig{
+		Name:        streamName(b.prefix),
+		Description: "the history of realtime hubs",
+		Subjects:    []string{b.prefix + logSubject},
+		Storage:     jetstream.FileStorage,
+		Replicas:    cmp.Or(b.Replicas, b.replicas, 1),
+		MaxAge:      keep,
+		MaxBytes:    max(b.MaxBytes, 0),
+		Duplicates:  min(keep, time.Minute),
+	}
+	b.stream.MaxBytes = cmp.Or(b.stream.MaxBytes, historyBytes)
+	b.handler = h
+	b.following.Go(b.follow)
+	return nil
+}
+
+// logSubject is what follows the prefix where records go: two words, which the
+// subscription to topics doesn't have, and of a form that no topic and no prefix
+// has.
+const logSubject = "=log.records"
+
+// streamName returns the name of the stream for hubs with a prefix, which may
+// have what no file's name has.
+func streamName(prefix string) string {
+	return strings.NewReplacer(".", "=2E", "/", "=2F", "\\", "=5C").Replace(strings.TrimSuffix(prefix, "."))
+}
+
+// Append is called by the hub; see [realtime.HistoryBroker].
+func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
+	if b.js == nil {
+		return errors.New("natsbroker: history is not started")
+	}
+	if most := b.conn.MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
+		return fmt.Errorf("%w: natsbroker: it takes %d bytes, and the server's max_payload is %d", realtime.ErrEventTooLarge, len(record), most)
+	}
+	_, err := b.js.Publish(ctx, b.prefix+logSubject, record,
+		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		return fmt.Errorf("natsbroker: append: %w", err)
+	}
+	return nil
+}
+
+// maxHeaderBytes is more than what goes with a record.
+const maxHeaderBytes = 1024
+
+// Close is called by the hub; see [Broker.Close].
+func (b *HistoryBroker) Close() error {
+	b.cancel() // Broker.Close does it too, and ends the connection
+	b.following.Wait()
+	return b.Broker.Close()
+}
+
+// follow is the goroutine that hands the hub what the stream has. Until Close.
+func (b *HistoryBroker) follow() {
+	for b.ctx.Err() == nil {
+		err := b.session()
+		if b.ctx.Err() != nil {
+			return
+		}
+		if !b.away {
+			b.away = true
+			b.handler.Away(err)
+		}
+		select {
+		case <-time.After(historyRetry/2 + rand.N(historyRetry)):
+		case <-b.ctx.Done():
+		}
+	}
+}
+
+// session hands over records, from where the one before stopped, until something
+// is wrong, which it returns.
+func (b *HistoryBroker) session() error {
+	connected, end := b.whileConnected()
+	defer end()
+	if err := b.usable(); err != nil {
+		return err
+	}
+	info, err := b.prepare()
+	if err != nil {
+		return err
+	}
+	if epoch := strconv.FormatInt(info.Created.UnixNano(), 36); epoch != b.epoch {
+		b.epoch, b.last = epoch, 0
+	}
+	if info.State.LastSeq < b.last {
+		return b.renew(info)
+	}
+	consumer, err := b.consume()
+	if err != nil {
+		return err
+	}
+	defer b.leave(consumer)
+	messages, err := consumer.Messages(
+		jetstream.PullMaxMessages(pullMessages),
+		jetstream.PullExpiry(pullExpiry),
+		jetstream.PullHeartbeat(pullBeat),
+		jetstream.WithMessagesErrOnMissingHeartbeat(true),
+	)
+	if err != nil {
+		return fmt.Errorf("natsbroker: history: %w", err)
+	}
+	defer messages.Stop()
+	current := false
+	if b.last >= info.State.LastSeq || consumer.CachedInfo().NumPending == 0 { // what isn't there any more doesn't come
+		current = true
+		b.tell(max(b.last, info.State.LastSeq))
+	}
+	for delivered := uint64(1); ; delivered++ {
+		m, err := messages.Next(jetstream.NextContext(connected))
+		if err != nil {
+			return fmt.Errorf("natsbroker: history: %w", err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			return fmt.Errorf("natsbroker: history: %w", err)
+		}
+		if meta.Sequence.Consumer != delivered {
+			return errSkipped
+		}
+		b.last = meta.Sequence.Stream
+		b.handler.Record(b.epoch, b.last, m.Data())
+		if !current && (b.last >= info.State.LastSeq || meta.NumPending == 0) {
+			current = true
+			b.tell(max(b.last, info.State.LastSeq))
+		}
+	}
+}
+
+// whileConnected returns a context that ends when the connection is lost, which
+// a consumer would wait out, or end is called.
+func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
+	ctx, cancel := context.WithCancel(b.ctx)
+	status := b.conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
+	b.following.Go(func() {
+		select {
+		case <-status:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		b.conn.RemoveStatusListener(status)
+		cancel()
+	}
+}
+
+var errSkipped = errors.New("natsbroker: history: a message was lost on its way, and is asked for again")
+
+// tell tells the hub that it has all.
+func (b *HistoryBroker) tell(last uint64) {
+	b.last, b.away = last, false
+	b.handler.Current(b.epoch, last)
+}
+
+// prepare returns what is known of the stream, which it makes if need be.
+func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
+	defer cancel()
+	stream, err := b.js.Stream(ctx, b.stream.Name)
+	if err == nil {
+		info := stream.CachedInfo()
+		if c := info.Config; c.MaxAge == b.stream.MaxAge && c.MaxBytes == b.stream.MaxBytes && c.Replicas == b.stream.Replicas {
+			return info, nil
+		}
+	}
+	if err == nil || errors.Is(err, jetstream.ErrStreamNotFound) {
+		stream, err = b.js.CreateOrUpdateStream(ctx, b.stream)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("natsbroker: history: stream %s: %w", b.stream.Name, err)
+	}
+	return stream.CachedInfo(), nil
+}
+
+// renew makes the stream anew, which has lost records: it would give their
+// numbers again. Others may do the same.
+func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
+	select {
+	case <-time.After(rand.N(time.Second)):
+	case <-b.ctx.Done():
+		return b.ctx.Err()
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
+	defer cancel()
+	info, err := b.prepare()
+	if err == nil && info.Created.Equal(old.Created) {
+		err = b.js.DeleteStream(ctx, b.stream.Name)
+	}
+	return cmp.Or(err, fmt.Errorf("natsbroker: history: stream %s has lost records %d to %d, and begins anew", b.stream.Name, old.State.LastSeq+1, b.last))
+}
+
+// consume returns a consumer of what comes behind last.
+func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
+	defer cancel()
+	consumer, err := b.js.CreateConsumer(ctx, b.stream.Name, jetstream.ConsumerConfig{
+		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:       b.last + 1,
+		AckPolicy:         jetstream.AckNonePolicy,
+		InactiveThreshold: idleConsumer,
+		Replicas:          1,
+		MemoryStorage:     true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("natsbroker: history: consumer: %w", err)
+	}
+	return consumer, nil
+}
+
+// leave lets the server forget a consumer, which it does by itself if it doesn't
+// hear of it.
+func (b *HistoryBroker) leave(consumer jetstream.Consumer) {
+	if b.conn.IsConnected() {
+		ctx, cancel := context.WithTimeout(context.Background(), historyRetry)
+		defer cancel()
+		b.js.DeleteConsumer(ctx, b.stream.Name, consumer.CachedInfo().Name)
+	}
+}

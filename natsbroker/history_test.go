@@ -1,0 +1,327 @@
+package natsbroker_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+func TestServerHistory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return newStores(t, 1) })
+}
+
+func TestClusterHistory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return newStores(t, 3) })
+}
+
+// An archive is a hub with a history, behind a web server.
+type archive struct {
+	*realtime.Hub
+	t   *testing.T
+	web *httptest.Server
+}
+
+func newArchive(t *testing.T, broker realtime.Broker) *archive {
+	a := &archive{Hub: realtime.NewHub(), t: t}
+	a.Broker = broker
+	a.History.Events = 10_000
+	a.Logger = slog.New(slog.DiscardHandler)
+	a.web = httptest.NewServer(a.Hub)
+	t.Cleanup(a.close)
+	return a
+}
+
+func (a *archive) close() {
+	if err := a.Shutdown(context.Background()); err != nil {
+		a.t.Error(err)
+	}
+	a.web.Close()
+}
+
+// say publishes to topic "x", as often as it takes while the engine isn't there
+// yet, and returns what it has published in the end.
+func (a *archive) say(text string) string {
+	a.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		err := a.Publish(a.t.Context(), "x", realtime.Event{Data: []byte(text)})
+		if err == nil {
+			return text
+		}
+		if !errors.Is(err, realtime.ErrBrokerUnavailable) || time.Now().After(deadline) {
+			a.t.Fatal(err)
+		}
+		text += "'"
+	}
+}
+
+// A stream is an event-stream client of topic "x".
+type stream struct {
+	t     *testing.T
+	close func()
+	lines *bufio.Scanner
+	id    string
+}
+
+func (a *archive) listen(id string) *stream {
+	a.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
+	req, err := http.NewRequestWithContext(ctx, "GET", a.web.URL+"?topic=x", nil)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	req.Header.Set("Last-Event-ID", id)
+	resp, err := new(http.Transport).RoundTrip(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	s := &stream{t: a.t, close: cancel, lines: bufio.NewScanner(resp.Body)}
+	a.t.Cleanup(cancel)
+	return s
+}
+
+// next returns the next event's data, or name where it has none.
+func (s *stream) next() string {
+	s.t.Helper()
+	for s.lines.Scan() {
+		field, value, _ := strings.Cut(s.lines.Text(), ": ")
+		switch {
+		case field == "id":
+			s.id = value
+		case field == "data" || value == "reset":
+			return value
+		}
+	}
+	s.t.Fatalf("the stream has ended: %v", s.lines.Err())
+	return ""
+}
+
+func (s *stream) expect(want ...string) {
+	s.t.Helper()
+	for _, w := range want {
+		if got := s.next(); got != w {
+			s.t.Fatalf("got %q, want %q", got, w)
+		}
+	}
+}
+
+// until skips events before the given one.
+func (s *stream) until(text string) {
+	s.t.Helper()
+	for s.next() != text {
+	}
+}
+
+// Embedded nodes keep what was published, also while one of them is not there:
+// its clients resume elsewhere, and on it when it is back.
+func TestEmbeddedHistory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	var configs []natsbroker.Config
+	var routes []string
+	for range 3 {
+		addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+		routes = append(routes, addr)
+		configs = append(configs, natsbroker.Config{Listen: addr, StoreDir: t.TempDir() + "/made/by it", Logger: slog.New(slog.DiscardHandler)})
+	}
+	start := func(i int) *archive {
+		t.Helper()
+		configs[i].Routes = routes
+		b, err := natsbroker.Embedded(configs[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+		return newArchive(t, b.WithHistory())
+	}
+	var nodes []*archive
+	for i := range configs {
+		nodes = append(nodes, start(i))
+	}
+	nodes[0].say("warm up")
+	var clients []*stream
+	for i, n := range nodes {
+		clients = append(clients, n.listen(""))
+		n.say(fmt.Sprint("also ", i))
+	}
+	first := nodes[0].say("first")
+	for _, c := range clients {
+		c.until(first)
+	}
+	id := clients[2].id
+	nodes[2].close()
+	var said []string
+	for i := range 50 {
+		said = append(said, nodes[i%2].say(fmt.Sprint(i)))
+	}
+	last := said[len(said)-1]
+	for _, c := range clients[:2] {
+		c.until(last)
+	}
+	nodes[2] = start(2)
+	for _, n := range nodes {
+		c := n.listen(id)
+		if got := c.next(); got == "reset" {
+			// Publish had to be tried again while the others chose a leader.
+			c.until(nodes[2].say("behind the reset"))
+		} else if got != said[0] {
+			t.Errorf("got %q, want %q", got, said[0])
+		}
+	}
+	c := nodes[2].listen(clients[0].id)
+	c.until(nodes[1].say("to who is back"))
+	if st := nodes[2].Stats(); st.Resumed == 0 {
+		t.Errorf("Stats() = %+v", st)
+	}
+}
+
+func TestHistoryConfig(t *testing.T) {
+	for _, routes := range [][]string{nil, {"127.0.0.1:1", "127.0.0.1:2"}} {
+		_, err := natsbroker.Embedded(natsbroker.Config{Listen: "127.0.0.1:0", Routes: routes, StoreDir: t.TempDir()})
+		if err == nil || !strings.Contains(err.Error(), "three nodes") {
+			t.Errorf("Embedded: %v", err)
+		}
+	}
+	if _, err := natsbroker.Embedded(natsbroker.Config{StoreDir: "/dev/null/x"}); err == nil || !strings.Contains(err.Error(), "StoreDir") {
+		t.Errorf("Embedded: %v", err)
+	}
+	b, err := natsbroker.Embedded(natsbroker.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := b.WithHistory()
+	defer h.Close()
+	if err := h.Start(new(log)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Follow(nil, time.Hour); err == nil || !strings.Contains(err.Error(), "StoreDir") {
+		t.Errorf("Follow: %v", err)
+	}
+	if err := h.Append(t.Context(), nil); err == nil {
+		t.Error("Append works without Follow")
+	}
+}
+
+// A process alone has a history that outlives it.
+func TestEmbeddedAloneHistory(t *testing.T) {
+	t.Parallel() // it mostly waits
+	config := natsbroker.Config{StoreDir: t.TempDir()}
+	start := func() *archive {
+		b, err := natsbroker.Embedded(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return newArchive(t, b.WithHistory())
+	}
+	a := start()
+	c := a.listen("")
+	a.say("1")
+	c.expect("1")
+	a.say("2")
+	a.say("3")
+	a.close()
+	a = start()
+	back := a.listen(c.id)
+	back.expect("2", "3")
+	a.say("4")
+	back.expect("4")
+}
+
+// A stream that somebody deletes is made anew, and who comes back with an id of
+// the old one is told.
+func TestStreamIsDeleted(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newStores(t, 1)
+	a, b := newArchive(t, engine.HistoryBroker()), newArchive(t, engine.HistoryBroker())
+	c := b.listen("")
+	a.say("1")
+	c.expect("1")
+	id := c.id
+	js, err := jetstream.New(connect(t, engine.url(0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := js.DeleteStream(t.Context(), "realtime"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "gap", func() bool { return b.Stats().Gaps > 0 && a.Stats().Gaps > 0 })
+	c.until(a.say("2"))
+	for _, n := range []*archive{a, b} {
+		n.listen(id).expect("reset")
+		resumed := n.listen(c.id)
+		resumed.until(n.say("3"))
+		if st := n.Stats(); st.Resumed != 1 {
+			t.Errorf("Stats() = %+v", st)
+		}
+	}
+}
+
+// A stream that has lost its newest records, as a server restored from a backup
+// has, gives no number twice.
+func TestStreamLosesRecords(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newStores(t, 1)
+	a := newArchive(t, engine.HistoryBroker())
+	c := a.listen("")
+	a.say("1")
+	c.expect("1")
+	backup := t.TempDir()
+	dir := engine.options[0].StoreDir
+	engine.Stop()
+	if err := os.CopyFS(backup, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	engine.Start()
+	lost := a.say("2")
+	c.until(lost)
+	id := c.id
+	engine.Stop()
+	os.RemoveAll(dir)
+	if err := os.CopyFS(dir, os.DirFS(backup)); err != nil {
+		t.Fatal(err)
+	}
+	engine.Start()
+	eventually(t, "gap", func() bool { return a.Stats().Gaps > 0 })
+	c.until(a.say("3"))
+	a.listen(id).expect("reset")
+	if fresh := newArchive(t, engine.HistoryBroker()); fresh.listen(id).next() != "reset" {
+		t.Error("an id of what is lost resumes")
+	}
+}
+
+// An event larger than the servers' max_payload is refused, and is no outage.
+func TestRecordTooLarge(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newStores(t, 1)
+	a := newArchive(t, engine.HistoryBroker())
+	c := a.listen("")
+	a.say("1")
+	c.expect("1")
+	for _, size := range []int{1<<20 - 5000, 1 << 20, 5 << 20} {
+		text := strings.Repeat("x", size)
+		err := a.Publish(t.Context(), "x", realtime.Event{Data: []byte(text)})
+		if want := size >= 1<<20; errors.Is(err, realtime.ErrEventTooLarge) != want || (err != nil) != want {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	a.say("2")
+	eventually(t, "end of it", func() bool { return !a.Stats().BrokerDown })
+	if st := a.Stats(); st.Unsent != 2 || st.Published != 5 {
+		t.Errorf("Stats() = %+v", st)
+	}
+}
