@@ -23,8 +23,11 @@ import (
 // patience is how long a test waits for what has to come.
 const patience = 30 * time.Second
 
-// TestMain fails on goroutines that tests have left behind.
+// TestMain fails on goroutines that tests have left behind. The process may be
+// one that a test has started.
 func TestMain(m *testing.M) {
+	brokertest.Main(newNode)
+	serveNATS()
 	code := m.Run()
 	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {

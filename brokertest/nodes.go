@@ -1,0 +1,465 @@
+package brokertest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// A Cluster is what the nodes of [RunNodes] have in common.
+type Cluster struct {
+	// Config is what Main's broker gets in each node's process, the same after
+	// a restart.
+	Config [3]string
+
+	// Faults are what can be done to the engine or to the nodes' way to it.
+	Faults []Fault
+}
+
+// A Fault is something that goes wrong for a while.
+type Fault struct {
+	Name       string
+	Begin, End func() error
+	For        time.Duration // between the two
+}
+
+const (
+	calm         = 3 * time.Second  // between two faults
+	downFor      = 3 * time.Second  // of a node that was killed
+	countWithin  = 10 * time.Second // after which all nodes know how many clients there are
+	publishEvery = 5 * time.Millisecond
+	localWithin  = 2 * time.Second // for an event to reach the clients of its node
+	logPatience  = 2 * time.Second // that this takes longer where there is a history
+)
+
+// RunNodes runs three nodes, each a process of its own, with clients and a
+// publisher each, and harms them: it kills each node, which comes back, and has
+// one fault after the other. Whatever goes wrong, clients get what is published on
+// their own node, soon, and from each publisher everything in order and once;
+// where they miss something their node has noticed a gap; and it has noticed none
+// where nothing was wrong. With a history they miss nothing that Publish has
+// returned nil for, but where a reset tells them.
+//
+// The package's TestMain has to call [Main].
+func RunNodes(t *testing.T, history bool, cluster Cluster) {
+	s := &scene{t: t, history: history, cluster: cluster, start: time.Now()}
+	t.Cleanup(s.end)
+	for i := range s.nodes {
+		s.boot(i)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	for i := range s.nodes {
+		for range 2 {
+			c := &client{scene: s, home: i}
+			s.clients = append(s.clients, c)
+			s.running.Go(func() { c.run(ctx) })
+		}
+	}
+	s.counted("at the start")
+	publishing, stopPublishing := context.WithCancel(ctx)
+	for i := range s.publishers {
+		s.publishers[i] = &publisher{scene: s, node: i}
+		s.running.Go(func() { s.publishers[i].run(publishing) })
+	}
+	s.settle("at the start")
+	s.inCalm("before anything was wrong")
+
+	for i := range s.nodes {
+		s.note(fmt.Sprintf("node %d is killed", i))
+		s.kill(i)
+		s.counted("after a node was killed")
+		time.Sleep(downFor)
+		s.boot(i)
+		s.settle("after a node has come back")
+		s.inCalm("after a node has come back")
+	}
+	for _, fault := range cluster.Faults {
+		s.note(fault.Name)
+		if err := fault.Begin(); err != nil {
+			t.Fatalf("%s: %v", fault.Name, err)
+		}
+		time.Sleep(fault.For)
+		s.note(fault.Name + " is over")
+		if err := fault.End(); err != nil {
+			t.Fatalf("%s: %v", fault.Name, err)
+		}
+		s.settle("after " + fault.Name)
+		s.counted("after " + fault.Name)
+		s.inCalm("after " + fault.Name)
+	}
+	stopPublishing()
+	s.settle("in the end")
+	stop()
+	s.running.Wait()
+	s.judge()
+}
+
+// A scene is one run.
+type scene struct {
+	t       *testing.T
+	history bool
+	cluster Cluster
+	start   time.Time
+	running sync.WaitGroup
+	clients []*client
+
+	publishers [3]*publisher
+
+	mu    sync.Mutex // guards the fields below
+	nodes [3]*process
+	gaps  map[*process]int64 // that each has noticed when it was asked last
+	notes []string
+}
+
+// note says what happens, for when something fails.
+func (s *scene) note(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notes = append(s.notes, fmt.Sprintf("%6.2fs %s", time.Since(s.start).Seconds(), text))
+}
+
+func (s *scene) boot(i int) {
+	s.t.Helper()
+	p := startNode(s.t, s.cluster.Config[i])
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nodes[i] = p
+}
+
+func (s *scene) kill(i int) {
+	s.look(i)
+	s.mu.Lock()
+	p := s.nodes[i]
+	s.nodes[i] = nil
+	s.mu.Unlock()
+	p.kill()
+	if s.t.Failed() {
+		s.t.Logf("node %d:\n%s", i, p.log)
+	}
+}
+
+func (s *scene) end() {
+	for i, p := range s.nodes {
+		if p != nil {
+			s.kill(i)
+		}
+	}
+	if s.t.Failed() {
+		s.t.Log(strings.Join(s.notes, "\n"))
+	}
+}
+
+// node returns a node, or nil while it doesn't run.
+func (s *scene) node(i int) *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nodes[i]
+}
+
+// look asks a node for its figures.
+func (s *scene) look(i int) (f figures, ok bool) {
+	p := s.node(i)
+	if p == nil {
+		return f, false
+	}
+	f, err := p.figures()
+	if err != nil {
+		return f, false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gaps == nil {
+		s.gaps = make(map[*process]int64)
+	}
+	s.gaps[p] = f.Stats.Gaps
+	return f, true
+}
+
+// counted waits until all nodes know of all clients.
+func (s *scene) counted(when string) {
+	s.t.Helper()
+	var counts [3]int
+	for deadline := time.Now().Add(countWithin); ; time.Sleep(50 * time.Millisecond) {
+		right := true
+		for i := range s.nodes {
+			f, ok := s.look(i)
+			counts[i] = f.Cluster
+			right = right && (!ok || f.Cluster == len(s.clients))
+		}
+		if right {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Errorf("%s: nodes count %v clients of %d within %v", when, counts, len(s.clients), countWithin)
+			return
+		}
+	}
+}
+
+// settle waits until what is published on each node comes to all clients.
+func (s *scene) settle(when string) {
+	s.t.Helper()
+	for i := range s.nodes {
+		tries := 0
+		eventually(s.t, fmt.Sprintf("clients that got an event of node %d, %s", i, when), func() bool {
+			p := s.publishers[i]
+			n, result := p.publish(context.Background())
+			tries++
+			if result != everywhere {
+				return false
+			}
+			for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+				all := true
+				for _, c := range s.clients {
+					all = all && c.hasSeen(i, n)
+				}
+				if all {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	s.note("all is well, " + when)
+}
+
+// inCalm wants no node to notice anything for a while.
+func (s *scene) inCalm(when string) {
+	s.t.Helper()
+	time.Sleep(calm / 3) // for what is told late
+	var before [3]int64
+	for i := range s.nodes {
+		f, _ := s.look(i)
+		before[i] = f.Stats.Gaps
+	}
+	time.Sleep(calm)
+	for i := range s.nodes {
+		f, ok := s.look(i)
+		if !ok || f.Stats.Gaps != before[i] || f.Stats.BrokerDown {
+			s.t.Errorf("%s node %d has noticed %d gaps, %+v", when, i, f.Stats.Gaps-before[i], f.Stats)
+		}
+	}
+}
+
+// A result is where an event has gone that was published.
+type result int
+
+const (
+	nowhere    result = iota // or nobody knows
+	here                     // to the clients of its node
+	everywhere               // also to others
+)
+
+// A publisher publishes on one node, all the time.
+type publisher struct {
+	scene *scene
+	node  int
+
+	publishing sync.Mutex // held for each event
+	mu         sync.Mutex // guards the fields below
+	results    []result   // of events, by their number
+	times      []time.Time
+}
+
+func (p *publisher) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		p.publish(context.Background())
+		time.Sleep(publishEvery)
+	}
+}
+
+// publish publishes one event, of topic "a" or "b" by its number.
+func (p *publisher) publish(ctx context.Context) (number int, r result) {
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
+	p.mu.Lock()
+	number = len(p.results)
+	p.results = append(p.results, nowhere)
+	p.times = append(p.times, time.Now())
+	p.mu.Unlock()
+	if node := p.scene.node(p.node); node != nil {
+		url := node.url + "/publish?topic=" + topicOf(number)
+		resp, err := http.Post(url, "text/plain", strings.NewReader(fmt.Sprint(p.node, " ", number)))
+		if err == nil {
+			resp.Body.Close()
+			switch resp.StatusCode {
+			case http.StatusOK:
+				r = everywhere
+			case http.StatusServiceUnavailable:
+				r = here
+			default:
+				p.scene.t.Errorf("publish: %s", resp.Status)
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.results[number] = r
+	return number, r
+}
+
+func topicOf(number int) string { return string(rune('a' + number%2)) }
+
+// A client is an event stream that comes back when it ends, to its own node if
+// that runs, or else to the next.
+type client struct {
+	scene *scene
+	home  int
+
+	mu   sync.Mutex // guards the fields below
+	seen []sighting
+	last [3]map[int]bool // numbers of each publisher
+}
+
+// A sighting is an event that a client got, or a reset.
+type sighting struct {
+	publisher, number int
+	reset             bool // or the first connection
+	node              int  // where the client was
+	process           *process
+	at                time.Time
+}
+
+func (c *client) hasSeen(publisher, number int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.last[publisher][number]
+}
+
+func (c *client) run(ctx context.Context) {
+	id := ""
+	for at := c.home; ctx.Err() == nil; at = (at + 1) % 3 {
+		p := c.scene.node(at)
+		if p == nil {
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		c.listen(ctx, p, at, &id)
+	}
+}
+
+func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
+	req, err := http.NewRequestWithContext(ctx, "GET", p.url+"/live?topic=a&topic=b", nil)
+	if err != nil {
+		c.scene.t.Error(err)
+		return
+	}
+	req.Header.Set("Accept", "text/event-stream")
+	if *id != "" {
+		req.Header.Set("Last-Event-ID", *id)
+	}
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	c.scene.note(fmt.Sprintf("a client of node %d joins node %d with %q", c.home, at, *id))
+	if *id == "" {
+		c.see(sighting{reset: true, node: at, process: p})
+	}
+	data := ""
+	next := *id
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		field, value, _ := strings.Cut(lines.Text(), ": ")
+		switch {
+		case field == "id":
+			next = value
+		case field == "event" && value == "reset":
+			c.scene.note(fmt.Sprintf("a client of node %d gets a reset from node %d", c.home, at))
+			c.see(sighting{reset: true, node: at, process: p})
+		case field == "data":
+			data = value
+		case field == "":
+			*id = next
+			if data != "" {
+				s := sighting{node: at, process: p}
+				fmt.Sscan(data, &s.publisher, &s.number)
+				c.see(s)
+			}
+			data = ""
+		}
+	}
+}
+
+func (c *client) see(s sighting) {
+	s.at = time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen = append(c.seen, s)
+	if !s.reset {
+		if c.last[s.publisher] == nil {
+			c.last[s.publisher] = make(map[int]bool)
+		}
+		c.last[s.publisher][s.number] = true
+	}
+}
+
+// judge finds out what clients have missed, or got twice or too late.
+func (s *scene) judge() {
+	missed := make(map[*process]int)
+	var events, lost int
+	var slowest time.Duration
+	for _, c := range s.clients {
+		next := make(map[[2]int]int) // of each publisher and topic, or of all
+		for _, got := range c.seen {
+			if got.reset {
+				clear(next)
+				continue
+			}
+			events++
+			p := s.publishers[got.publisher]
+			topic := got.number % 2
+			key, step := [2]int{got.publisher, topic}, 2
+			last, ok := next[key]
+			next[key] = got.number
+			if !ok {
+				continue
+			}
+			if got.number <= last {
+				s.t.Errorf("a client of node %d got %d of publisher %d, behind %d", c.home, got.number, got.publisher, last)
+			}
+			local := got.publisher == got.node
+			if local {
+				took := got.at.Sub(p.times[got.number])
+				slowest = max(slowest, took)
+			}
+			for n := last + step; n < got.number; n += step {
+				if r := p.results[n]; r == everywhere || r == here && local {
+					lost++
+					missed[got.process]++
+					if local || s.history {
+						s.t.Errorf("a client of node %d, at node %d, has not got %d of publisher %d, between %d and %d", c.home, got.node, n, got.publisher, last, got.number)
+					}
+				}
+			}
+		}
+	}
+	for p, n := range missed {
+		if s.gaps[p] == 0 {
+			s.t.Errorf("clients of a node have missed %d events, and it has not noticed", n)
+		}
+	}
+	limit := localWithin
+	if s.history {
+		limit += logPatience
+	}
+	if slowest > limit {
+		s.t.Errorf("an event took %v to a client of its own node", slowest)
+	}
+	published, only := 0, 0
+	for _, p := range s.publishers {
+		for _, r := range p.results {
+			published++
+			if r != everywhere {
+				only++
+			}
+		}
+	}
+	s.t.Logf("%d events, %d of them not for all; %d came to clients, %d were missed; the slowest took %v to a client of its own node", published, only, events, lost, slowest)
+}

@@ -1,0 +1,138 @@
+package brokertest
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// nodeVariable is set in the environment of processes that are nodes, to their
+// configuration.
+const nodeVariable = "BROKERTEST_NODE"
+
+// Main is to be called by the TestMain of a package that has [RunNodes]. In a
+// process that this has started Main is a node, and doesn't return; broker
+// makes its broker. Otherwise it does nothing.
+func Main(broker func(config string) (realtime.Broker, error)) {
+	config, is := os.LookupEnv(nodeVariable)
+	if !is {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "brokertest: node:", serveNode(config, broker))
+	os.Exit(1)
+}
+
+// serveNode is a node: a hub, and what the test wants of it. It ends the process
+// with its standard input, which is the test's.
+func serveNode(config string, broker func(config string) (realtime.Broker, error)) error {
+	b, err := broker(config)
+	if err != nil {
+		return err
+	}
+	hub := realtime.NewHub()
+	hub.Broker = b
+	hub.History = realtime.History{Events: 100_000}
+	hub.SendBuffer = 10_000
+	hub.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	mux := http.NewServeMux()
+	mux.Handle("GET /live", hub)
+	mux.HandleFunc("POST /publish", func(w http.ResponseWriter, r *http.Request) {
+		data, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = hub.Publish(r.Context(), r.URL.Query().Get("topic"), realtime.Event{Data: data})
+		}
+		switch {
+		case errors.Is(err, realtime.ErrBrokerUnavailable):
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		case err != nil:
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+		}
+	})
+	mux.HandleFunc("GET /figures", func(w http.ResponseWriter, _ *http.Request) {
+		json.NewEncoder(w).Encode(figures{hub.Stats(), hub.ClusterClientCount()})
+	})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("http://%s\n", listener.Addr())
+	go func() {
+		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	return http.Serve(listener, mux)
+}
+
+// figures are what a node tells of itself.
+type figures struct {
+	Stats   realtime.Stats
+	Cluster int // clients of all nodes
+}
+
+// A process is one that is a node.
+type process struct {
+	cmd *exec.Cmd
+	in  io.Closer // its standard input
+	url string
+	log *strings.Builder
+}
+
+// startNode starts a process and waits until it is reached.
+func startNode(t *testing.T, config string) *process {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(self), log: new(strings.Builder)}
+	p.cmd.Env = append(os.Environ(), nodeVariable+"="+config)
+	p.cmd.Stderr = p.log
+	p.in, err = p.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		p.kill()
+		t.Fatalf("a node doesn't start: %v\n%s", err, p.log)
+	}
+	p.url = strings.TrimSpace(line)
+	return p
+}
+
+// kill ends the process as a crash does.
+func (p *process) kill() {
+	p.cmd.Process.Kill()
+	p.cmd.Wait()
+	p.in.Close()
+}
+
+// figures asks the node.
+func (p *process) figures() (f figures, err error) {
+	client := http.Client{Timeout: 2 * time.Second}
+	resp, err := client.Get(p.url + "/figures")
+	if err != nil {
+		return f, err
+	}
+	defer resp.Body.Close()
+	return f, json.NewDecoder(resp.Body).Decode(&f)
+}
