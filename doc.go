@@ -74,6 +74,8 @@
 // modules beside this one, have them on NATS and Redis. What is published to one
 // hub reaches the clients of all. Each publisher's events keep their order in a
 // topic; what is lost on the way is counted, and told to clients that come back.
+// With a [HistoryBroker] all events have one order on all nodes, and clients
+// resume on any of them.
 //
 // # Memory and time
 //

@@ -127,7 +127,8 @@ type Hub struct {
 	// gets a reset instead (an event stream an event of that name), the newest
 	// event of each Key, and the live ones. A client that is new gets no reset.
 	// The id comes from the header Last-Event-ID, which a browser's EventSource
-	// sends, or the query's lastEventId.
+	// sends, or the query's lastEventId. It holds for this hub alone, or on all
+	// nodes where Broker is a [HistoryBroker].
 	History History
 
 	// Compression compresses what goes to WebSocket clients that can take it
@@ -141,6 +142,12 @@ type Hub struct {
 	// Broker joins this hub with those of other processes: what is published to
 	// one reaches the clients of all. The hub starts it with its first client
 	// or event, and closes it. Nil means this process alone.
+	//
+	// While the engine can't be reached, clients stay, and get what is published
+	// on this node. With a History and a [HistoryBroker] all nodes have one
+	// history, kept by the engine: events then go through it, a client that
+	// joins waits up to 5 s until this node has it, and what the engine doesn't
+	// take within 2 s goes to the clients of this node alone.
 	Broker Broker
 
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of
@@ -226,7 +233,7 @@ type Stats struct {
 	SlowClients int64 // clients disconnected for ErrSlowClient
 	Gaps        int64 // times that events of other nodes may have been lost on their way
 	Unsent      int64 // events that could not be handed to the broker
-	BrokerDown  bool  // the last message couldn't be
+	BrokerDown  bool  // the last event couldn't be
 	Refused     int64 // requests that were turned down
 	InvalidText int64 // events that Broadcast sent as binary because they were not valid UTF-8
 	Panics      int64 // of handlers
@@ -332,6 +339,11 @@ func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 // another: [ErrBrokerUnavailable] tells that the clients of this node get e and
 // those of others may not. What one goroutine publishes, by Publish, PublishAll
 // and Broadcast together, reaches each client in that order.
+//
+// Where the engine of a [HistoryBroker] keeps the history, it waits until that
+// has the event, or can't be reached for 2 s; [ErrEventTooLarge] is another
+// reason for others not to get it. If ctx ends meanwhile, e has been sent, and
+// whether clients of other nodes get it isn't known.
 func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 	return h.take(ctx, "", e)
 }

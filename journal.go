@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -343,18 +344,23 @@ func (j *journal) Away(err error) {
 	j.cluster.hub.log.warn(logBroker, "broker brings nothing", "err", err)
 }
 
-// await waits until the history is there, and has come as far as an event id
-// that a client may have got on another node; but no longer than brokerTimeout.
+// await waits until the history is there, which it is soon after the start or the
+// engine is away, and has come as far as an event id that a client may have got on
+// another node; each for no longer than brokerTimeout.
 func (j *journal) await(id string) {
+	if !j.isCurrent() {
+		starting := time.NewTimer(time.Until(j.started.Add(brokerTimeout)))
+		defer starting.Stop()
+		select {
+		case <-j.current:
+		case <-starting.C:
+			return
+		case <-j.cluster.hub.done:
+			return
+		}
+	}
 	patience := time.NewTimer(brokerTimeout)
 	defer patience.Stop()
-	select {
-	case <-j.current:
-	case <-patience.C:
-		return
-	case <-j.cluster.hub.done:
-		return
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	epoch, number, ok := parseEventID(id)
@@ -593,7 +599,7 @@ func (j *journal) begin(kind brokeredKind, number uint64, n int) []byte {
 	return binary.AppendUvarint(b, uint64(n))
 }
 
-// parseRecord is the reverse of encode and cut. The events' data is part of b.
+// parseRecord is the reverse of encode and cut. It may keep b.
 func parseRecord(b []byte) (r record, err error) {
 	p := parser{b: b}
 	r.kind = p.begin(&r.node)
@@ -612,7 +618,10 @@ func parseRecord(b []byte) (r record, err error) {
 			continue
 		}
 		e := p.head()
-		if e.Data = p.text(); p.err == nil {
+		if e.Data = p.text(); n > 1 {
+			e.Data = bytes.Clone(e.Data) // or one that is kept would keep them all
+		}
+		if p.err == nil {
 			p.err = e.check()
 		}
 		if p.err != nil {

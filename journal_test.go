@@ -518,6 +518,10 @@ func TestJournalHangs(t *testing.T) {
 			t.Errorf("the first event took %v", d)
 		}
 		start = time.Now()
+		s.listen("").cut() // it is known by now
+		if d := time.Since(start); d > 0 {
+			t.Errorf("another client waited for %v", d)
+		}
 		for i := range 3000 {
 			s.hub.Broadcast <- fmt.Append(nil, i)
 			expect(t, l, fmt.Sprint(i))

@@ -19,14 +19,15 @@ import (
 
 // TestMain makes the test's program serve as well: startServer starts it.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == serveFlag {
-		contenders = slices.Concat(contenders, broken)
-		if err := serve(os.Args[2], os.Stdin, os.Stdout); err != nil {
+	contenders = slices.Concat(contenders, broken)
+	if is, err := beServer(os.Args[1:]); is {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
 	}
+	contenders = contenders[:len(contenders)-len(broken)]
 	if os.Getenv("GORACE") == "" { // servers would end a second late
 		os.Setenv("GORACE", "atexit_sleep_ms=0")
 	}

@@ -4,6 +4,7 @@
 //
 //	cd bench && go run .         # all of it, about a quarter of an hour
 //	cd bench && go run . -quick  # less than a minute, writes no files
+//	cd bench && go run . -nodes 2,3  # on several nodes, some minutes
 //
 // It needs Linux and, for 10,000 clients, as many descriptors a process. It
 // writes a table and two charts into results/. Nothing else should run on the
@@ -16,6 +17,7 @@
 //	-rounds n           how often each contender takes its turn (5)
 //	-duration d         how long each figure is measured, each time (1.2s)
 //	-limit d            when to stop, with what has been measured by then (40m)
+//	-nodes numbers      compare on so many nodes instead (none); see results/nodes.md
 //	-threads n          threads of the load generator (half of the cores, 1 to 4)
 //	-out folder         for the table and the charts; empty writes none (results)
 //	-cpuprofile folder  for CPU profiles of the servers, by contender, clients

@@ -19,8 +19,8 @@ import (
 )
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == serveFlag {
-		if err := serve(os.Args[2], os.Stdin, os.Stdout); err != nil {
+	if is, err := beServer(os.Args[1:]); is {
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -36,9 +36,13 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	r, err := c.run(ctx, os.Stderr)
-	if err == nil {
-		err = r.publish(os.Stdout, c.out)
+	if len(c.nodes) > 0 {
+		err = c.compareNodes(ctx, os.Stderr, os.Stdout)
+	} else {
+		var r *results
+		if r, err = c.run(ctx, os.Stderr); err == nil {
+			err = r.publish(os.Stdout, c.out)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -46,11 +50,26 @@ func main() {
 	}
 }
 
+// beServer is another process than that which compares, if this program was
+// started as one.
+func beServer(args []string) (is bool, err error) {
+	switch {
+	case len(args) == 2 && args[0] == serveFlag:
+		return true, serve(args[1], os.Stdin, os.Stdout)
+	case len(args) == 3 && args[0] == nodeFlag:
+		return true, serveAsNode(args[1], args[2], os.Stdin, os.Stdout)
+	case len(args) == 3 && args[0] == natsFlag:
+		return true, serveNATS(args[1], args[2], os.Stdin)
+	}
+	return false, nil
+}
+
 // A comparison is what a run of this program is to do.
 type comparison struct {
 	args       []string // from the command line
 	contenders []*contender
 	clients    []int
+	nodes      []int // numbers of nodes, of a comparison on several
 	rounds     int
 	limit      time.Duration // for all of it
 	work       workload      // of each turn, but for its clients
@@ -63,6 +82,7 @@ func parse(args []string) (*comparison, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	contenders := f.String("contenders", names(), "who takes part, by `names`")
 	clients := f.String("clients", "1000,10000", "`numbers` of clients")
+	nodes := f.String("nodes", "", "compare on so many nodes, by `numbers`; empty: on one, without an engine")
 	f.IntVar(&c.rounds, "rounds", 5, "how often each contender takes its turn")
 	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "how long each figure is measured, each time")
 	f.DurationVar(&c.limit, "limit", 40*time.Minute, "when to stop, with what has been measured by then")
@@ -98,6 +118,16 @@ func parse(args []string) (*comparison, error) {
 			return nil, fmt.Errorf("%q is no number of clients", number)
 		}
 		c.clients = append(c.clients, n)
+	}
+	for number := range strings.SplitSeq(*nodes, ",") {
+		n, err := strconv.Atoi(number)
+		if err != nil && *nodes == "" {
+			break
+		}
+		if err != nil || n <= 1 {
+			return nil, fmt.Errorf("%q is no number of several nodes", number)
+		}
+		c.nodes = append(c.nodes, n)
 	}
 	if c.rounds <= 0 || c.work.threads <= 0 || c.work.duration <= 0 || c.limit <= 0 {
 		return nil, errors.New("-rounds, -threads, -duration and -limit must be positive")

@@ -96,11 +96,16 @@ type server struct {
 // startServer starts this program once more, as the server of a contender. It
 // has to be stopped; it also ends with ctx, and with this process.
 func startServer(ctx context.Context, name string) (*server, error) {
+	return startProcess(ctx, serveFlag, name)
+}
+
+// startProcess starts this program once more, to be a server.
+func startProcess(ctx context.Context, args ...string) (*server, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	s := &server{cmd: exec.CommandContext(ctx, self, serveFlag, name)}
+	s := &server{cmd: exec.CommandContext(ctx, self, args...)}
 	s.cmd.Stderr = &s.log // exec waits for what writes it
 	s.cmd.WaitDelay = 5 * time.Second
 	if s.in, err = s.cmd.StdinPipe(); err != nil {

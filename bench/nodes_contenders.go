@@ -1,0 +1,131 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/centrifugal/centrifuge"
+	"github.com/nats-io/nats.go"
+	"github.com/redis/rueidis"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
+)
+
+// A nodeContender is one of those that are compared on several nodes.
+type nodeContender struct {
+	name    string
+	engine  string // "redis", "nats" or empty: each node is part of it
+	keeps   string // how the engine keeps a history, or empty for not at all
+	ours    bool
+	clients protocol
+
+	// serve sets a node up, in its own process. It returns the handler that
+	// clients connect to, and what publishes a message, which is called by many
+	// goroutines at a time.
+	serve func(e engineConfig) (http.Handler, func(msg []byte) error, error)
+}
+
+// An engineConfig is what a node is told of the engine.
+type engineConfig struct {
+	Addr   string            // host:port of a server
+	Keep   bool              // a history
+	Nodes  int               // how many there are
+	Listen natsbroker.Config // of a node that is part of the engine
+}
+
+var topicClient = protocol{path: "/?topic=messages"}
+
+var nodeContenders = []nodeContender{
+	{"realtime on NATS", "nats", "", true, topicClient, serveNodeNATS},
+	{"realtime, embedded NATS", "", "", true, topicClient, serveNodeEmbedded},
+	{"realtime on Redis", "redis", "", true, topicClient, serveNodeRedis},
+	{"centrifuge on Redis", "redis", "", false, centrifugeJSON, serveNodeCentrifuge},
+	{"realtime on NATS, history", "nats", "a file", true, topicClient, serveNodeNATS},
+	{"realtime on Redis, history", "redis", "memory", true, topicClient, serveNodeRedis},
+	{"centrifuge on Redis, history", "redis", "memory", false, centrifugeJSON, serveNodeCentrifuge},
+}
+
+func serveNodeNATS(e engineConfig) (http.Handler, func([]byte) error, error) {
+	conn, err := nats.Connect("nats://"+e.Addr, natsbroker.Options()...)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := natsbroker.New(conn)
+	if e.Keep {
+		return serveNode(b.WithHistory(), true)
+	}
+	return serveNode(b, false)
+}
+
+func serveNodeEmbedded(e engineConfig) (http.Handler, func([]byte) error, error) {
+	b, err := natsbroker.Embedded(e.Listen)
+	if err != nil {
+		return nil, nil, err
+	}
+	return serveNode(b, false)
+}
+
+func serveNodeRedis(e engineConfig) (http.Handler, func([]byte) error, error) {
+	options := rueidis.ClientOption{InitAddress: []string{e.Addr}}
+	if e.Keep {
+		return serveNode(&redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}, true)
+	}
+	return serveNode(&redisbroker.Broker{Options: options}, false)
+}
+
+// serveNode is the package's README with a broker.
+func serveNode(b realtime.Broker, keep bool) (http.Handler, func([]byte) error, error) {
+	hub := realtime.NewHub()
+	hub.Broker = b
+	if keep {
+		hub.History = realtime.History{Events: 300, Age: time.Minute}
+	}
+	go hub.Run()
+	return hub, func(msg []byte) error {
+		return hub.Publish(context.Background(), "messages", realtime.Event{Data: msg})
+	}, nil
+}
+
+// serveNodeCentrifuge is the tutorial of centrifuge's README with its Redis
+// engine.
+func serveNodeCentrifuge(e engineConfig) (http.Handler, func([]byte) error, error) {
+	node, err := centrifuge.New(centrifuge.Config{})
+	if err != nil {
+		return nil, nil, err
+	}
+	shard, err := centrifuge.NewRedisShard(node, centrifuge.RedisShardConfig{Address: e.Addr})
+	if err != nil {
+		return nil, nil, err
+	}
+	broker, err := centrifuge.NewRedisBroker(node, centrifuge.RedisBrokerConfig{Shards: []*centrifuge.RedisShard{shard}})
+	if err != nil {
+		return nil, nil, err
+	}
+	node.SetBroker(broker)
+	node.OnConnect(func(client *centrifuge.Client) {
+		client.OnSubscribe(func(_ centrifuge.SubscribeEvent, cb centrifuge.SubscribeCallback) {
+			cb(centrifuge.SubscribeReply{Options: centrifuge.SubscribeOptions{EnableRecovery: e.Keep}}, nil)
+		})
+	})
+	if err := node.Run(); err != nil {
+		return nil, nil, err
+	}
+	var options []centrifuge.PublishOption
+	if e.Keep {
+		options = append(options, centrifuge.WithHistory(300, time.Minute))
+	}
+	clients := centrifuge.NewWebsocketHandler(node, centrifuge.WebsocketConfig{})
+	join := func(w http.ResponseWriter, r *http.Request) {
+		ctx := centrifuge.SetCredentials(r.Context(), &centrifuge.Credentials{UserID: ""})
+		clients.ServeHTTP(w, r.WithContext(ctx))
+	}
+	return http.HandlerFunc(join), func(msg []byte) error {
+		_, err := node.Publish("chat", msg, options...)
+		return err
+	}, nil
+}
