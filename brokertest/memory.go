@@ -192,6 +192,9 @@ func (b *memoryBroker) Close() error {
 	b.engine.mu.Lock()
 	delete(b.engine.brokers, b)
 	b.engine.mu.Unlock()
+	if b.ready == nil {
+		return nil // it was never started
+	}
 	b.mu.Lock()
 	b.closed = true
 	b.ready.Signal()

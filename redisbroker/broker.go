@@ -12,6 +12,35 @@
 // Redis keeps nothing of what it is given to publish. What goes by while the
 // connection is lost is lost for this node, and told as a gap once everything is
 // subscribed again; so is what Redis drops by its client-output-buffer-limit.
+//
+// # History
+//
+// A [HistoryBroker] keeps it, in one stream for all topics, if its hub has a
+// History:
+//
+//	hub.History.Events = 100
+//	hub.Broker = &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}
+//
+// So an event's id means the same on each node, a client that comes back gets
+// what it missed from any of them, and nothing is missed while the connection to
+// Redis is lost. It takes Redis 6.2 or later. The nodes have the same History:
+// the shortest Age rules.
+//
+// It promises what Redis does. With appendonly and "appendfsync always" a crash
+// loses nothing that Publish has returned nil for; with "everysec", the default,
+// or where a replica takes over, perhaps the last second, and without any
+// persistence all. Nodes that had what is lost notice, each when it is connected
+// again or appends: then ids begin anew, it's counted as a gap, and a client that
+// comes back gets a reset. Until the first of them has noticed, though, nodes
+// that didn't have it may give an id a second time. Who can't have that lets
+// Redis wait for the disk, and its replicas with min-replicas-to-write lose less.
+// With another maxmemory-policy than noeviction the history is lost when memory
+// is short, as its keys expire, a day or more after the last node has gone.
+//
+// What it costs: each node reads all topics, so one stream, on one master of a
+// cluster, has to carry all that is published, once to each node. Redis runs a
+// script for each record; a node sends its next one when it has the answer, with
+// all that was published meanwhile. One that is idle asks twice in two seconds.
 package redisbroker
 
 import (

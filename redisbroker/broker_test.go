@@ -25,6 +25,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	brokertest.Main(newNodeBroker)
 	flag.Parse()
 	flag.Set("test.parallel", "6") // they wait more than they work
 	before := runtime.NumGoroutine()

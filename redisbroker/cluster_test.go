@@ -210,10 +210,14 @@ func TestClusterChanges(t *testing.T) {
 	}
 }
 
-// Where sentinels choose another master, of one that is lost or by hand, the
-// topics follow.
-func TestSentinel(t *testing.T) {
-	t.Parallel()
+// A watched Redis is one with a replica and a sentinel.
+type watched struct {
+	nodes    []*redis
+	sentinel *redis
+}
+
+func startWatched(t *testing.T) *watched {
+	t.Helper()
 	nodes := []*redis{startRedis(t, "--repl-diskless-sync-delay", "0")}
 	host, port, _ := strings.Cut(nodes[0].addr, ":")
 	nodes = append(nodes, startRedis(t, "--replicaof", host+" "+port))
@@ -230,40 +234,55 @@ sentinel failover-timeout m 3000
 		replicas, err := sentinel.do("SENTINEL", "REPLICAS", "m").ToArray()
 		return err == nil && len(replicas) == 1
 	})
-	broker := func() *redisbroker.Broker {
-		return &redisbroker.Broker{Options: rueidis.ClientOption{
-			InitAddress: []string{sentinel.addr}, Sentinel: rueidis.SentinelOption{MasterSet: "m"},
-		}}
+	return &watched{nodes, sentinel}
+}
+
+// options are those of a client that asks the sentinel.
+func (w *watched) options() rueidis.ClientOption {
+	return rueidis.ClientOption{InitAddress: []string{w.sentinel.addr}, Sentinel: rueidis.SentinelOption{MasterSet: "m"}}
+}
+
+func (w *watched) master() string {
+	addr, err := w.sentinel.do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "m").AsStrSlice()
+	if err != nil {
+		w.sentinel.t.Fatal(err)
 	}
+	return net.JoinHostPort(addr[0], addr[1])
+}
+
+// changes returns what makes another one the master, to be done in turn.
+func (w *watched) changes() []func() {
+	return []func(){
+		func() {
+			eventually(w.sentinel.t, "a failover", func() bool { return w.sentinel.try("SENTINEL", "FAILOVER", "m") == nil })
+		},
+		func() { w.nodes[1].Stop() },
+		func() { // the old one doesn't hear of it, as if it were cut off
+			w.sentinel.do("SENTINEL", "REMOVE", "m")
+			if err := w.nodes[1].Start(); err != nil {
+				w.sentinel.t.Fatal(err)
+			}
+			w.nodes[1].do("REPLICAOF", "NO", "ONE")
+			host, port, _ := strings.Cut(w.nodes[1].addr, ":")
+			w.sentinel.do("SENTINEL", "MONITOR", "m", host, port, "1")
+		},
+	}
+}
+
+// Where sentinels choose another master, of one that is lost or by hand, the
+// topics follow.
+func TestSentinel(t *testing.T) {
+	t.Parallel()
+	w := startWatched(t)
+	broker := func() *redisbroker.Broker { return &redisbroker.Broker{Options: w.options()} }
 	reader, writer := newNode(t, broker()), newNode(t, broker())
 	reader.join("x")
 	writer.say("x", "hello")
 	reader.await("x: hello")
-	master := func() string {
-		addr, err := sentinel.do("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "m").AsStrSlice()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return net.JoinHostPort(addr[0], addr[1])
-	}
-	for round, change := range []func(){
-		func() {
-			eventually(t, "a failover", func() bool { return sentinel.try("SENTINEL", "FAILOVER", "m") == nil })
-		},
-		func() { nodes[1].Stop() },
-		func() { // the old one doesn't hear of it, as if it were cut off
-			sentinel.do("SENTINEL", "REMOVE", "m")
-			if err := nodes[1].Start(); err != nil {
-				t.Fatal(err)
-			}
-			nodes[1].do("REPLICAOF", "NO", "ONE")
-			host, port, _ := strings.Cut(nodes[1].addr, ":")
-			sentinel.do("SENTINEL", "MONITOR", "m", host, port, "1")
-		},
-	} {
-		old := master()
+	for round, change := range w.changes() {
+		old := w.master()
 		change()
-		eventually(t, "another master", func() bool { return master() != old })
+		eventually(t, "another master", func() bool { return w.master() != old })
 		eventually(t, "a gap", func() bool { return reader.gaps() > round })
 		for i := 0; ; i++ {
 			msg := fmt.Sprint(round, " ", i)
@@ -276,7 +295,7 @@ sentinel failover-timeout m 3000
 				t.Fatal("the topic didn't come back")
 			}
 		}
-		if channels, err := nodes[(round+1)%2].do("PUBSUB", "CHANNELS", "realtime:*").AsStrSlice(); err != nil || len(channels) != 1 {
+		if channels, err := w.nodes[(round+1)%2].do("PUBSUB", "CHANNELS", "realtime:*").AsStrSlice(); err != nil || len(channels) != 1 {
 			t.Errorf("the new master has %q, %v, want the topic", channels, err)
 		}
 	}

@@ -1,6 +1,8 @@
 package redisbroker_test
 
 import (
+	"time"
+
 	"github.com/redis/rueidis"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
@@ -22,4 +24,13 @@ func Example_url() {
 	}
 	hub := realtime.NewHub()
 	hub.Broker = &redisbroker.Broker{Options: options, Prefix: "chat:"}
+}
+
+// A hub that has a History keeps it in Redis, for all nodes.
+func ExampleHistoryBroker() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 100, Age: 10 * time.Minute}
+	hub.Broker = &redisbroker.HistoryBroker{Broker: redisbroker.Broker{
+		Options: rueidis.ClientOption{InitAddress: []string{"localhost:6379"}},
+	}}
 }

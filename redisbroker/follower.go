@@ -1,0 +1,284 @@
+package redisbroker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+const (
+	readBlock    = 2 * time.Second // for the next record; a dead connection is noticed after that and callTimeout
+	maxRead      = 128             // records that are read at a time: of the largest that a hub makes 32 MiB
+	maxReadBytes = 32 << 20        // above which they become fewer
+	maxRetired   = 100             // epochs that are known after they have ended
+)
+
+var (
+	errSilent   = errors.New("no answer from Redis")
+	errSentinel = errors.New("the sentinels have chosen another master")
+)
+
+// A follower hands a node the records of the log. One goroutine does it, over
+// one connection, which asks for as much as the node takes: what a slow one has
+// to have waits in Redis.
+//
+// The connection is its own and not of those that the client shares, as it's
+// blocked while it waits for the next record.
+type follower struct {
+	// Set at construction, never changed.
+	b       *Broker
+	handler realtime.HistoryHandler
+	log     *recordLog
+	ended   chan struct{} // closed when the goroutine run has ended
+	calling atomic.Bool   // a method of the handler runs
+
+	// Owned by the goroutine run.
+	away bool // the handler has been told, and not that it's over
+	told bool // the handler knows that the log is current
+
+	mu sync.Mutex // guards the field below, which the goroutine run alone changes
+	at position
+}
+
+func newFollower(b *Broker, h realtime.HistoryHandler, log *recordLog) *follower {
+	return &follower{b: b, handler: h, log: log, ended: make(chan struct{})}
+}
+
+// run is the follower's goroutine. It ends with the Broker, when the dial or the
+// handler's method of that moment is over, and the broker's run waits for it.
+func (f *follower) run() {
+	defer close(f.ended)
+	select {
+	case <-f.b.known:
+	case <-f.b.ctx.Done():
+	}
+	for wait := minBackoff; f.b.ctx.Err() == nil; wait = f.b.backOff(wait) {
+		f.b.mu.Lock()
+		client, err := f.b.client, f.b.err
+		f.b.mu.Unlock()
+		if client != nil {
+			err = f.serve(client, func() { wait = minBackoff })
+		}
+		if !f.away {
+			f.away = true
+			f.call(func() { f.handler.Away(fmt.Errorf("redisbroker: Redis is away: %w", err)) })
+		}
+	}
+}
+
+// call runs a method of the handler, but not after Close.
+func (f *follower) call(method func()) {
+	f.calling.Store(true)
+	defer f.calling.Store(false)
+	if f.b.ctx.Err() == nil {
+		method()
+	}
+}
+
+// serve connects, calls up, and hands on records until the connection is lost,
+// whose reason it returns, or the Broker is closed.
+func (f *follower) serve(client rueidis.Client, up func()) error {
+	master := addresses(client)
+	conn, _ := client.Dedicate()
+	defer conn.Close()
+	f.told = false
+	count := 1
+	for {
+		log, err := f.open(client, conn)
+		if err != nil {
+			return err
+		}
+		up()
+		if !f.position().at.before(log.end) {
+			f.current(log.place)
+		}
+		// An answer that has nothing is a reason to open the log again: nobody
+		// is woken when it's lost while the connection is not.
+		for records := []record{{}}; len(records) > 0; {
+			if records, err = f.read(conn, count); err != nil {
+				return err
+			}
+			size := 0
+			for _, r := range records {
+				if log.end.before(r.id) {
+					f.current(log.place)
+				}
+				size += len(r.data)
+				f.pass(r)
+			}
+			if !f.position().at.before(log.end) {
+				f.current(log.place)
+			}
+			if len(records) == count {
+				count = nextCount(count, size)
+			}
+		}
+		if client.Mode() != rueidis.ClientModeCluster && !slices.Equal(addresses(client), master) {
+			return errSentinel // see link.serve; a master of a cluster knows by itself
+		}
+	}
+}
+
+// open finds out what the log is, and goes back to its begin if it isn't the one
+// that the node knows.
+func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient) (logState, error) {
+	ctx, cancel := f.within(callTimeout)
+	defer cancel()
+	at := f.position()
+	log, err := f.log.open(ctx, pinned{client, conn}, at)
+	if err != nil {
+		return logState{}, because(ctx, err)
+	}
+	if log.place != at.place {
+		f.told = false
+	}
+	if log.epoch != at.epoch {
+		f.moveTo(at.place, streamID{})
+	}
+	return log, nil
+}
+
+// A record is one of the log.
+type record struct {
+	id streamID
+	place
+	data []byte
+}
+
+// read waits for the next records.
+func (f *follower) read(conn rueidis.DedicatedClient, count int) (records []record, err error) {
+	ctx, cancel := f.within(readBlock + callTimeout)
+	defer cancel()
+	cmd := conn.B().Xread().Count(int64(count)).Block(readBlock.Milliseconds()).Streams().Key(f.log.key).Id(f.position().at.String()).Build()
+	streams, err := conn.Do(ctx, cmd).AsXReadSlices()
+	if rueidis.IsRedisNil(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, because(ctx, err)
+	}
+	for _, entry := range streams[f.log.key] {
+		r, err := parseRecord(entry)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// nextCount returns how many records to ask for, where as many as the last time
+// had a size in bytes. It starts with one, as a slow network may not bring more
+// before it counts as dead.
+func nextCount(count, size int) int {
+	switch {
+	case size > maxReadBytes:
+		return max(count/2, 1)
+	case size > maxReadBytes/2:
+		return count
+	}
+	return min(2*count, maxRead)
+}
+
+// parseRecord reads an entry of the stream. One that no node has made has no
+// epoch.
+func parseRecord(entry rueidis.XRangeSlice) (r record, err error) {
+	if r.id, err = parseStreamID(entry.ID); err != nil {
+		return record{}, err
+	}
+	for _, field := range entry.FieldValues {
+		switch field.Field {
+		case "epoch":
+			r.epoch = field.Value
+		case "number":
+			r.last, err = strconv.ParseUint(field.Value, 10, 64)
+		case "record":
+			r.data = []byte(field.Value)
+		}
+	}
+	if err != nil {
+		return record{id: r.id}, nil
+	}
+	return r, nil
+}
+
+// pass hands on a record that the node hasn't had.
+func (f *follower) pass(r record) {
+	at := f.position()
+	switch {
+	case r.epoch == "" || r.last == 0, at.isRetired(r.epoch), r.epoch == at.epoch && r.last <= at.last:
+		f.moveTo(at.place, r.id)
+		return
+	}
+	// First, as its id may reach a client, and return, before the handler does.
+	f.moveTo(r.place, r.id)
+	f.call(func() { f.handler.Record(r.epoch, r.last, r.data) })
+}
+
+// current tells the handler that it has had the log up to a record, if it hasn't
+// been told since the log was opened.
+func (f *follower) current(p place) {
+	if f.told {
+		return
+	}
+	f.told, f.away = true, false
+	f.moveTo(p, f.position().at)
+	f.call(func() { f.handler.Current(p.epoch, p.last) })
+}
+
+// position returns what the node has had.
+func (f *follower) position() position {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.at
+}
+
+// moveTo notes what the node has, and which epoch has ended by that.
+func (f *follower) moveTo(p place, id streamID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old := f.at.epoch; old != "" && old != p.epoch {
+		retired := append(strings.Fields(f.at.retired), old)
+		f.at.retired = strings.Join(retired[max(len(retired)-maxRetired, 0):], " ")
+	}
+	f.at.place, f.at.at = p, id
+}
+
+// within returns a context that ends after a while, or with the Broker. It has
+// no deadline: a command that has one may be read by rueidis on this goroutine,
+// and then ends by that alone, not by Close.
+func (f *follower) within(d time.Duration) (ctx context.Context, cancel func()) {
+	ctx, end := context.WithCancelCause(f.b.ctx)
+	timer := time.AfterFunc(d, func() { end(errSilent) })
+	return ctx, func() {
+		timer.Stop()
+		end(nil)
+	}
+}
+
+// because returns why a command has failed.
+func because(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// A pinned client runs commands by one connection.
+type pinned struct {
+	rueidis.Client
+	conn rueidis.DedicatedClient
+}
+
+func (p pinned) Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
+	return p.conn.Do(ctx, cmd)
+}

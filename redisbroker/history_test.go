@@ -1,0 +1,760 @@
+package redisbroker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
+)
+
+// A keeper is a Redis that keeps what it has been told, also when it's killed.
+type keeper struct{ *redis }
+
+func startKeeper(t testing.TB) keeper {
+	return keeper{startRedis(t, "--appendonly", "yes", "--appendfsync", "always")}
+}
+
+func (k keeper) HistoryBroker() realtime.HistoryBroker { return newHistory(k.addr) }
+func (k keeper) Broker() realtime.Broker               { return newHistory(k.addr) }
+
+// A freezer is stopped by being frozen.
+type freezer struct{ keeper }
+
+func (f freezer) Stop() error {
+	f.freeze()
+	return nil
+}
+
+func (f freezer) Start() error {
+	f.thaw()
+	return nil
+}
+
+func newHistory(addrs ...string) *redisbroker.HistoryBroker {
+	return &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: rueidis.ClientOption{InitAddress: addrs}}}
+}
+
+func TestHistorySuite(t *testing.T) {
+	t.Parallel()
+	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return startKeeper(t) })
+}
+
+func TestHistorySuiteFrozen(t *testing.T) {
+	t.Parallel()
+	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return freezer{startKeeper(t)} })
+}
+
+// It is a Broker as well.
+func TestHistoryBrokerSuite(t *testing.T) {
+	t.Parallel()
+	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return startKeeper(t) })
+}
+
+// A follower is a node's handler, that keeps a log of what comes.
+type follower struct {
+	*redisbroker.HistoryBroker
+	t     testing.TB
+	block chan struct{} // Record waits until it is closed
+	begun atomic.Int64  // calls of Record
+
+	mu    sync.Mutex // guards the fields below
+	log   []string   // "epoch-number text", "current epoch-number" or "away"
+	names map[string]string
+}
+
+// newFollower starts a broker, which is closed with the test.
+func newFollower(t testing.TB, b *redisbroker.HistoryBroker, keep time.Duration) *follower {
+	t.Helper()
+	f := &follower{HistoryBroker: b, t: t, block: make(chan struct{}), names: make(map[string]string)}
+	close(f.block)
+	f.start(keep)
+	return f
+}
+
+func (f *follower) start(keep time.Duration) {
+	f.t.Helper()
+	if err := f.Start(handler{&node{t: f.t, block: f.block}}); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { f.Close() })
+	if err := f.Follow(f, keep); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *follower) Record(epoch string, seq uint64, record []byte) {
+	f.begun.Add(1)
+	<-f.block
+	f.note(fmt.Sprintf("%s-%d %s", f.name(epoch), seq, record[:min(len(record), 100)]))
+}
+
+func (f *follower) Current(epoch string, last uint64) {
+	f.note(fmt.Sprintf("current %s-%d", f.name(epoch), last))
+}
+
+func (f *follower) Away(error) { f.note("away") }
+
+// name returns A for the first epoch that has come, then B.
+func (f *follower) name(epoch string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.names[epoch] == "" {
+		f.names[epoch] = string(rune('A' + len(f.names)))
+	}
+	return f.names[epoch]
+}
+
+func (f *follower) note(line string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log = append(f.log, line)
+}
+
+// lines returns what has come since expect.
+func (f *follower) lines() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return append([]string(nil), f.log...)
+}
+
+// forget drops what has come.
+func (f *follower) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.log = nil
+}
+
+// expect waits for the lines, which are to come next and alone.
+func (f *follower) expect(want ...string) {
+	f.t.Helper()
+	deadline := time.Now().Add(patience)
+	for len(f.lines()) < len(want) && time.Now().Before(deadline) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	got := f.lines()
+	if strings.Join(got, "; ") != strings.Join(want, "; ") {
+		f.t.Fatalf("got %q, want %q", got, want)
+	}
+	f.forget()
+}
+
+func (f *follower) try(record string, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return f.Append(ctx, []byte(record))
+}
+
+// add appends, until that works.
+func (f *follower) add(records ...string) {
+	f.t.Helper()
+	for _, record := range records {
+		eventually(f.t, "an Append that works", func() bool { return f.try(record, patience) == nil })
+	}
+}
+
+// A Redis that has lost everything begins another log, of which all nodes hear
+// without anybody appending to it.
+func TestHistoryLost(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		lose func(r *redis)
+		away bool // the nodes lose the connection as well
+	}{
+		{"restarted empty", func(r *redis) {
+			r.Stop()
+			r.Start()
+		}, true},
+		{"FLUSHALL", func(r *redis) { r.do("FLUSHALL") }, false},
+		{"hash deleted", func(r *redis) { r.do("DEL", "{realtime:log}:head") }, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := startRedis(t)
+			a, b := newFollower(t, newHistory(r.addr), time.Hour), newFollower(t, newHistory(r.addr), time.Hour)
+			a.expect("current A-0")
+			b.expect("current A-0")
+			a.add("1", "2")
+			a.expect("A-1 1", "A-2 2")
+			b.expect("A-1 1", "A-2 2")
+			// The clock is set back meanwhile.
+			r.do("XADD", "{realtime:log}", "99999999999999-0", "some", "thing")
+			time.Sleep(100 * time.Millisecond)
+			tt.lose(r)
+			want := []string{"current B-0"}
+			if tt.away {
+				want = []string{"away", "current B-0"}
+			}
+			a.expect(want...)
+			b.expect(want...)
+			b.add("3")
+			a.expect("B-1 3")
+			b.expect("B-1 3")
+			start := time.Now()
+			late := newFollower(t, newHistory(r.addr), time.Hour)
+			late.expect("A-1 3", "current A-1")
+			if d := time.Since(start); d > 1500*time.Millisecond {
+				t.Errorf("a node that is new had the log after %v", d)
+			}
+		})
+	}
+}
+
+// So does the first record after that, of a node that has not yet noticed.
+func TestHistoryLostAppend(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.expect("current A-0")
+	a.add("1", "2")
+	a.expect("A-1 1", "A-2 2")
+	for round := range 3 {
+		a.expect()
+		r.do("FLUSHALL")
+		a.add("3")
+		// It may also be opened between the two.
+		eventually(t, "the record", func() bool { return len(a.lines()) > 0 })
+		epoch := string(rune('B' + round))
+		if got := strings.Join(a.lines(), "; "); got != epoch+"-1 3" && got != "current "+epoch+"-0" {
+			t.Errorf("got %q", got)
+		}
+		eventually(t, "the record", func() bool { return strings.Contains(strings.Join(a.lines(), "; "), epoch+"-1 3") })
+		time.Sleep(100 * time.Millisecond)
+		a.forget()
+	}
+}
+
+// A Redis that is started from an older snapshot never gives a number twice,
+// whoever appends first, nor does one that was started so a second time.
+func TestHistorySnapshot(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"nobody", "one that knows", "one that doesn't"} {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			r := startRedis(t)
+			snapshot := filepath.Join(r.dir, "dump.rdb")
+			a := newFollower(t, newHistory(r.addr), time.Hour)
+			a.expect("current A-0")
+			a.add("1", "2")
+			a.expect("A-1 1", "A-2 2")
+			r.do("SAVE")
+			saved, err := os.ReadFile(snapshot)
+			if err != nil {
+				t.Fatal(err)
+			}
+			restart := func() {
+				r.Stop()
+				if err := os.WriteFile(snapshot, saved, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := r.Start(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			hold := func() {
+				a.block = make(chan struct{})
+				a.add("5")
+				eventually(t, "a Record that blocks", func() bool { return a.begun.Load() == 5 })
+			}
+			a.add("3", "4")
+			a.expect("A-3 3", "A-4 4")
+			switch first {
+			case "nobody":
+				restart()
+				a.expect("away", "current B-0")
+			case "one that knows":
+				// It appends before it has opened the log again.
+				hold()
+				restart()
+				a.add("6")
+				close(a.block)
+				a.expect("A-5 5", "away", "B-1 6", "current B-1")
+			case "one that doesn't":
+				// a hears of Redis only when another has given its numbers again.
+				hold()
+				restart()
+				other := newFollower(t, newHistory(r.addr), time.Hour)
+				other.expect("A-1 1", "A-2 2", "current A-2")
+				other.add("3'", "4'", "5'", "6'")
+				other.expect("A-3 3'", "A-4 4'", "A-5 5'", "A-6 6'")
+				close(a.block)
+				a.expect("A-5 5", "away", "A-6 6'", "current B-0")
+				other.expect("current B-0")
+				other.Close()
+			}
+			a.add("8")
+			eventually(t, "the record", func() bool { return len(a.lines()) > 0 })
+			a.forget()
+			restart() // with an epoch that has ended
+			a.expect("away", "current C-0")
+			a.add("9")
+			a.expect("C-1 9")
+			late := newFollower(t, newHistory(r.addr), time.Hour)
+			late.expect("A-1 1", "A-2 2", "B-1 9", "current B-1") // A is the former one's A, B its C
+		})
+	}
+}
+
+// What is too much, or too old, is no longer there; the newest record is.
+func TestHistoryTrims(t *testing.T) {
+	t.Parallel()
+	t.Run("count", func(t *testing.T) {
+		t.Parallel()
+		r := startRedis(t)
+		b := newHistory(r.addr)
+		b.MaxRecords = 50
+		a := newFollower(t, b, time.Hour)
+		for range 1000 {
+			a.add("x")
+		}
+		n, err := r.do("XLEN", "{realtime:log}").AsInt64()
+		if err != nil || n < 50 || n > 200 {
+			t.Errorf("%d, %v records are kept, want 50 and a little", n, err)
+		}
+		late := newFollower(t, newHistory(r.addr), time.Hour)
+		eventually(t, "the rest", func() bool { return len(late.lines()) == int(n)+1 })
+		lines := late.lines()
+		if lines[0] != fmt.Sprintf("A-%d x", 1001-n) || lines[n] != "current A-1000" {
+			t.Errorf("got %q to %q, want the last %d", lines[0], lines[n], n)
+		}
+	})
+	t.Run("age", func(t *testing.T) {
+		t.Parallel()
+		r := startRedis(t, "--stream-node-max-entries", "10")
+		a := newFollower(t, newHistory(r.addr), time.Second)
+		for range 100 {
+			a.add("old")
+		}
+		time.Sleep(1500 * time.Millisecond)
+		eventually(t, "the records", func() bool { return len(a.lines()) == 101 })
+		if n, err := r.do("XLEN", "{realtime:log}").AsInt64(); err != nil || n < 100 {
+			t.Errorf("%d, %v records are kept, want all while none comes", n, err)
+		}
+		a.add("new")
+		if n, err := r.do("XLEN", "{realtime:log}").AsInt64(); err != nil || n > 11 {
+			t.Errorf("%d, %v records are kept, want one and a little", n, err)
+		}
+	})
+}
+
+// A log that nobody follows goes away in time, and not while somebody does.
+func TestHistoryExpires(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.expect("current A-0")
+	a.add("1")
+	a.expect("A-1 1")
+	keys := []string{"{realtime:log}", "{realtime:log}:head"}
+	for _, key := range keys {
+		if ttl, err := r.do("PTTL", key).AsInt64(); err != nil || time.Duration(ttl)*time.Millisecond < 26*time.Hour {
+			t.Errorf("%s expires in %d ms, %v", key, ttl, err)
+		}
+		r.do("PEXPIRE", key, "20000000")
+	}
+	for _, key := range keys {
+		eventually(t, "a longer expiry", func() bool {
+			ttl, err := r.do("PTTL", key).AsInt64()
+			return err == nil && ttl > 30_000_000
+		})
+	}
+}
+
+// aclUser is the command for a user who may do what the documentation says, and
+// nothing else.
+func aclUser(keys, channels string) []string {
+	return []string{"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "~" + keys, "resetchannels", "&" + channels, "nocommands",
+		"+ping", "+publish", "+subscribe", "+unsubscribe",
+		"+eval", "+evalsha", "+hmget", "+hset", "+del", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire"}
+}
+
+// Such a user is enough.
+func TestHistoryPermission(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	r.do(aclUser("{realtime:log}*", "realtime:*")...)
+	broker := func(user string) *redisbroker.HistoryBroker {
+		b := newHistory(r.addr)
+		b.Options.Username, b.Options.Password = user, "secret"
+		return b
+	}
+	a := newFollower(t, broker("app"), time.Hour)
+	a.expect("current A-0")
+	a.add("1")
+	a.expect("A-1 1")
+	r.do("FLUSHALL")
+	a.expect("current B-0")
+	n := &node{Broker: a, t: t}
+	n.say("nodes", "hello")
+	n.join("nodes")
+
+	r.do("ACL", "SETUSER", "plain", "on", ">secret", "resetchannels", "&realtime:*", "nocommands", "+ping", "+subscribe", "+unsubscribe", "+publish")
+	plain := newFollower(t, broker("plain"), time.Hour)
+	plain.expect("away")
+	if err := plain.try("x", patience); err == nil || !strings.Contains(err.Error(), "NOPERM") {
+		t.Errorf("Append: %v, want NOPERM", err)
+	}
+	plain.expect()
+}
+
+// A network that is silent is noticed within seconds, by Append as well; then
+// records go on where they stopped.
+func TestHistoryBlackHole(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name     string
+		to, from bool
+	}{{"both ways", true, true}, {"answers", false, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := startKeeper(t)
+			p := startProxy(t, r.addr)
+			near, far := newFollower(t, newHistory(r.addr), time.Hour), newFollower(t, newHistory(p.addr()), time.Hour)
+			far.expect("current A-0")
+			near.add("1")
+			far.expect("A-1 1")
+			p.set(tt.to, tt.from)
+			start := time.Now()
+			if err := far.try("lost", time.Second); err == nil || time.Since(start) > 1500*time.Millisecond {
+				t.Errorf("Append: %v after %v, want an error when its context ends", err, time.Since(start))
+			}
+			again := time.Now()
+			if err := far.try("lost", patience); err == nil || time.Since(again) > 500*time.Millisecond {
+				t.Errorf("Append: %v after %v, want an error at once after another", err, time.Since(again))
+			}
+			eventually(t, "word of it", func() bool { return len(far.lines()) > 0 })
+			if d := time.Since(start); d > 7*time.Second {
+				t.Errorf("it was noticed after %v", d)
+			}
+			far.expect("away")
+			start = time.Now()
+			if err := far.try("lost", patience); err == nil || time.Since(start) > 4*time.Second {
+				t.Errorf("Append: %v after %v, want an error soon", err, time.Since(start))
+			}
+			near.add("2", "3")
+			p.set(false, false)
+			eventually(t, "the log", func() bool {
+				lines := far.lines()
+				return len(lines) > 0 && strings.HasPrefix(lines[len(lines)-1], "current ")
+			})
+			next := 2
+			for _, line := range far.lines() { // "lost" may have got there
+				if line == fmt.Sprintf("A-%d %d", next, next) || strings.HasSuffix(line, fmt.Sprint(" ", next)) {
+					next++
+				}
+			}
+			if next != 4 {
+				t.Errorf("got %q, want what was appended meanwhile", far.lines())
+			}
+			far.add("4")
+		})
+	}
+}
+
+// A record that Redis never takes is told from an outage.
+func TestHistoryTooLarge(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.expect("current A-0")
+	if err := a.Append(t.Context(), make([]byte, 512<<20+1)); !errors.Is(err, realtime.ErrEventTooLarge) {
+		t.Errorf("Append: %v", err)
+	}
+	if err := a.try("1", patience); err != nil {
+		t.Errorf("Append after that: %v", err)
+	}
+	a.expect("A-1 1")
+}
+
+// What Redis refuses takes no number.
+func TestHistoryRefused(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.expect("current A-0")
+	for i, tt := range []struct {
+		want      string
+		hurt, end [][]string
+	}{
+		{"OOM", [][]string{{"CONFIG", "SET", "maxmemory", "1"}}, [][]string{{"CONFIG", "SET", "maxmemory", "0"}}},
+		{"WRONGTYPE", [][]string{{"DEL", "{realtime:log}"}, {"SET", "{realtime:log}", "x"}}, [][]string{{"DEL", "{realtime:log}"}}},
+	} {
+		for _, cmd := range tt.hurt {
+			r.do(cmd...)
+		}
+		if err := a.try("refused", patience); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("Append: %v, want %s", err, tt.want)
+		}
+		for _, cmd := range tt.end {
+			r.do(cmd...)
+		}
+		a.add("taken")
+		want := fmt.Sprintf("A-%d taken", i+1)
+		eventually(t, want, func() bool { return strings.Contains(strings.Join(a.lines(), "; "), want) })
+	}
+}
+
+func TestHistoryMisuse(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	b := newHistory(r.addr)
+	if err := b.Close(); err != nil {
+		t.Errorf("Close of what never started: %v", err)
+	}
+	if err := b.Append(t.Context(), nil); err == nil {
+		t.Error("Append works before Follow")
+	}
+	if err := b.Follow(nil, 0); err == nil {
+		t.Error("Follow works before Start")
+	}
+	b.Prefix = "}"
+	n := newNode(t, b)
+	if err := b.Follow(nil, 0); err == nil || !strings.Contains(err.Error(), `"}"`) {
+		t.Errorf("Follow: %v, want one about the prefix", err)
+	}
+	n.Close()
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	if err := a.Follow(a, time.Hour); err == nil {
+		t.Error("Follow works twice")
+	}
+	// What others have put into the stream isn't handed on.
+	a.expect("current A-0")
+	a.add("1")
+	r.do("XADD", "{realtime:log}", "*", "some", "thing")
+	r.do("XADD", "{realtime:log}", "*", "epoch", "x", "number", "y", "record", "z")
+	a.add("2")
+	a.expect("A-1 1", "A-2 2")
+	none := newFollower(t, newHistory("127.0.0.1:1"), time.Hour)
+	none.expect("away")
+	time.Sleep(500 * time.Millisecond)
+	none.expect() // it's told once
+	if err := none.Close(); err != nil {
+		t.Errorf("Close of what never connected: %v", err)
+	}
+}
+
+func TestHistoryCloseWhileRecordBlocks(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	for _, tt := range []struct {
+		name  string
+		block time.Duration
+		err   bool
+	}{{"for a while", time.Second, false}, {"for good", 6 * time.Second, true}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b := newHistory(r.addr)
+			b.Prefix = tt.name
+			a := newFollower(t, b, time.Hour)
+			a.expect("current A-0")
+			a.block = make(chan struct{})
+			a.add("1", "2")
+			eventually(t, "a Record that blocks", func() bool { return a.begun.Load() == 1 })
+			time.AfterFunc(tt.block, func() { close(a.block) })
+			start := time.Now()
+			err := a.Close()
+			if d := time.Since(start); (err != nil) != tt.err || d > 6*time.Second {
+				t.Errorf("Close: %v after %v", err, d)
+			}
+			<-a.block
+			time.Sleep(100 * time.Millisecond)
+			a.expect("A-1 1")
+		})
+	}
+	t.Run("not", func(t *testing.T) { // but waits for Redis
+		t.Parallel()
+		a := newFollower(t, newHistory(r.addr), time.Hour)
+		a.expect("current A-0")
+		time.Sleep(100 * time.Millisecond)
+		start := time.Now()
+		if err := a.Close(); err != nil || time.Since(start) > time.Second {
+			t.Errorf("Close: %v after %v", err, time.Since(start))
+		}
+	})
+}
+
+// A log is on one master of a cluster, and goes on with the replica that takes
+// its place.
+func TestHistoryCluster(t *testing.T) {
+	t.Parallel()
+	c := startCluster(t)
+	prefix := "" // of a log that is on the master with the replica
+	for i := 0; prefix == ""; i++ {
+		p := fmt.Sprint("p", i, ":")
+		slot, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "{"+p+"log}").AsInt64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slot < 16384/masters {
+			prefix = p
+		}
+	}
+	for _, r := range c.nodes { // with what the documentation says
+		r.do(append(aclUser("{"+prefix+"log}*", prefix+"*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
+	}
+	broker := func() *redisbroker.HistoryBroker {
+		b := newHistory(c.nodes[1].addr)
+		b.Options.Username, b.Options.Password = "app", "secret"
+		b.Prefix = prefix
+		return b
+	}
+	a, b := newFollower(t, broker(), time.Hour), newFollower(t, broker(), time.Hour)
+	a.expect("current A-0")
+	b.expect("current A-0")
+	a.add("1")
+	b.add("2")
+	a.expect("A-1 1", "A-2 2")
+	b.expect("A-1 1", "A-2 2")
+	n := &node{Broker: a, t: t}
+	n.say("nodes", "hello")
+	n.join("nodes")
+	c.nodes[0].do("WAIT", "1", "5000")
+	eventually(t, "a replica that has it", func() bool {
+		master, replica := c.nodes[0].text("INFO", "replication"), c.nodes[masters].text("INFO", "replication")
+		_, offset, _ := strings.Cut(master, "master_repl_offset:")
+		offset, _, _ = strings.Cut(offset, "\r")
+		return strings.Contains(replica, "master_repl_offset:"+offset)
+	})
+	c.nodes[0].Stop()
+	a.add("3") // when there is another master
+	b.add("4")
+	for _, f := range []*follower{a, b} {
+		eventually(t, "the log", func() bool { return strings.Contains(strings.Join(f.lines(), "; "), "4 4") })
+		got := strings.Join(f.lines(), "; ")
+		if !strings.HasPrefix(got, "away") || !strings.Contains(got, "A-3 3") || !strings.Contains(got, "A-4 4") {
+			t.Errorf("got %q", got)
+		}
+	}
+}
+
+// The log is that of the master that sentinels choose; where this has another,
+// the nodes have it, too.
+func TestHistorySentinel(t *testing.T) {
+	t.Parallel()
+	w := startWatched(t)
+	var all []*follower
+	for range 2 {
+		f := newFollower(t, &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: w.options()}}, time.Hour)
+		f.expect("current A-0")
+		all = append(all, f)
+	}
+	say := func(text, want string) {
+		t.Helper()
+		// What an old master takes before it knows is lost.
+		for i := 0; ; i++ {
+			all[0].add(text)
+			time.Sleep(50 * time.Millisecond)
+			if strings.Contains(strings.Join(all[1].lines(), "; "), want) {
+				break
+			}
+			if i > 200 {
+				t.Fatalf("got %q, want %q", all[1].lines(), want)
+			}
+		}
+		eventually(t, want, func() bool { return strings.Contains(strings.Join(all[0].lines(), "; "), want) })
+		time.Sleep(200 * time.Millisecond)
+		for _, f := range all {
+			f.forget()
+		}
+	}
+	say("first", "A-1 first")
+	for round, change := range w.changes() {
+		if round == 0 {
+			eventually(t, "a replica that has it", func() bool {
+				last, err := w.nodes[1].ask("HGET", "{realtime:log}:head", "last").ToString()
+				return err == nil && last != "0"
+			})
+		}
+		old := w.master()
+		change()
+		eventually(t, "another master", func() bool { return w.master() != old })
+		for _, f := range all {
+			eventually(t, "a log again", func() bool {
+				lines := f.lines()
+				return len(lines) > 1 && lines[0] == "away" && strings.Contains(strings.Join(lines, "; "), "current")
+			})
+			f.forget()
+		}
+		switch round {
+		case 0:
+			say("again", "again")
+		case 2:
+			say("anew", "anew")
+			if n := len(all[0].names); n < 2 {
+				t.Errorf("%d epochs have come, want another for the master that has nothing", n)
+			}
+		}
+	}
+}
+
+// A client goes on at another node where it was, also while Redis is killed and
+// started again between; where that has lost the log it is told so.
+func TestHistoryHubs(t *testing.T) {
+	t.Parallel()
+	r := startKeeper(t)
+	var hubs []*realtime.Hub
+	var urls []string
+	for range 2 {
+		hub, url := startHub(t, newHistory(r.addr))
+		hubs, urls = append(hubs, hub), append(urls, url)
+	}
+	publish := func(hub *realtime.Hub, text string) {
+		t.Helper()
+		eventually(t, "a Publish that works", func() bool {
+			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte(text)}) == nil
+		})
+	}
+	expect := func(next reader, want ...string) {
+		t.Helper()
+		for _, want := range want {
+			if got := next(); got != want {
+				t.Fatalf("got %q, want %q", got, want)
+			}
+		}
+	}
+	first, id := listen(t, urls[0]+"/?topic=a", "")
+	publish(hubs[0], "1")
+	publish(hubs[1], "2")
+	expect(first, "1", "2")
+	seen := id()
+	publish(hubs[0], "3")
+	expect(first, "3")
+
+	r.Stop()
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	second, _ := listen(t, urls[1]+"/?topic=a", seen)
+	expect(second, "3")
+	publish(hubs[0], "4")
+	expect(first, "4")
+	expect(second, "4")
+	third, thirdID := listen(t, urls[1]+"/?topic=a", seen)
+	expect(third, "3", "4")
+
+	// A node that comes late has the history, too.
+	_, url := startHub(t, newHistory(r.addr))
+	fourth, _ := listen(t, url+"/?topic=a", seen)
+	expect(fourth, "3", "4")
+
+	seen = thirdID()
+	gaps := hubs[0].Stats().Gaps
+	r.do("FLUSHALL")
+	eventually(t, "a gap", func() bool { return hubs[0].Stats().Gaps > gaps })
+	fifth, _ := listen(t, urls[0]+"/?topic=a", seen)
+	expect(fifth, "reset", "") // its data
+	publish(hubs[1], "5")
+	expect(fifth, "5")
+	expect(first, "5")
+}
