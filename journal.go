@@ -228,17 +228,17 @@ func (j *journal) handle(events []*ownEvent) {
 			j.appended = last
 		}
 	}
+	if err != nil {
+		j.cluster.hub.shared.brokerLost.Add(int64(len(events)))
+		for _, e := range events {
+			j.miss(e.topic)
+		}
+		j.let(last)
+	}
 	for _, e := range events {
 		if e.result != nil {
 			e.result <- err
 		}
-		if err != nil {
-			j.miss(e.topic)
-		}
-	}
-	if err != nil {
-		j.cluster.hub.shared.brokerLost.Add(int64(len(events)))
-		j.let(last)
 	}
 	if errors.Is(err, ErrEventTooLarge) {
 		j.heal(0) // the log works

@@ -414,6 +414,9 @@ func engineAway(t *testing.T, engine Engine) {
 				t.Fatal("the topic didn't come back")
 			}
 		}
+		b.say(fmt.Sprint("new ", round), "before") // the Subscribe that failed has left nothing behind
+		b.say("y", fmt.Sprint("behind ", round))
+		eventually(t, "message behind it", func() bool { return slices.Contains(a.received("y"), fmt.Sprint("behind ", round)) })
 		a.join(fmt.Sprint("new ", round))
 		b.say(fmt.Sprint("new ", round), "hello")
 		a.wait(fmt.Sprint("new ", round), 1)
