@@ -147,7 +147,8 @@ type Hub struct {
 	// on this node. With a History and a [HistoryBroker] all nodes have one
 	// history, kept by the engine: events then go through it, a client that
 	// joins waits up to 5 s until this node has it, and what the engine doesn't
-	// take within 2 s goes to the clients of this node alone.
+	// take within 2 s goes to the clients of this node alone. All nodes then have
+	// a History, of the same Age.
 	Broker Broker
 
 	// Logger gets what goes wrong, on a goroutine of its own: each kind of

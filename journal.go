@@ -86,7 +86,7 @@ type journal struct {
 	broker  HistoryBroker
 	started time.Time
 	queue   chan *ownEvent // filled by the loop, with room for all of own
-	wake    chan struct{}  // has room for one word that the log is current
+	wake    chan struct{}  // has room for one word that live or cutSeen has changed
 	current chan struct{}  // closed when it was for the first time
 
 	down    atomic.Bool   // there is a cut

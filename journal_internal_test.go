@@ -1,0 +1,77 @@
+package realtime
+
+import (
+	"bytes"
+	"reflect"
+	"testing"
+)
+
+// records returns some of a journal.
+func records() (all [][]byte) {
+	j := &journal{cluster: &cluster{node: nodeID{1, 2, 3}}, gone: 1 << 40, topics: map[string]bool{"a": true}}
+	var events []*ownEvent
+	for i, e := range []Event{{Data: []byte("d")}, {}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
+		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
+		all = append(all, j.encode(events))
+	}
+	all = append(all, j.cut())
+	for range maxLostTopics + 5 {
+		j.miss(string(rune('a' + len(j.topics))))
+	}
+	return append(all, j.cut())
+}
+
+func TestRecord(t *testing.T) {
+	all := records()
+	for i, b := range all {
+		r, err := parseRecord(bytes.Clone(b))
+		if err != nil || r.node != (nodeID{1, 2, 3}) {
+			t.Fatalf("record %d: %+v, %v", i, r, err)
+		}
+		switch {
+		case i < 3:
+			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 {
+				t.Errorf("record %d: %+v", i, r)
+			}
+		case r.kind != brokeredCut || r.number != 1<<40:
+			t.Errorf("record %d: %+v", i, r)
+		}
+		for n := range b {
+			if _, err := parseRecord(b[:n]); err == nil {
+				t.Errorf("the first %d bytes of %q are taken for a record", n, b)
+			}
+		}
+	}
+	r, _ := parseRecord(all[2])
+	if e := r.events[2]; e.topic != "b" || !reflect.DeepEqual(e.Event, Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}) {
+		t.Errorf("the last event came as %+v", e)
+	}
+	if r, _ := parseRecord(all[3]); !reflect.DeepEqual(r.topics, []string{"a"}) {
+		t.Errorf("a cut came with %q", r.topics)
+	}
+	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{""}) {
+		t.Errorf("a cut of too many topics came with %d", len(r.topics))
+	}
+}
+
+// What comes from a log may be anything.
+func FuzzRecord(f *testing.F) {
+	for _, b := range records() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(bytes.Clone(b))
+		if err != nil || r.kind != brokeredRecord || len(r.events) == 0 {
+			return
+		}
+		j := &journal{cluster: &cluster{node: r.node}}
+		var events []*ownEvent
+		for _, ev := range r.events {
+			events = append(events, &ownEvent{event: ev, number: r.number})
+		}
+		again, err := parseRecord(j.encode(events))
+		if err != nil || !reflect.DeepEqual(again, r) {
+			t.Errorf("%+v came as %+v, %v", r, again, err)
+		}
+	})
+}
