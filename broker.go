@@ -175,6 +175,7 @@ func (h *Hub) startCluster(broker Broker) {
 	c.own.Go(c.publish)
 	c.own.Go(c.tick)
 	h.cluster.Store(c)
+	close(h.joined)
 }
 
 // close ends the hub's part. What was queued goes out first, for brokerTimeout

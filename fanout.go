@@ -214,7 +214,9 @@ func (s *shard) deliver() {
 	} else {
 		s.deliverMixed(events)
 	}
-	s.last.Store(last)
+	if last.seq > 0 {
+		s.last.Store(last)
+	}
 	clear(s.events)
 	s.events = s.events[:0]
 }

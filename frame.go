@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"cmp"
 	"compress/flate"
 	"encoding/base64"
 	"encoding/binary"
@@ -60,7 +61,7 @@ type event struct {
 	seq    uint64    // its place in the hub's history; zero: none
 	notice notice    // what else it is
 	came   bool      // it came through the broker, for which nothing is left to do
-	local  bool      // the broker has not brought it: ID resumes nowhere
+	local  uint64    // its place among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
 	except *[16]byte // the id of the client that is passed over
 
 	appended chan error // has room for what its publisher waits for; nil: he doesn't
@@ -79,6 +80,11 @@ func newEvent(topic string, e Event) *event {
 		}
 	}
 	return ev
+}
+
+// compare tells which of two events is the first in the history.
+func (ev *event) compare(other *event) int {
+	return cmp.Or(cmp.Compare(ev.seq, other.seq), cmp.Compare(ev.local, other.local))
 }
 
 // isFor reports whether the client with the given id may get ev.
@@ -100,7 +106,7 @@ const (
 )
 
 // resetEvent tells a client that it may have missed events.
-var resetEvent = &event{notice: resetNotice, Event: Event{Name: "reset"}}
+var resetEvent = &event{notice: resetNotice, came: true, Event: Event{Name: "reset"}}
 
 // buffer returns the event in the given format.
 func (ev *event) buffer(f format) *buffer {

@@ -47,6 +47,7 @@ type history struct {
 	// can't get from the engine: while there is one, no node resumes the ids
 	// that they get.
 	local  map[string]bool
+	locals uint64 // events of theirs so far
 	topics map[string]*past
 	oldest *memory // of all topics, and from there on by age
 	newest *memory
@@ -139,7 +140,8 @@ func (h *history) addLocal(ev *event, now time.Time) {
 		h.local = make(map[string]bool)
 	}
 	h.local[ev.topic] = true
-	ev.local = true
+	h.locals++
+	ev.local = h.locals
 	h.addAt(ev, at, now)
 }
 
@@ -266,7 +268,7 @@ func (h *history) complete(topics []string, seq uint64) bool {
 func (h *history) since(r *replay, seq uint64) (events []*event) {
 	for _, topic := range r.topics {
 		for _, m := range h.after(topic, seq) {
-			if m.event.isFor(&r.id) && !m.event.local {
+			if m.event.isFor(&r.id) && m.event.local == 0 {
 				events = append(events, m.event)
 			}
 		}
@@ -305,7 +307,7 @@ func (h *history) values(r *replay) (events []*event) {
 }
 
 func sortEvents(events []*event) {
-	slices.SortFunc(events, func(a, b *event) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(events, (*event).compare)
 }
 
 // before returns early, which is what came for a client while it joined, with
@@ -332,7 +334,7 @@ func (r *replay) before(early []*event) []*event {
 		past = r.newest
 	}
 	for _, ev := range past {
-		for len(live) > 0 && live[0].seq < ev.seq {
+		for len(live) > 0 && live[0].compare(ev) < 0 {
 			all, live = append(all, live[0]), live[1:]
 		}
 		switch {

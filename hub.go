@@ -159,6 +159,7 @@ type Hub struct {
 	publish  chan handover // of events, taken by the loop until done is closed
 	changes  chan handover // of clients, taken by the loop until stop is closed
 	done     chan struct{} // closed when Shutdown begins
+	joined   chan struct{} // closed when the hub has a cluster
 	flushed  chan struct{} // closed when all that was published has reached the outboxes
 	stop     chan struct{} // closed when nothing but the hub's own goroutines is left
 	looped   chan struct{} // closed when the loop has ended
@@ -248,6 +249,7 @@ func NewHub() *Hub {
 		publish:   make(chan handover),
 		changes:   make(chan handover),
 		done:      make(chan struct{}),
+		joined:    make(chan struct{}),
 		flushed:   make(chan struct{}),
 		stop:      make(chan struct{}),
 		looped:    make(chan struct{}),
@@ -430,6 +432,7 @@ func (h *Hub) loop() {
 	defer expiry.Stop()
 	expiring := false
 	var past *history // nil: nothing has been published, and the settings are not settled yet
+	joined := h.joined
 	for done := h.done; done != nil || h.owes(); {
 		var arrivals chan arrival
 		if c := h.cluster.Load(); c != nil {
@@ -450,6 +453,8 @@ func (h *Hub) loop() {
 			for range len(arrivals) {
 				batch = (<-arrivals).arrive(h, batch)
 			}
+		case <-joined: // by another goroutine: there are arrivals now
+			joined = nil
 		case <-expiry.C:
 			expiring = false
 		case hand := <-publish:
@@ -499,6 +504,9 @@ func (h *Hub) change(hand *handover) {
 	entries := hand.entries
 	if r := hand.replay; r != nil {
 		h.past.fill(r)
+		if c := h.cluster.Load(); c != nil && c.journal != nil && !c.journal.isCurrent() {
+			c.journal.early = true
+		}
 		switch {
 		case r.lost:
 			h.shared.resets.Add(1)

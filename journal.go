@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -68,7 +69,7 @@ const (
 	journalPatience = 2 * time.Second        // for the log to take an event, and to bring it back
 	journalTick     = 500 * time.Millisecond // between two looks at that
 	appendRetry     = 50 * time.Millisecond  // between two tries of one record
-	maxLostTopics   = 1000                   // that a cut names
+	maxLostTopics   = 100                    // that a cut names
 	maxNodes        = 10_000                 // of which the last event is known
 )
 
@@ -99,6 +100,7 @@ type journal struct {
 	local   uint64            // the last event of this node that clients got without the log
 	last    uint64            // the last record that has come
 	numbers map[nodeID]uint64 // of the last event of each node
+	early   bool              // there are clients that didn't wait until the log was current
 
 	// Owned by the goroutine append.
 	next     *ownEvent       // taken from the queue, but not yet for a record
@@ -123,6 +125,11 @@ type ownEvent struct {
 	result chan<- error // has room for one; nil: nobody waits
 }
 
+// size returns about how many bytes e has in a record.
+func (e *ownEvent) size() int {
+	return len(e.Data) + len(e.topic) + len(e.Name) + len(e.Key) + len(e.Except) + 16
+}
+
 // startJournal begins it; startCluster calls it, on the loop.
 func (c *cluster) startJournal(broker HistoryBroker) {
 	j := &journal{
@@ -138,6 +145,7 @@ func (c *cluster) startJournal(broker HistoryBroker) {
 	}
 	c.journal = j
 	c.hub.past.epoch = ""
+	c.hub.past.seq = wholeRecord // zero is no place
 	if err := broker.Follow(j, c.hub.shared.history.Age); err != nil {
 		c.failed(err)
 	}
@@ -170,7 +178,7 @@ func (j *journal) append() {
 			if err != nil {
 				toldAt = time.Time{}
 			}
-			look = err == nil
+			look = err == nil || j.generalize(err)
 		case <-ticker.C:
 			j.checkProgress()
 			look = true
@@ -178,7 +186,7 @@ func (j *journal) append() {
 			look = true
 		case <-j.cluster.done:
 			if j.down.Load() && !probing {
-				j.broker.Append(j.cluster.ctx, j.cut())
+				j.tell(j.cluster.ctx)
 			}
 			return
 		}
@@ -202,11 +210,11 @@ func (j *journal) append() {
 
 // collect returns the events of the next record, j.next first.
 func (j *journal) collect() []*ownEvent {
-	events, bytes := []*ownEvent{j.next}, len(j.next.Data)
+	events, bytes := []*ownEvent{j.next}, j.next.size()
 	for j.next = nil; len(events) < maxRecordEvents; {
 		select {
 		case e := <-j.queue:
-			if bytes += len(e.Data); bytes > maxRecordBytes {
+			if bytes += e.size(); bytes > maxRecordBytes {
 				j.next = e
 				return events
 			}
@@ -224,8 +232,14 @@ func (j *journal) handle(events []*ownEvent) {
 	last := events[len(events)-1].number
 	err := error(ErrBrokerUnavailable)
 	if !j.down.Load() {
-		if err = j.record(j.encode(events)); err == nil {
+		err = j.record(j.encode(events))
+		switch {
+		case err == nil:
 			j.appended = last
+		case errors.Is(err, ErrEventTooLarge) && len(events) > 1:
+			j.handle(events[:len(events)/2])
+			j.handle(events[len(events)/2:])
+			return
 		}
 	}
 	if err != nil {
@@ -241,6 +255,7 @@ func (j *journal) handle(events []*ownEvent) {
 		}
 	}
 	if errors.Is(err, ErrEventTooLarge) {
+		j.cluster.hub.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
 		j.heal(0) // the log works
 	}
 }
@@ -260,9 +275,9 @@ func (j *journal) record(record []byte) error {
 			return nil
 		}
 		if errors.Is(err, ErrEventTooLarge) {
-			j.cluster.hub.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "err", err)
 			return ErrEventTooLarge
 		}
+		record[kindAt] = byte(brokeredAgain)
 		select {
 		case <-time.After(appendRetry):
 		case <-ctx.Done():
@@ -295,7 +310,7 @@ func (j *journal) miss(topic string) {
 // lasts too long, clients of this node don't wait for it.
 func (j *journal) checkProgress() {
 	now := time.Now()
-	seen := j.seen.Load()
+	seen := max(j.seen.Load(), j.gone)
 	switch {
 	case seen != j.movedTo || seen >= j.appended || j.down.Load():
 		j.moved, j.movedTo = now, seen
@@ -314,7 +329,7 @@ func (j *journal) heal(told uint64) {
 	if j.gone > told {
 		ctx, cancel := context.WithTimeout(j.cluster.ctx, journalPatience)
 		defer cancel()
-		if err := j.broker.Append(ctx, j.cut()); err != nil {
+		if err := j.tell(ctx); err != nil {
 			j.cluster.hub.log.error(logBroker, "broker is unavailable", "err", err)
 			return
 		}
@@ -324,8 +339,30 @@ func (j *journal) heal(told uint64) {
 	j.down.Store(false)
 }
 
+// tell appends a cut.
+func (j *journal) tell(ctx context.Context) error {
+	err := j.broker.Append(ctx, j.cut())
+	if j.generalize(err) {
+		err = j.broker.Append(ctx, j.cut())
+	}
+	return err
+}
+
+// generalize makes the next cut one of all topics, if err says that there were
+// too many, and reports whether it has.
+func (j *journal) generalize(err error) bool {
+	if !errors.Is(err, ErrEventTooLarge) || j.topics[""] {
+		return false
+	}
+	j.topics[""] = true
+	return true
+}
+
 // Record takes a record of the log; see [HistoryHandler].
 func (j *journal) Record(epoch string, seq uint64, b []byte) {
+	if !j.isEpoch(epoch) {
+		return
+	}
 	r, err := parseRecord(b)
 	if err != nil {
 		j.cluster.hub.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
@@ -336,7 +373,22 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 
 // Current takes the broker's word that all records have come; see
 // [HistoryHandler].
-func (j *journal) Current(epoch string, last uint64) { j.cluster.pass(currency{epoch, last}) }
+func (j *journal) Current(epoch string, last uint64) {
+	if j.isEpoch(epoch) {
+		j.cluster.pass(currency{epoch, last})
+	}
+}
+
+// isEpoch reports whether a text is one, as it gets into what clients see.
+func (j *journal) isEpoch(epoch string) bool {
+	is := epoch != "" && len(epoch) <= 32 && !strings.ContainsFunc(epoch, func(r rune) bool {
+		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
+	if !is {
+		j.cluster.hub.log.error(logBroker, "broker is faulty: an epoch is at most 32 letters and digits", "epoch", clip(epoch))
+	}
+	return is
+}
 
 // Away takes the broker's word that none will come; see [HistoryHandler].
 func (j *journal) Away(err error) {
@@ -419,14 +471,14 @@ type currency struct {
 
 func (c currency) arrive(h *Hub, batch []entry) []entry {
 	j, p := h.cluster.Load().journal, h.past
-	j.reach(p, c.epoch, c.last)
+	batch = j.reach(p, c.epoch, c.last, batch)
 	j.tellPlace(p)
 	j.live.Store(true)
 	if !j.isCurrent() {
-		if time.Since(j.started) > brokerTimeout {
-			j.lost("the broker was not there when this node was started")
-		}
 		close(j.current)
+		if j.early {
+			batch = j.lost(batch, "the broker was not there when this node was started")
+		}
 	}
 	j.poke()
 	return batch
@@ -451,24 +503,35 @@ func (j *journal) isCurrent() bool {
 }
 
 // reach notes that all records up to last have come: those that haven't are lost.
-func (j *journal) reach(p *history, epoch string, last uint64) {
+func (j *journal) reach(p *history, epoch string, last uint64, batch []entry) []entry {
 	switch {
 	case epoch != p.epoch:
 		if p.epoch != "" {
-			j.lost("the engine has another history than before")
+			batch = j.lost(batch, "the engine has another history than before")
 		}
 		p.restart(epoch)
 	case last > j.last:
-		j.lost(fmt.Sprintf("%d records are no longer in the engine's history", last-j.last))
+		batch = j.lost(batch, fmt.Sprintf("%d records are no longer in the engine's history", last-j.last))
 	default:
-		return
+		return batch
 	}
 	j.last = last
 	p.move(p.base + last<<recordBits | wholeRecord)
 	p.begin = p.seq
+	return batch
 }
 
-func (j *journal) lost(why string) {
+// lost counts a gap, and tells clients of it: ids that they get from now on will
+// not show it.
+func (j *journal) lost(batch []entry, why string) []entry {
+	j.gap(why)
+	if !j.isCurrent() {
+		return batch
+	}
+	return append(batch, entry{event: resetEvent})
+}
+
+func (j *journal) gap(why string) {
 	j.cluster.hub.shared.gaps.Add(1)
 	j.cluster.hub.log.warn(logBroker, "events may be missing", "why", why)
 }
@@ -488,6 +551,7 @@ type record struct {
 
 const (
 	brokeredRecord brokeredKind = 'r'
+	brokeredAgain  brokeredKind = 'a' // a record that was tried before
 	brokeredCut    brokeredKind = 'c'
 )
 
@@ -496,11 +560,17 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 	if r.epoch == p.epoch && r.seq <= j.last {
 		return batch
 	}
-	j.reach(p, r.epoch, r.seq-1)
+	batch = j.reach(p, r.epoch, r.seq-1, batch)
 	j.last = r.seq
 	now := time.Now()
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
+	if r.node == j.cluster.node && r.number+uint64(max(len(r.events), 1))-1 > j.cluster.seq {
+		*r = record{} // somebody else has made it
+	}
+	if _, known := j.numbers[r.node]; r.kind == brokeredAgain && !known {
+		p.begin = start // it may be here for the second time
+	}
 	for i, ev := range r.events {
 		number := r.number + uint64(i)
 		if !j.isNew(r.node, number) {
@@ -510,8 +580,10 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 		if r.node == j.cluster.node {
 			live = number > j.local && live
 			for len(j.own) > 0 && j.own[0].number < number { // which the engine had, and has lost
-				batch = append(batch, entry{event: j.own[0].event})
-				j.own[0].came, j.own[0].seq, j.own[0].ID = true, p.seq, p.id(p.seq)
+				lost := j.own[0].event
+				lost.came = true
+				p.addAt(lost, p.seq, now)
+				batch = append(batch, entry{event: lost})
 				j.own = j.own[1:]
 			}
 			if len(j.own) > 0 && j.own[0].number == number {
@@ -537,7 +609,7 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 			p.addAt(newGap(topic), end, now)
 		}
 		if len(r.topics) > 0 {
-			j.lost("a node could not reach the broker")
+			j.gap("a node could not reach the broker")
 		}
 	}
 	p.move(end)
@@ -590,6 +662,9 @@ func (j *journal) cut() []byte {
 	return b
 }
 
+// kindAt is where a record has its kind.
+const kindAt = 1
+
 // begin returns what all records begin with: version, kind, node, a number and
 // how much of the kind follows.
 func (j *journal) begin(kind brokeredKind, number uint64, n int) []byte {
@@ -605,7 +680,7 @@ func parseRecord(b []byte) (r record, err error) {
 	r.kind = p.begin(&r.node)
 	r.number = p.number()
 	n := p.number()
-	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredCut {
+	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredAgain && r.kind != brokeredCut {
 		return record{}, errBrokered
 	}
 	for range n {
@@ -625,9 +700,12 @@ func parseRecord(b []byte) (r record, err error) {
 			p.err = e.check()
 		}
 		if p.err != nil {
-			return record{}, p.err
+			break
 		}
 		r.events = append(r.events, newEvent(topic, e))
 	}
-	return r, p.err
+	if p.err != nil {
+		return record{}, p.err
+	}
+	return r, nil
 }
