@@ -25,6 +25,7 @@ const (
 	idleConsumer = 30 * time.Second       // after which a server forgets where this node was
 	historyRetry = 200 * time.Millisecond // between two tries to follow the stream
 	historyBytes = 1 << 30                // of a stream, by default
+	currentWait  = 3 * time.Second        // for a record that is due, before the leader is asked whether it is there
 )
 
 // A HistoryBroker is a Broker that has a stream of JetStream for the history of
@@ -113,6 +114,9 @@ func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 	if most := b.conn.MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
 		return fmt.Errorf("%w: natsbroker: it takes %d bytes, and the server's max_payload is %d", realtime.ErrEventTooLarge, len(record), most)
 	}
+	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would take it, and drop it
+		return fmt.Errorf("%w: natsbroker: it takes %d bytes, and MaxBytes is %d", realtime.ErrEventTooLarge, len(record), most)
+	}
 	_, err := b.js.Publish(ctx, b.prefix+logSubject, record,
 		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))
 	if err != nil {
@@ -182,13 +186,27 @@ func (b *HistoryBroker) session() error {
 		return fmt.Errorf("natsbroker: history: %w", err)
 	}
 	defer messages.Stop()
+	// The server that serves the consumer may lag behind the stream's leader, of
+	// whom info is: that it has no more doesn't mean that there is none.
 	current := false
-	if b.last >= info.State.LastSeq || consumer.CachedInfo().NumPending == 0 { // what isn't there any more doesn't come
-		current = true
-		b.tell(max(b.last, info.State.LastSeq))
-	}
-	for delivered := uint64(1); ; delivered++ {
-		m, err := messages.Next(jetstream.NextContext(connected))
+	due := info.State
+	for delivered := uint64(0); ; {
+		if !current && (b.last >= due.LastSeq || due.FirstSeq > due.LastSeq) {
+			current = true
+			b.tell(max(b.last, due.LastSeq))
+		}
+		wait, cancel := connected, context.CancelFunc(func() {})
+		if !current {
+			wait, cancel = context.WithTimeout(connected, currentWait)
+		}
+		m, err := messages.Next(jetstream.NextContext(wait))
+		cancel()
+		if err != nil && !current && errors.Is(wait.Err(), context.DeadlineExceeded) {
+			if due, err = b.missing(due); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("natsbroker: history: %w", err)
 		}
@@ -196,16 +214,25 @@ func (b *HistoryBroker) session() error {
 		if err != nil {
 			return fmt.Errorf("natsbroker: history: %w", err)
 		}
-		if meta.Sequence.Consumer != delivered {
+		if delivered++; meta.Sequence.Consumer != delivered {
 			return errSkipped
 		}
 		b.last = meta.Sequence.Stream
 		b.handler.Record(b.epoch, b.last, m.Data())
-		if !current && (b.last >= info.State.LastSeq || meta.NumPending == 0) {
-			current = true
-			b.tell(max(b.last, info.State.LastSeq))
-		}
 	}
+}
+
+// missing looks whether what is due is there still: it may have been too old, or
+// too much, for the stream.
+func (b *HistoryBroker) missing(due jetstream.StreamState) (jetstream.StreamState, error) {
+	info, err := b.prepare()
+	if err != nil {
+		return due, err
+	}
+	if info.State.FirstSeq > due.LastSeq {
+		due.FirstSeq = info.State.FirstSeq
+	}
+	return due, nil
 }
 
 // whileConnected returns a context that ends when the connection is lost, which
@@ -265,7 +292,7 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
 	info, err := b.prepare()
-	if err == nil && info.Created.Equal(old.Created) {
+	if err == nil && info.Created.Equal(old.Created) && info.State.LastSeq < b.last {
 		err = b.js.DeleteStream(ctx, b.stream.Name)
 	}
 	return cmp.Or(err, fmt.Errorf("natsbroker: history: stream %s has lost records %d to %d, and begins anew", b.stream.Name, old.State.LastSeq+1, b.last))

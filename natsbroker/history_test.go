@@ -2,6 +2,7 @@ package natsbroker_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -323,5 +325,97 @@ func TestRecordTooLarge(t *testing.T) {
 	eventually(t, "end of it", func() bool { return !a.Stats().BrokerDown })
 	if st := a.Stats(); st.Unsent != 2 || st.Published != 5 {
 		t.Errorf("Stats() = %+v", st)
+	}
+}
+
+// A tally is a node's side that minds what is said to be all.
+type tally struct {
+	t *testing.T
+
+	mu      sync.Mutex // guards the fields below
+	last    uint64
+	current bool
+}
+
+func (c *tally) Record(_ string, seq uint64, _ []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if seq != c.last+1 {
+		c.t.Errorf("record %d came after %d", seq, c.last)
+	}
+	c.last = seq
+}
+
+func (c *tally) Current(_ string, last uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last != c.last {
+		c.t.Errorf("the log is said to be current with %d records, and %d came", last, c.last)
+	}
+	c.current = true
+}
+
+func (c *tally) Away(error) {}
+
+func (c *tally) isCurrent() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current
+}
+
+// A server that still catches up with the others serves consumers: that it has
+// no more doesn't mean that there is none.
+func TestLaggingServer(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newStores(t, 3)
+	follow := func(server int) (*natsbroker.HistoryBroker, *tally) {
+		b := natsbroker.New(connect(t, engine.url(server))).WithHistory()
+		b.Replicas = 3
+		if err := b.Start(new(log)); err != nil {
+			t.Fatal(err)
+		}
+		c := &tally{t: t}
+		if err := b.Follow(c, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { b.Close() })
+		return b, c
+	}
+	first, c := follow(0)
+	eventually(t, "stream", c.isCurrent)
+	engine.kill(2)
+	record := bytes.Repeat([]byte("x"), 100<<10)
+	appended := 0
+	eventually(t, "leader", func() bool {
+		for ; appended < 400; appended++ {
+			if first.Append(t.Context(), record) != nil {
+				return false
+			}
+		}
+		return true
+	})
+	var starting sync.WaitGroup
+	starting.Go(func() { engine.Start() })
+	time.Sleep(200 * time.Millisecond)
+	for i := range 20 {
+		_, c := follow(i % 2)
+		time.Sleep(50 * time.Millisecond)
+		defer eventually(t, "current log", c.isCurrent)
+	}
+	starting.Wait()
+}
+
+// An event larger than the stream may be is refused: the stream would take it,
+// and drop it.
+func TestMaxBytes(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newStores(t, 1)
+	b := engine.HistoryBroker().(*natsbroker.HistoryBroker)
+	b.MaxBytes = 100 << 10
+	a := newArchive(t, b)
+	a.say("1")
+	err := a.Publish(t.Context(), "x", realtime.Event{Data: bytes.Repeat([]byte("y"), 200<<10)})
+	if !errors.Is(err, realtime.ErrEventTooLarge) {
+		t.Errorf("Publish: %v, want ErrEventTooLarge", err)
 	}
 }
