@@ -32,7 +32,7 @@ const (
 	calm         = 3 * time.Second  // between two faults
 	downFor      = 3 * time.Second  // of a node that was killed
 	countWithin  = 10 * time.Second // after which all nodes know how many clients there are
-	publishEvery = 5 * time.Millisecond
+	publishEvery = 20 * time.Millisecond
 	localWithin  = 2 * time.Second // for an event to reach the clients of its node
 	logPatience  = 2 * time.Second // that this takes longer where there is a history
 )

@@ -2,6 +2,7 @@ package natsbroker_test
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -28,6 +29,8 @@ const patience = 30 * time.Second
 func TestMain(m *testing.M) {
 	brokertest.Main(newNode)
 	serveNATS()
+	flag.Parse()
+	flag.Set("test.parallel", "4") // they wait more than they work
 	code := m.Run()
 	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
