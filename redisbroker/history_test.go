@@ -756,5 +756,5 @@ func TestHistoryHubs(t *testing.T) {
 	expect(fifth, "reset", "") // its data
 	publish(hubs[1], "5")
 	expect(fifth, "5")
-	expect(first, "5")
+	expect(first, "reset", "", "5")
 }
