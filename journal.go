@@ -277,7 +277,6 @@ func (j *journal) record(record []byte) error {
 		if errors.Is(err, ErrEventTooLarge) {
 			return ErrEventTooLarge
 		}
-		record[kindAt] = byte(brokeredAgain)
 		select {
 		case <-time.After(appendRetry):
 		case <-ctx.Done():
@@ -551,7 +550,6 @@ type record struct {
 
 const (
 	brokeredRecord brokeredKind = 'r'
-	brokeredAgain  brokeredKind = 'a' // a record that was tried before
 	brokeredCut    brokeredKind = 'c'
 )
 
@@ -565,11 +563,8 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 	now := time.Now()
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
-	if r.node == j.cluster.node && r.number+uint64(max(len(r.events), 1))-1 > j.cluster.seq {
+	if last := r.number + uint64(max(len(r.events), 1)) - 1; r.node == j.cluster.node && (last < r.number || last > j.cluster.seq) {
 		*r = record{} // somebody else has made it
-	}
-	if _, known := j.numbers[r.node]; r.kind == brokeredAgain && !known {
-		p.begin = start // it may be here for the second time
 	}
 	for i, ev := range r.events {
 		number := r.number + uint64(i)
@@ -662,9 +657,6 @@ func (j *journal) cut() []byte {
 	return b
 }
 
-// kindAt is where a record has its kind.
-const kindAt = 1
-
 // begin returns what all records begin with: version, kind, node, a number and
 // how much of the kind follows.
 func (j *journal) begin(kind brokeredKind, number uint64, n int) []byte {
@@ -680,7 +672,7 @@ func parseRecord(b []byte) (r record, err error) {
 	r.kind = p.begin(&r.node)
 	r.number = p.number()
 	n := p.number()
-	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredAgain && r.kind != brokeredCut {
+	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredCut {
 		return record{}, errBrokered
 	}
 	for range n {

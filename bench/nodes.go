@@ -22,8 +22,6 @@ import (
 	"time"
 
 	natsserver "github.com/nats-io/nats-server/v2/server"
-
-	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
 // What this program is called with to be another process: a contender's name and
@@ -191,7 +189,7 @@ func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration tim
 	configs := make([]engineConfig, nodes)
 	var routes []string
 	for i := range configs {
-		configs[i] = engineConfig{Addr: e.addr, Keep: c.keeps != "", Nodes: nodes}
+		configs[i] = engineConfig{Addr: e.addr, Keep: c.keeps != ""}
 		if c.engine == "" {
 			port, err := freePort()
 			if err != nil {
@@ -204,7 +202,7 @@ func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration tim
 	var servers []*server
 	for i := range configs {
 		if c.engine == "" {
-			configs[i].Listen = natsbroker.Config{Listen: routes[i], Routes: routes}
+			configs[i].Listen, configs[i].Routes = routes[i], routes
 		}
 		config, err := json.Marshal(configs[i])
 		if err != nil {

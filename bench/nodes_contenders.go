@@ -32,10 +32,10 @@ type nodeContender struct {
 
 // An engineConfig is what a node is told of the engine.
 type engineConfig struct {
-	Addr   string            // host:port of a server
-	Keep   bool              // a history
-	Nodes  int               // how many there are
-	Listen natsbroker.Config // of a node that is part of the engine
+	Addr   string   // host:port of a server
+	Keep   bool     // a history
+	Listen string   // of a node that is part of the engine
+	Routes []string // the same
 }
 
 var topicClient = protocol{path: "/?topic=messages"}
@@ -63,7 +63,7 @@ func serveNodeNATS(e engineConfig) (http.Handler, func([]byte) error, error) {
 }
 
 func serveNodeEmbedded(e engineConfig) (http.Handler, func([]byte) error, error) {
-	b, err := natsbroker.Embedded(e.Listen)
+	b, err := natsbroker.Embedded(natsbroker.Config{Listen: e.Listen, Routes: e.Routes})
 	if err != nil {
 		return nil, nil, err
 	}

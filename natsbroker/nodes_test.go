@@ -24,8 +24,11 @@ import (
 // A nodeConfig is what a node's process is told.
 type nodeConfig struct {
 	History bool
-	URL     string // of a server; empty: the node has one of its own
-	natsbroker.Config
+	URL     string // of a server; empty: the node has one of its own, with:
+
+	Listen   string
+	Routes   []string
+	StoreDir string
 }
 
 func (c nodeConfig) String() string {
@@ -45,8 +48,9 @@ func newNode(config string) (realtime.Broker, error) {
 	var b *natsbroker.Broker
 	var err error
 	if c.URL == "" {
-		c.Config.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-		b, err = natsbroker.Embedded(c.Config)
+		b, err = natsbroker.Embedded(natsbroker.Config{
+			Listen: c.Listen, Routes: c.Routes, StoreDir: c.StoreDir, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		})
 	} else {
 		var conn *nats.Conn
 		conn, err = nats.Connect(c.URL, natsbroker.Options()...)
@@ -161,7 +165,7 @@ func TestNodesWithServers(t *testing.T) {
 				routes = append(routes, fmt.Sprintf("127.0.0.1:%d", freePort(t)))
 			}
 			for i, addr := range routes {
-				c := nodeConfig{History: history, Config: natsbroker.Config{Listen: addr, Routes: routes}}
+				c := nodeConfig{History: history, Listen: addr, Routes: routes}
 				if history {
 					c.StoreDir = t.TempDir()
 				}
