@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"runtime"
 	"strconv"
@@ -186,22 +187,36 @@ func TestLargeMessagesToOneClientAreBounded(t *testing.T) {
 
 // Large messages to one client take their time on a slow link.
 func TestLargeMessagesToOneClientOnASlowLink(t *testing.T) {
-	for name, sizes := range map[string][]int{"one": {20 << 20}, "several": {10 << 20, 10 << 20, 5 << 20}} {
+	for name, tt := range map[string]struct{ early, late []int }{
+		"one":                 {late: []int{20 << 20}},
+		"several":             {late: []int{10 << 20, 10 << 20, 5 << 20}},
+		"from OnConnect":      {early: []int{10 << 20, 10 << 20, 5 << 20}},
+		"also from OnConnect": {early: []int{10 << 20}, late: []int{10 << 20, 5 << 20}},
+	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
 				l := recordLeft(hub)
+				left := 0
+				send := func(client *realtime.Client, sizes []int) {
+					t.Helper()
+					for _, size := range sizes {
+						if err := client.SendEvent(realtime.Event{Data: make([]byte, size), Binary: true}); err != nil {
+							t.Fatal(err)
+						}
+						left += size
+					}
+				}
 				var client *realtime.Client
-				hub.OnConnect = keep(&client)
+				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+					client = c
+					send(c, tt.early)
+					return nil
+				}
 				s := newPipeSite(t, hub)
 				c := s.raw()
-				left := 0
-				for _, size := range sizes {
-					if err := client.SendEvent(realtime.Event{Data: make([]byte, size), Binary: true}); err != nil {
-						t.Fatal(err)
-					}
-					left += size
-				}
+				synctest.Wait()
+				send(client, tt.late)
 				buf := make([]byte, 16<<10)
 				for left > 0 {
 					time.Sleep(8 * time.Millisecond) // 2 MB/s

@@ -56,13 +56,14 @@ func (f format) isDeflate() bool { return f == plainDeflateFormat || f == envelo
 // An event is an Event on its way to many clients. Its frames are made at
 // most once for each format, by whoever asks first.
 type event struct {
-	Event            // with an ID where the hub keeps a history
-	topic  string    // whose subscribers get it; empty: all clients do
-	seq    uint64    // its place in the hub's history; zero: none
-	notice notice    // what else it is
-	came   bool      // it came through the broker, for which nothing is left to do
-	local  uint64    // its place among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
-	except *[16]byte // the id of the client that is passed over
+	Event             // with an ID where the hub keeps a history
+	topic   string    // whose subscribers get it; empty: all clients do
+	seq     uint64    // its place in the hub's history; zero: none
+	notice  notice    // what else it is
+	private bool      // it was sent to one client alone
+	came    bool      // it came through the broker, for which nothing is left to do
+	local   uint64    // its place among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
+	except  *[16]byte // the id of the client that is passed over
 
 	appended chan error // has room for what its publisher waits for; nil: he doesn't
 
@@ -123,7 +124,7 @@ func (ev *event) bufferLocked(f format) *buffer {
 }
 
 func (ev *event) encodeLocked(f format) *buffer {
-	buf := new(buffer)
+	buf := &buffer{private: ev.private}
 	switch {
 	case f.isDeflate():
 		payload, op := ev.payload(f)

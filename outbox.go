@@ -103,12 +103,10 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	o.countLocked(1)
 	switch {
 	case o.conn == nil:
-		o.early = append(o.early, &event{Event: *e})
+		o.early = append(o.early, &event{Event: *e, private: true})
 		o.private += len(e.Data)
 	case e.Key != "" || o.format.isDeflate() && len(e.Data) >= minDeflate:
-		buf := (&event{Event: *e}).buffer(o.format)
-		buf.private = true
-		err = o.sendLocked(buf)
+		err = o.sendLocked((&event{Event: *e, private: true}).buffer(o.format))
 	default:
 		l := letters.Get().(*letter)
 		l.write(e, o.format)
