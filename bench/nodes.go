@@ -242,14 +242,14 @@ func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration tim
 			d /= 4
 		}
 		before, n := cpu(), 0
-		s.near, s.far = histogram{}, histogram{}
+		s.forget()
 		for end := time.Now().Add(d); time.Now().Before(end); n++ {
 			if err := s.round(servers[:1], 1, &f); err != nil {
 				return f, err
 			}
 		}
 		f.single = (cpu() - before).Seconds() * 1e6 / float64(n)
-		f.near, f.far = s.near.latency(), s.far.latency()
+		f.near, f.far = s.latencies()
 		began := time.Now()
 		before, n = cpu(), 0
 		for time.Since(began) < d {
@@ -273,6 +273,19 @@ type nodeStage struct {
 	mu        sync.Mutex // guards the fields below
 	publisher int        // of messages one at a time
 	near, far histogram
+}
+
+// forget begins to measure anew.
+func (s *nodeStage) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.near, s.far = histogram{}, histogram{}
+}
+
+func (s *nodeStage) latencies() (near, far latency) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.near.latency(), s.far.latency()
 }
 
 // A nodeClient is the stage as clients of one node see it.
