@@ -312,6 +312,10 @@ func TestCutOffAtOnce(t *testing.T) {
 			hub.OnConnect = keep(&client)
 			s := serve(t, hub)
 			c := s.raw()
+			client.Send([]byte("it is connected"))
+			if _, payload, err := c.readFrame(); string(payload) != "it is connected" || err != nil {
+				t.Fatalf("got %q, %v", payload, err)
+			}
 			for client.SendEvent(realtime.Event{Data: make([]byte, 1<<20), Binary: true}) == nil {
 			}
 			start := time.Now()
