@@ -232,7 +232,7 @@ func (s *scene) settle(when string) {
 // inCalm wants no node to notice anything for a while.
 func (s *scene) inCalm(when string) {
 	s.t.Helper()
-	time.Sleep(calm / 3) // for what is told late
+	time.Sleep(calm) // for a heartbeat of each node, which may be what tells that it was away
 	var before [3]int64
 	for i := range s.nodes {
 		f, _ := s.look(i)
