@@ -175,7 +175,7 @@ func (h *Hub) startCluster(broker Broker) {
 	c.own.Go(c.publish)
 	c.own.Go(c.tick)
 	h.cluster.Store(c)
-	close(h.joined)
+	close(h.clustered)
 }
 
 // close ends the hub's part. What was queued goes out first, for brokerTimeout
@@ -446,7 +446,7 @@ func (c *cluster) Deliver(name string, msg []byte) {
 		return
 	}
 	ev := newEvent(topic, m.event)
-	ev.came = true
+	ev.arrived = true
 	c.pass(ev)
 }
 
@@ -493,7 +493,7 @@ func (c *cluster) gap(topic, why string) {
 	c.pass(newGap(topic))
 }
 
-func newGap(topic string) *event { return &event{topic: topic, came: true, notice: gapNotice} }
+func newGap(topic string) *event { return &event{topic: topic, arrived: true, notice: gapNotice} }
 
 // An arrival is what comes to the loop from a broker. There, arrive notes what
 // the hub has to know of it, and appends what is for clients.

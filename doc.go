@@ -44,9 +44,10 @@
 // or a reset that the client gets.
 //
 // Blocking: only publishers ever wait, and only for the hub to take the event,
-// as Subscribe does. The hub waits for no client, handler or Logger. Handlers run
-// under no lock and on none of the hub's goroutines, so they may call anything,
-// also hub.Broadcast <-.
+// as Subscribe does; with a [Broker] see [Client.Subscribe] and [Hub.PublishAll].
+// The hub waits for no client, handler or Logger. Handlers run under no lock and
+// on none of the hub's goroutines, so they may call anything, also
+// hub.Broadcast <-.
 //
 // Shutdown: what is queued goes out, WebSocket clients get close code 1001,
 // event streams end, and when [Hub.Shutdown] has returned nil nothing of the hub

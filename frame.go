@@ -61,7 +61,7 @@ type event struct {
 	seq     uint64    // its place in the hub's history; zero: none
 	notice  notice    // what else it is
 	private bool      // it was sent to one client alone
-	came    bool      // it came through the broker, for which nothing is left to do
+	arrived bool      // from the broker, for which nothing is left to do
 	local   uint64    // its place among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
 	except  *[16]byte // the id of the client that is passed over
 
@@ -107,7 +107,7 @@ const (
 )
 
 // resetEvent tells a client that it may have missed events.
-var resetEvent = &event{notice: resetNotice, came: true, Event: Event{Name: "reset"}}
+var resetEvent = &event{notice: resetNotice, arrived: true, Event: Event{Name: "reset"}}
 
 // buffer returns the event in the given format.
 func (ev *event) buffer(f format) *buffer {

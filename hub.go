@@ -156,15 +156,15 @@ type Hub struct {
 	Logger *slog.Logger
 
 	// Set at construction, never changed.
-	publish  chan handover // of events, taken by the loop until done is closed
-	changes  chan handover // of clients, taken by the loop until stop is closed
-	done     chan struct{} // closed when Shutdown begins
-	joined   chan struct{} // closed when the hub has a cluster
-	flushed  chan struct{} // closed when all that was published has reached the outboxes
-	stop     chan struct{} // closed when nothing but the hub's own goroutines is left
-	looped   chan struct{} // closed when the loop has ended
-	finished chan struct{} // closed when Shutdown is over
-	log      logbook
+	publish   chan handover // of events, taken by the loop until done is closed
+	changes   chan handover // of clients, taken by the loop until stop is closed
+	done      chan struct{} // closed when Shutdown begins
+	clustered chan struct{} // closed when the hub has a cluster
+	flushed   chan struct{} // closed when all that was published has reached the outboxes
+	stop      chan struct{} // closed when nothing but the hub's own goroutines is left
+	looped    chan struct{} // closed when the loop has ended
+	finished  chan struct{} // closed when Shutdown is over
+	log       logbook
 
 	started atomic.Bool // the loop has been, or must not be any more
 	settled sync.Once   // guards shared's settings, and the making of past and cluster
@@ -249,7 +249,7 @@ func NewHub() *Hub {
 		publish:   make(chan handover),
 		changes:   make(chan handover),
 		done:      make(chan struct{}),
-		joined:    make(chan struct{}),
+		clustered: make(chan struct{}),
 		flushed:   make(chan struct{}),
 		stop:      make(chan struct{}),
 		looped:    make(chan struct{}),
@@ -432,7 +432,7 @@ func (h *Hub) loop() {
 	defer expiry.Stop()
 	expiring := false
 	var past *history // nil: nothing has been published, and the settings are not settled yet
-	joined := h.joined
+	clustered := h.clustered
 	for done := h.done; done != nil || h.owes(); {
 		var arrivals chan arrival
 		if c := h.cluster.Load(); c != nil {
@@ -453,8 +453,8 @@ func (h *Hub) loop() {
 			for range len(arrivals) {
 				batch = (<-arrivals).arrive(h, batch)
 			}
-		case <-joined: // by another goroutine: there are arrivals now
-			joined = nil
+		case <-clustered: // by another goroutine: there are arrivals now
+			clustered = nil
 		case <-expiry.C:
 			expiring = false
 		case hand := <-publish:
@@ -534,13 +534,13 @@ func (h *Hub) remember(batch []entry) []entry {
 		return batch
 	}
 	for _, e := range batch {
-		if e.op == opEvent && !e.event.came {
+		if e.op == opEvent && !e.event.arrived {
 			h.shared.published.Add(1)
 			c.enqueue(e.event)
 		}
 	}
 	return slices.DeleteFunc(batch, func(e entry) bool {
-		return e.op == opEvent && (e.event.notice == gapNotice || c.journal != nil && !e.event.came) // which will arrive
+		return e.op == opEvent && (e.event.notice == gapNotice || c.journal != nil && !e.event.arrived) // which will arrive
 	})
 }
 

@@ -454,7 +454,7 @@ func (l letGo) arrive(h *Hub, batch []entry) []entry {
 	j.local = uint64(l)
 	for len(j.own) > 0 && j.own[0].number <= j.local {
 		ev := j.own[0].event
-		ev.came = true
+		ev.arrived = true
 		p.addLocal(ev, now)
 		batch = append(batch, entry{event: ev})
 		j.own = j.own[1:]
@@ -576,7 +576,7 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 			live = number > j.local && live
 			for len(j.own) > 0 && j.own[0].number < number { // which the engine had, and has lost
 				lost := j.own[0].event
-				lost.came = true
+				lost.arrived = true
 				p.addAt(lost, p.seq, now)
 				batch = append(batch, entry{event: lost})
 				j.own = j.own[1:]
@@ -592,7 +592,7 @@ func (r *record) arrive(h *Hub, batch []entry) []entry {
 		if i == len(r.events)-1 {
 			at = end
 		}
-		ev.came = true
+		ev.arrived = true
 		p.addAt(ev, at, now)
 		if live {
 			batch = append(batch, entry{event: ev})

@@ -70,8 +70,10 @@ export interface ConnectionEventMap {
 	close: ConnectionCloseEvent;
 	/**
 	 * The page may have missed events, more than the hub's History could make
-	 * up for: load anew what it shows. It comes before any later event, and
-	 * follows an `open`. On a hub without History every return is a reset.
+	 * up for: load anew what it shows. It comes before any later event. Mostly
+	 * it follows an `open`; but where several nodes share a history that has
+	 * lost events, it comes as that is noticed. On a hub without History every
+	 * return is a reset.
 	 */
 	reset: Event;
 }

@@ -189,7 +189,7 @@ func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration tim
 	configs := make([]engineConfig, nodes)
 	var routes []string
 	for i := range configs {
-		configs[i] = engineConfig{Addr: e.addr, Keep: c.keeps != ""}
+		configs[i] = engineConfig{Addr: e.addr, Keep: c.keeps}
 		if c.engine == "" {
 			port, err := freePort()
 			if err != nil {

@@ -20,7 +20,7 @@ import (
 type nodeContender struct {
 	name    string
 	engine  string // "redis", "nats" or empty: each node is part of it
-	keeps   string // how the engine keeps a history, or empty for not at all
+	keeps   bool   // a history
 	ours    bool
 	clients protocol
 
@@ -41,13 +41,13 @@ type engineConfig struct {
 var topicClient = protocol{path: "/?topic=messages"}
 
 var nodeContenders = []nodeContender{
-	{"realtime on NATS", "nats", "", true, topicClient, serveNodeNATS},
-	{"realtime, embedded NATS", "", "", true, topicClient, serveNodeEmbedded},
-	{"realtime on Redis", "redis", "", true, topicClient, serveNodeRedis},
-	{"centrifuge on Redis", "redis", "", false, centrifugeJSON, serveNodeCentrifuge},
-	{"realtime on NATS, history", "nats", "a file", true, topicClient, serveNodeNATS},
-	{"realtime on Redis, history", "redis", "memory", true, topicClient, serveNodeRedis},
-	{"centrifuge on Redis, history", "redis", "memory", false, centrifugeJSON, serveNodeCentrifuge},
+	{"realtime on NATS", "nats", false, true, topicClient, serveNodeNATS},
+	{"realtime, embedded NATS", "", false, true, topicClient, serveNodeEmbedded},
+	{"realtime on Redis", "redis", false, true, topicClient, serveNodeRedis},
+	{"centrifuge on Redis", "redis", false, false, centrifugeJSON, serveNodeCentrifuge},
+	{"realtime on NATS, history", "nats", true, true, topicClient, serveNodeNATS},
+	{"realtime on Redis, history", "redis", true, true, topicClient, serveNodeRedis},
+	{"centrifuge on Redis, history", "redis", true, false, centrifugeJSON, serveNodeCentrifuge},
 }
 
 func serveNodeNATS(e engineConfig) (http.Handler, func([]byte) error, error) {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	_ "embed" // for nodes.md
 	"fmt"
@@ -90,7 +89,10 @@ func (c *comparison) nodeTable(all []*nodeResult, loadBefore string, took time.D
 			if r.nodes != nodes {
 				continue
 			}
-			name := cmp.Or(map[bool]string{true: "**" + r.contender.name + "**"}[r.contender.ours], r.contender.name)
+			name := r.contender.name
+			if r.contender.ours {
+				name = "**" + name + "**"
+			}
 			if len(r.figures) == 0 {
 				fmt.Fprintf(&b, "| %s | failed: %s | | | | | | | |\n", name, strings.Join(r.failures, "; "))
 				continue

@@ -33,10 +33,7 @@ const patience = 30 * time.Second
 // Run runs the suite as subtests. It calls start for each of them; what start
 // has begun is to be ended by t.Cleanup.
 func Run(t *testing.T, start func(t *testing.T) Engine) {
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, engine Engine)
-	}{
+	runEach(t, start, []subtest[Engine]{
 		{"Delivers", delivers},
 		{"Order", order},
 		{"Sizes", sizes},
@@ -47,7 +44,18 @@ func Run(t *testing.T, start func(t *testing.T) Engine) {
 		{"SlowHandler", slowHandler},
 		{"EngineAway", engineAway},
 		{"Close", closes},
-	} {
+	})
+}
+
+// A subtest is one of a suite.
+type subtest[E any] struct {
+	name string
+	run  func(t *testing.T, engine E)
+}
+
+// runEach runs each of them with an engine of its own.
+func runEach[E any](t *testing.T, start func(t *testing.T) E, all []subtest[E]) {
+	for _, test := range all {
 		t.Run(test.name, func(t *testing.T) { test.run(t, start(t)) })
 	}
 }

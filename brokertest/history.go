@@ -27,19 +27,14 @@ type HistoryEngine interface {
 // RunHistory runs the suite of what a realtime.HistoryBroker has to be beyond a
 // Broker, as [Run] does.
 func RunHistory(t *testing.T, start func(t *testing.T) HistoryEngine) {
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, engine HistoryEngine)
-	}{
+	runEach(t, start, []subtest[HistoryEngine]{
 		{"Log", logOrder},
 		{"LogSizes", logSizes},
 		{"LogFromTheStart", logFromTheStart},
 		{"LogSlowHandler", logSlowHandler},
 		{"LogEngineAway", logEngineAway},
 		{"LogClose", logCloses},
-	} {
-		t.Run(test.name, func(t *testing.T) { test.run(t, start(t)) })
-	}
+	})
 }
 
 // A follower is a broker with a handler that keeps the records.

@@ -206,11 +206,9 @@ func (s *scene) counted(when string) {
 func (s *scene) settle(when string) {
 	s.t.Helper()
 	for i := range s.nodes {
-		tries := 0
 		eventually(s.t, fmt.Sprintf("clients that got an event of node %d, %s", i, when), func() bool {
 			p := s.publishers[i]
-			n, result := p.publish(context.Background())
-			tries++
+			n, result := p.publish()
 			if result != everywhere {
 				return false
 			}
@@ -269,13 +267,13 @@ type publisher struct {
 
 func (p *publisher) run(ctx context.Context) {
 	for ctx.Err() == nil {
-		p.publish(context.Background())
+		p.publish()
 		time.Sleep(publishEvery)
 	}
 }
 
 // publish publishes one event, of topic "a" or "b" by its number.
-func (p *publisher) publish(ctx context.Context) (number int, r result) {
+func (p *publisher) publish() (number int, r result) {
 	p.publishing.Lock()
 	defer p.publishing.Unlock()
 	p.mu.Lock()
@@ -406,35 +404,37 @@ func (s *scene) judge() {
 	var events, lost int
 	var slowest time.Duration
 	for _, c := range s.clients {
-		next := make(map[[2]int]int) // of each publisher and topic, or of all
+		last := make(map[[2]int]int) // of each publisher and topic, or with a history of each publisher
 		for _, got := range c.seen {
 			if got.reset {
-				clear(next)
+				clear(last)
 				continue
 			}
 			events++
 			p := s.publishers[got.publisher]
-			topic := got.number % 2
-			key, step := [2]int{got.publisher, topic}, 2
-			last, ok := next[key]
-			next[key] = got.number
+			key, step := [2]int{got.publisher, got.number % 2}, 2
+			if s.history {
+				key, step = [2]int{got.publisher}, 1
+			}
+			before, ok := last[key]
+			last[key] = got.number
 			if !ok {
 				continue
 			}
-			if got.number <= last {
-				s.t.Errorf("a client of node %d got %d of publisher %d, behind %d", c.home, got.number, got.publisher, last)
+			if got.number <= before {
+				s.t.Errorf("a client of node %d got %d of publisher %d, behind %d", c.home, got.number, got.publisher, before)
 			}
 			local := got.publisher == got.node
 			if local {
 				took := got.at.Sub(p.times[got.number])
 				slowest = max(slowest, took)
 			}
-			for n := last + step; n < got.number; n += step {
+			for n := before + step; n < got.number; n += step {
 				if r := p.results[n]; r == everywhere || r == here && local {
 					lost++
 					missed[got.process]++
 					if local || s.history {
-						s.t.Errorf("a client of node %d, at node %d, has not got %d of publisher %d, between %d and %d", c.home, got.node, n, got.publisher, last, got.number)
+						s.t.Errorf("a client of node %d, at node %d, has not got %d of publisher %d, between %d and %d", c.home, got.node, n, got.publisher, before, got.number)
 					}
 				}
 			}
