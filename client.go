@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -334,62 +333,6 @@ func (c *Client) abort(cause error) bool {
 	c.out.fail()
 	c.wire.abort()
 	return first
-}
-
-// connect asks OnConnect, and answers its refusal; then it gives the client what
-// it has missed.
-func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
-	if c.hub.OnConnect != nil {
-		defer func() {
-			if v := recover(); v != nil {
-				err = c.hub.panicked("OnConnect", v, c)
-				c.hub.refuse(w, http.StatusInternalServerError, http.StatusText(http.StatusInternalServerError), err)
-			}
-		}()
-		if err := c.hub.OnConnect(c, r); err != nil {
-			if errors.Is(err, ErrClientClosed) && c.endedByHub() {
-				return c.hub.refuseForNow(w, c.stream, c.left()) // it isn't OnConnect that refuses
-			}
-			if errors.Is(err, ErrBrokerUnavailable) {
-				return c.hub.refuseForNow(w, c.stream, err)
-			}
-			return c.hub.refuseAs(w, r, err)
-		}
-	} else if err := c.askedTopics(r); err != nil {
-		if c.endedByHub() {
-			return c.hub.refuseForNow(w, c.stream, c.left())
-		}
-		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
-	}
-	c.catchUp(claimedEventID(r))
-	c.join()
-	return nil
-}
-
-// endedByHub reports whether the hub ended the client while it was joining.
-func (c *Client) endedByHub() bool {
-	cause := c.left()
-	return errors.Is(cause, ErrHubClosed) || errors.Is(cause, ErrSlowClient)
-}
-
-// maxAskedTopics is how many topics a client can ask for where nobody else
-// chooses them.
-const maxAskedTopics = 100
-
-// askedTopics subscribes the client to the topics of its URL. It is for hubs
-// without OnConnect, whose clients may have whatever they want.
-func (c *Client) askedTopics(r *http.Request) error {
-	topics := r.URL.Query()["topic"]
-	if len(topics) > maxAskedTopics {
-		return fmt.Errorf("the request asks for %d topics, %d are allowed", len(topics), maxAskedTopics)
-	}
-	if len(topics) == 0 {
-		return nil
-	}
-	if err := c.Subscribe(topics...); err != ErrBrokerUnavailable { // which passes
-		return err
-	}
-	return nil
 }
 
 // discard takes a client that never got its connection out of the hub.

@@ -1,9 +1,7 @@
 package realtime
 
 import (
-	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -11,54 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 )
-
-// ErrEventTooLarge is returned by a Publish whose event the broker's engine
-// never takes. It is an [ErrBrokerUnavailable] as well.
-var ErrEventTooLarge = fmt.Errorf("%w: the event is too large for it", ErrBrokerUnavailable)
-
-// A HistoryBroker is a Broker whose engine keeps what is published, in one order
-// that all nodes have. A hub with a [History] uses it as the log of all its
-// events: it appends those of its own, and takes everybody's, its own among
-// them, from there. So an event's id means the same on every node, and after the
-// restart of any. Each node gets all topics. What the Broker's other methods
-// carry is then but which nodes there are.
-type HistoryBroker interface {
-	Broker
-
-	// Follow begins to hand h the records of the log, from the oldest that the
-	// engine has, and returns without waiting for it. It is called once, after
-	// Start. The engine is to keep a record for the given time, as far as its
-	// limits allow; also the newest for longer, if it can. After an outage
-	// records go on where they stopped.
-	Follow(h HistoryHandler, keep time.Duration) error
-
-	// Append adds a record to the log and returns nil once the engine has it.
-	// It is called by one goroutine, and fails at once while the engine can't
-	// be reached. After an error the record may be in the log, or get there
-	// later, or come twice, as the hub tries again; but not where the error is
-	// [ErrEventTooLarge]. record is the caller's again when Append returns.
-	Append(ctx context.Context, record []byte) error
-}
-
-// A HistoryHandler is a node's side of a [HistoryBroker]. Its methods are called
-// one at a time.
-type HistoryHandler interface {
-	// Record takes a record, in the log's order. It may block while the hub is
-	// behind. Records are numbered by seq, from 1 on and without a gap: where
-	// one is missing the engine has lost it. The epoch, at most 32 letters and
-	// digits, tells this log from any other, also from one that the engine has
-	// lost in part so that numbers are given again. record belongs to the node
-	// from then on.
-	Record(epoch string, seq uint64, record []byte)
-
-	// Current tells that all that the log had when the broker connected has
-	// been handed over, last being the number of its last record: zero, if
-	// there is none.
-	Current(epoch string, last uint64)
-
-	// Away tells that nothing comes until Current is called again.
-	Away(err error)
-}
 
 const (
 	maxOwn          = 1024                   // events of this node that the log hasn't brought back
@@ -535,24 +485,6 @@ func (j *journal) gap(why string) {
 	j.cluster.hub.log.warn(logBroker, "events may be missing", "why", why)
 }
 
-// A record is what nodes have in their log: events of one of them, or a cut,
-// behind which those of its events are lost that are not in the log before it.
-type record struct {
-	epoch string // set by Record, as the next is
-	seq   uint64
-
-	kind   brokeredKind
-	node   nodeID
-	number uint64   // of the first event; of a cut: of the last that it concerns
-	events []*event // none, if it is a cut
-	topics []string // of a cut: those whose events are lost; the empty one stands for all
-}
-
-const (
-	brokeredRecord brokeredKind = 'r'
-	brokeredCut    brokeredKind = 'c'
-)
-
 func (r *record) arrive(h *Hub, batch []entry) []entry {
 	j, p := h.cluster.Load().journal, h.past
 	if r.epoch == p.epoch && r.seq <= j.last {
@@ -632,72 +564,4 @@ func (j *journal) isNew(node nodeID, number uint64) bool {
 	}
 	j.numbers[node] = number
 	return true
-}
-
-// encode returns the record of events.
-func (j *journal) encode(events []*ownEvent) []byte {
-	b := j.begin(brokeredRecord, events[0].number, len(events))
-	for _, e := range events {
-		b = appendText(b, e.topic)
-		b = appendHead(b, &e.Event)
-		b = appendText(b, e.Data)
-	}
-	return b
-}
-
-// cut returns the record that tells of a cut.
-func (j *journal) cut() []byte {
-	if j.topics[""] {
-		j.topics = map[string]bool{"": true}
-	}
-	b := j.begin(brokeredCut, j.gone, len(j.topics))
-	for topic := range j.topics {
-		b = appendText(b, topic)
-	}
-	return b
-}
-
-// begin returns what all records begin with: version, kind, node, a number and
-// how much of the kind follows.
-func (j *journal) begin(kind brokeredKind, number uint64, n int) []byte {
-	b := []byte{brokeredVersion, byte(kind)}
-	b = append(b, j.cluster.node[:]...)
-	b = binary.AppendUvarint(b, number)
-	return binary.AppendUvarint(b, uint64(n))
-}
-
-// parseRecord is the reverse of encode and cut. It may keep b.
-func parseRecord(b []byte) (r record, err error) {
-	p := parser{b: b}
-	r.kind = p.begin(&r.node)
-	r.number = p.number()
-	n := p.number()
-	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredCut {
-		return record{}, errBrokered
-	}
-	for range n {
-		topic := string(p.text())
-		if topic != "" && checkTopic(topic) != nil {
-			return record{}, errBrokered
-		}
-		if r.kind == brokeredCut {
-			r.topics = append(r.topics, topic)
-			continue
-		}
-		e := p.head()
-		if e.Data = p.text(); n > 1 {
-			e.Data = bytes.Clone(e.Data) // or one that is kept would keep them all
-		}
-		if p.err == nil {
-			p.err = e.check()
-		}
-		if p.err != nil {
-			break
-		}
-		r.events = append(r.events, newEvent(topic, e))
-	}
-	if p.err != nil {
-		return record{}, p.err
-	}
-	return r, nil
 }

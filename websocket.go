@@ -272,3 +272,28 @@ func readMessage(r io.Reader) ([]byte, error) {
 		}
 	}
 }
+
+// Upgrade turns the request into a WebSocket client of hub and returns at
+// once; the client lives on without the HTTP handler. It hands out no Client,
+// because [Hub.OnMessage] may already run for it by the time Upgrade returns:
+// values, topics and first messages are given to a client in [Hub.OnConnect].
+//
+// The connection is taken over before the handshake is answered. The answer has
+// the headers that were set on w before, a cookie of middleware's among them,
+// but not what middleware would add when an answer is written; an access log
+// doesn't see the 101.
+//
+// An error has already been answered, so that most callers ignore it: 426 for
+// a request that is no WebSocket handshake (RFC 6455 §4.2.1), or 405 or 400
+// where its method or key says so, 403 for a refused origin, what OnConnect
+// chose with [Refuse], 503 after Shutdown, 501 where a middleware's
+// ResponseWriter hides the connection (the error names its type), and 500 where
+// a handler panics or hub was not made by [NewHub]. The hub counts refusals,
+// and logs those for which somebody's setup or OnConnect's error is the reason.
+func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
+	if err := hub.usable(); err != nil {
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return fmt.Errorf("realtime: upgrade: %w", err)
+	}
+	return hub.upgrade(w, r)
+}
