@@ -24,7 +24,7 @@ func BenchmarkHub(b *testing.B) {
 						b.Fatal(err)
 					}
 					c.join()
-					c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, plainFormat)
+					c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 					all[i] = c
 				}
 				size := heap() - before
@@ -89,7 +89,7 @@ func BenchmarkTopics(b *testing.B) {
 					}
 				}
 				c.join()
-				c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, plainFormat)
+				c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 				all[i] = c
 			}
 			size := heap() - before

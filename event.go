@@ -28,24 +28,37 @@ type buffer struct {
 	private bool // for one client alone, a hub's bound on whose memory is to be kept
 }
 
-// A format is what a message looks like on a client's wire.
-type format uint8
+// A format is what a message looks like on a client's wire. The zero format is
+// that of a plain WebSocket.
+type format struct {
+	encoding encoding
+	deflate  bool // compressed where that makes it smaller (RFC 7692); WebSockets only
+}
+
+// An encoding is how the bytes of a message are made of an event.
+type encoding uint8
 
 const (
-	plainFormat           format = iota // WebSocket: the data alone, one frame a message
-	plainDeflateFormat                  // the same, compressed where that makes it smaller (RFC 7692)
-	envelopeFormat                      // WebSocket with the subprotocol realtime.v1: an envelope
-	envelopeDeflateFormat               // the same, compressed
-	streamFormat                        // event stream: name, id and data
-	envelopeStreamFormat                // event stream of envelopes
-	formats                             // how many there are
+	plainFrame     encoding = iota // WebSocket: the data alone, one frame a message
+	envelopeFrame                  // WebSocket with the subprotocol realtime.v1: an envelope
+	plainStream                    // event stream: name, id and data
+	envelopeStream                 // event stream of envelopes
+	encodings                      // how many there are
 )
 
-// isStream reports whether f is for event streams.
-func (f format) isStream() bool { return f == streamFormat || f == envelopeStreamFormat }
+// isStream reports whether e is for event streams.
+func (e encoding) isStream() bool { return e == plainStream || e == envelopeStream }
 
-// isDeflate reports whether f is compressed.
-func (f format) isDeflate() bool { return f == plainDeflateFormat || f == envelopeDeflateFormat }
+// formats is one more than the highest index of a format.
+const formats = 2 * int(encodings)
+
+// index returns the place of f in an array of what is made for each format.
+func (f format) index() int {
+	if f.deflate {
+		return 2*int(f.encoding) + 1
+	}
+	return 2 * int(f.encoding)
+}
 
 // An event is an Event on its way to many clients. Its frames are made at
 // most once for each format, by whoever asks first.
@@ -111,24 +124,24 @@ func (ev *event) buffer(f format) *buffer {
 }
 
 func (ev *event) bufferLocked(f format) *buffer {
-	if ev.bufs[f] == nil {
-		ev.bufs[f] = ev.encodeLocked(f)
+	buf := &ev.bufs[f.index()]
+	if *buf == nil {
+		*buf = ev.encodeLocked(f)
 	}
-	return ev.bufs[f]
+	return *buf
 }
 
 func (ev *event) encodeLocked(f format) *buffer {
 	buf := &buffer{private: ev.private}
-	switch {
-	case f.isDeflate():
-		payload, op := ev.payload(f)
+	if f.deflate {
+		payload, op := ev.payload(f.encoding)
 		b, ok := deflate(payload)
 		if !ok {
-			return ev.bufferLocked(f - 1)
+			return ev.bufferLocked(format{encoding: f.encoding})
 		}
 		buf.b = appendFrame(make([]byte, 0, maxFrameHeader+len(b)), op|rsv1Bit, b)
-	default:
-		buf.b = ev.append(make([]byte, 0, 64+len(ev.Data)), f)
+	} else {
+		buf.b = ev.append(make([]byte, 0, 64+len(ev.Data)), f.encoding)
 	}
 	if ev.notice == noNotice {
 		buf.ends = []int{len(buf.b)}
@@ -139,23 +152,23 @@ func (ev *event) encodeLocked(f format) *buffer {
 	return buf
 }
 
-// append appends ev in a format that is not compressed. Notices mean nothing
-// to plain clients, who know of no ids: they get nothing.
-func (ev *event) append(b []byte, f format) []byte {
+// append appends ev in an encoding. Notices mean nothing to plain WebSocket
+// clients, which know of no ids: they get nothing.
+func (ev *event) append(b []byte, enc encoding) []byte {
 	switch {
-	case f.isStream():
-		return ev.appendStream(b, f)
-	case f == plainFormat && ev.notice != noNotice:
+	case enc.isStream():
+		return ev.appendStream(b, enc)
+	case enc == plainFrame && ev.notice != noNotice:
 		return b
 	}
-	payload, op := ev.payload(f)
+	payload, op := ev.payload(enc)
 	return appendFrame(b, op, payload)
 }
 
-// payload returns what a WebSocket message in format f has, and its opcode.
-func (ev *event) payload(f format) (payload []byte, op byte) {
+// payload returns the payload of a WebSocket message, and its opcode.
+func (ev *event) payload(enc encoding) (payload []byte, op byte) {
 	switch {
-	case f == envelopeFormat || f == envelopeDeflateFormat:
+	case enc == envelopeFrame:
 		return ev.envelope(), opText
 	case ev.Binary:
 		return ev.Data, opBinary
@@ -165,10 +178,10 @@ func (ev *event) payload(f format) (payload []byte, op byte) {
 
 // appendStream appends ev as an event stream has it. A position alone has no
 // data, so that no listener in the browser is called for it.
-func (ev *event) appendStream(b []byte, f format) []byte {
+func (ev *event) appendStream(b []byte, enc encoding) []byte {
 	e := &ev.Event
 	switch {
-	case f == envelopeStreamFormat:
+	case enc == envelopeStream:
 		e = &Event{ID: ev.ID, Data: ev.envelope()}
 	case ev.notice == positionNotice:
 		return append(appendLines(b, "id: ", ev.ID), '\n')
@@ -228,16 +241,16 @@ type letter struct {
 
 var letters = sync.Pool{New: func() any { return new(letter) }}
 
-// write makes l the message of e in a format that is not compressed.
-func (l *letter) write(e *Event, f format) {
-	if f == plainFormat { // the common case, without an event of its own
+// write makes l the message of e in an encoding.
+func (l *letter) write(e *Event, enc encoding) {
+	if enc == plainFrame { // the common case, without an event of its own
 		op := byte(opText)
 		if e.Binary {
 			op = opBinary
 		}
 		l.b = appendFrame(l.b[:0], op, e.Data)
 	} else {
-		l.b = (&event{Event: *e}).append(l.b[:0], f)
+		l.b = (&event{Event: *e}).append(l.b[:0], enc)
 	}
 	l.end[0] = len(l.b)
 	l.ends = l.end[:]
@@ -315,8 +328,9 @@ func (r *run) reset() {
 // buffers returns the events of r in the given format, joined as far as the
 // limits of a joined buffer allow. The slice is valid until the next reset.
 func (r *run) buffers(f format) []*buffer {
-	if len(r.bufs[f]) > 0 {
-		return r.bufs[f]
+	bufs := &r.bufs[f.index()]
+	if len(*bufs) > 0 {
+		return *bufs
 	}
 	for rest := r.events; len(rest) > 0; {
 		n, size := 1, len(rest[0].buffer(f).b)
@@ -327,10 +341,10 @@ func (r *run) buffers(f format) []*buffer {
 			}
 			n, size = n+1, size+next
 		}
-		r.bufs[f] = append(r.bufs[f], join(rest[:n], f, size))
+		*bufs = append(*bufs, join(rest[:n], f, size))
 		rest = rest[n:]
 	}
-	return r.bufs[f]
+	return *bufs
 }
 
 // join returns one buffer of size bytes with all the events.

@@ -187,6 +187,17 @@ func (c *Client) queued() []queued {
 	return slices.Clone(c.out.queue)
 }
 
+// allFormats returns the formats that a client can have.
+func allFormats() (all []format) {
+	for enc := range encodings {
+		all = append(all, format{encoding: enc})
+		if !enc.isStream() {
+			all = append(all, format{encoding: enc, deflate: true})
+		}
+	}
+	return all
+}
+
 // An event is encoded once for each format, and events that several clients
 // get are joined once for all of them, also where audiences are mixed.
 func TestClientsShareBuffers(t *testing.T) {
@@ -196,40 +207,41 @@ func TestClientsShareBuffers(t *testing.T) {
 	gate := make(chan error) // behind which writes block
 	defer close(gate)
 	var clients [formats][2]*Client
-	for f := range formats {
-		for i := range clients[f] {
-			c := newClient(hub, f.isStream())
+	for _, f := range allFormats() {
+		for i := range 2 {
+			c := newClient(hub, f.encoding.isStream())
 			s.apply(&entry{op: opJoin, client: c})
 			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: "a"}})
-			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: fmt.Sprint(f)}})
+			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: fmt.Sprint(f.index())}})
 			c.out.open(&recorder{gate: gate}, nil, f)
-			clients[f][i] = c
+			clients[f.index()][i] = c
 		}
 	}
 	large := []byte(strings.Repeat("much of this repeats itself ", 100))
 	for i := range 40 {
 		ev := &event{Event: Event{Data: large}, topic: []string{"a", "", "nobody's"}[i%3]}
 		if i%7 == 0 {
-			ev.topic = fmt.Sprint(i % int(formats))
+			ev.topic = fmt.Sprint(i % formats)
 		}
 		s.apply(&entry{event: ev})
 	}
 	s.deliver()
-	for f, pair := range clients {
+	for _, f := range allFormats() {
+		pair := clients[f.index()]
 		a, b := pair[0].queued(), pair[1].queued()
 		if len(a) == 0 || len(a) != len(b) {
-			t.Fatalf("format %d: %d and %d buffers", f, len(a), len(b))
+			t.Fatalf("%+v: %d and %d buffers", f, len(a), len(b))
 		}
 		for i := range a {
 			if a[i].buffer != b[i].buffer {
-				t.Errorf("format %d: clients have buffers of their own", f)
+				t.Errorf("%+v: clients have buffers of their own", f)
 			}
 		}
 	}
 	ev := &event{Event: Event{Data: large}}
-	for f := range formats {
+	for _, f := range allFormats() {
 		if first := ev.buffer(f); first != ev.buffer(f) {
-			t.Errorf("format %d: encoded twice", f)
+			t.Errorf("%+v: encoded twice", f)
 		}
 	}
 }

@@ -17,7 +17,7 @@ func TestJoinedBuffers(t *testing.T) {
 			payloads = append(payloads, string(make([]byte, tt.bytes)))
 		}
 		r := runOf(payloads...)
-		bufs := r.buffers(plainFormat)
+		bufs := r.buffers(format{})
 		if len(bufs) != tt.want {
 			t.Errorf("%d events of %d bytes are %d buffers, want %d", tt.events, tt.bytes, len(bufs), tt.want)
 		}
@@ -32,10 +32,10 @@ func TestJoinedBuffers(t *testing.T) {
 		if !bytes.Equal(all, frames(opText, payloads...)) || messages != tt.events {
 			t.Errorf("%d events of %d bytes: %d messages, or other bytes", tt.events, tt.bytes, messages)
 		}
-		if r.buffers(plainFormat)[0] != bufs[0] {
+		if r.buffers(format{})[0] != bufs[0] {
 			t.Error("each client has buffers of its own")
 		}
-		if tt.events == 1 && bufs[0] != r.events[0].buffer(plainFormat) {
+		if tt.events == 1 && bufs[0] != r.events[0].buffer(format{}) {
 			t.Error("an event alone is copied")
 		}
 	}

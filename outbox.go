@@ -105,11 +105,11 @@ func (o *outbox) post(e *Event) (start bool, err error) {
 	case o.conn == nil:
 		o.early = append(o.early, &event{Event: *e, private: true})
 		o.private += len(e.Data)
-	case e.Key != "" || o.format.isDeflate() && len(e.Data) >= minDeflate:
+	case e.Key != "" || o.format.deflate && len(e.Data) >= minDeflate:
 		err = o.sendLocked((&event{Event: *e, private: true}).buffer(o.format))
 	default:
 		l := letters.Get().(*letter)
-		l.write(e, o.format)
+		l.write(e, o.format.encoding)
 		err = o.sendLocked(&l.buffer)
 		if o.head == len(o.queue) && cap(l.b) <= maxWrite {
 			letters.Put(l)

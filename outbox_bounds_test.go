@@ -28,7 +28,7 @@ func keyedHistory(topic string) *history {
 // Replays are no excuse for a reader that doesn't read: one that asks for them
 // again and again is as slow as any.
 func TestReplaysDoNotExcuse(t *testing.T) {
-	o, h := stuck(plainFormat), keyedHistory("a")
+	o, h := stuck(format{}), keyedHistory("a")
 	for n := range 2 * hardLimit * 256 {
 		if _, err := o.push(runOf("x")); err == ErrSlowClient {
 			return
@@ -44,7 +44,7 @@ func TestReplaysDoNotExcuse(t *testing.T) {
 
 // Of positions only the newest waits, and in a format that has none nothing.
 func TestPositionsDoNotPileUp(t *testing.T) {
-	for _, f := range []format{plainFormat, envelopeFormat, streamFormat} {
+	for _, f := range []format{{}, {encoding: envelopeFrame}, {encoding: plainStream}} {
 		o, h := stuck(f), newHistory(History{Events: 100, Age: time.Minute})
 		o.push(runOf("x"))
 		for range 10_000 {
@@ -56,7 +56,7 @@ func TestPositionsDoNotPileUp(t *testing.T) {
 			}
 		}
 		if len(o.queue) > 100 || o.waiting != 1 {
-			t.Errorf("format %d: %d buffers wait, %d messages", f, len(o.queue), o.waiting)
+			t.Errorf("%+v: %d buffers wait, %d messages", f, len(o.queue), o.waiting)
 		}
 	}
 }
@@ -67,7 +67,7 @@ func TestPrivateBytesAreBounded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		o   *outbox
 		key string
-	}{"queued": {stuck(plainFormat), ""}, "with keys": {stuck(plainFormat), "key"}, "held": {&outbox{shared: newShared()}, ""}} {
+	}{"queued": {stuck(format{}), ""}, "with keys": {stuck(format{}), "key"}, "held": {&outbox{shared: newShared()}, ""}} {
 		var err error
 		n := 0
 		for ; err == nil && n < 100; n++ {
@@ -84,7 +84,7 @@ func TestPrivateBytesAreBounded(t *testing.T) {
 	o := &outbox{shared: newShared()}
 	o.post(&Event{Data: large})
 	conn := &recorder{room: func() int { return 2 << 20 }}
-	o.open(conn, conn.try, plainFormat)
+	o.open(conn, conn.try, format{})
 	if o.private != 0 {
 		t.Errorf("%d private bytes are left behind what was held", o.private)
 	}
@@ -100,7 +100,7 @@ func TestDeliveredBeforeAFailure(t *testing.T) {
 			return 0, errors.New("reset")
 		}
 		return len(b), nil
-	}, plainFormat)
+	}, format{})
 	o.push(runOf(strings.Split(strings.Repeat("x", maxJoin+1), "")...))
 	if s.delivered.Load() != maxJoin || s.dropped.Load() != 1 {
 		t.Errorf("%d delivered, %d dropped; want %d and 1", s.delivered.Load(), s.dropped.Load(), maxJoin)
@@ -134,7 +134,7 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 		h.fill(r)
 		o.replay(r)
 		conn := &recorder{room: func() int { return 1 << 20 }}
-		o.open(conn, conn.try, plainFormat)
+		o.open(conn, conn.try, format{})
 		if _, payload, n := parseFrame(conn.got); string(payload) != tt.want || n != len(conn.got) {
 			t.Errorf("%s: got %q, want %q alone", name, conn.got, tt.want)
 		}
@@ -154,12 +154,12 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 		r := &replay{topics: []string{"a"}, last: h.id(uint64(first))}
 		h.fill(r)
 		o.replay(r)
-		o.open(&recorder{}, func([]byte) (int, error) { return 0, nil }, plainFormat)
+		o.open(&recorder{}, func([]byte) (int, error) { return 0, nil }, format{})
 		if len(o.queue) != 10-first {
 			t.Fatalf("%d buffers wait, want %d", len(o.queue), 10-first)
 		}
 		for i, q := range o.queue {
-			if want := h.topics["a"].kept[first+i].event.buffer(plainFormat); q.buffer != want {
+			if want := h.topics["a"].kept[first+i].event.buffer(format{}); q.buffer != want {
 				t.Errorf("event %d is copied", first+i)
 			}
 		}

@@ -57,7 +57,8 @@ type modelMessage struct {
 func newOutboxModel(t *testing.T, seed uint64) *outboxModel {
 	m := &outboxModel{t: t, rnd: rand.New(rand.NewPCG(seed, 0)), conn: &recorder{gate: make(chan error)}}
 	m.conn.room = func() int { return m.room }
-	m.format = format(m.rnd.IntN(int(formats)))
+	all := allFormats()
+	m.format = all[m.rnd.IntN(len(all))]
 	m.direct = m.rnd.IntN(3) > 0
 	s := newShared()
 	s.sendBuffer, s.writeTimeout = 1<<20, time.Hour // nobody is slow here
@@ -127,7 +128,7 @@ func (m *outboxModel) step() {
 	case 4, 5:
 		m.after(m.o.post(&m.event("").Event))
 	case 6:
-		if !m.format.isStream() {
+		if !m.format.encoding.isStream() {
 			m.after(m.o.answer(controlFrame(opPong, []byte("pong"))))
 		}
 	case 7:
@@ -195,7 +196,7 @@ func (m *outboxModel) finish() {
 		m.open()
 	}
 	last := new(buffer)
-	if !m.format.isStream() {
+	if !m.format.encoding.isStream() {
 		last = closeFrame(1000, "")
 	}
 	_, start, err := m.o.close(last)
@@ -235,7 +236,7 @@ func (m *outboxModel) finish() {
 
 // messages returns the data of what was written.
 func (m *outboxModel) messages() (messages []string) {
-	if m.format.isStream() {
+	if m.format.encoding.isStream() {
 		for block := range strings.SplitSeq(string(m.conn.got), "\n\n") {
 			if _, data, ok := strings.Cut("\n"+block, "\ndata: "); ok {
 				messages = append(messages, data)
@@ -244,7 +245,7 @@ func (m *outboxModel) messages() (messages []string) {
 	} else {
 		messages = m.frames()
 	}
-	if m.format == plainFormat || m.format == plainDeflateFormat || m.format == streamFormat {
+	if enc := m.format.encoding; enc == plainFrame || enc == plainStream {
 		return messages
 	}
 	var data []string

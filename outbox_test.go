@@ -90,7 +90,7 @@ func TestOutboxGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, conn.try, plainFormat)
+		o.open(conn, conn.try, format{})
 		var want []byte
 		for i := range 3000 {
 			p := fmt.Sprint(i, string(make([]byte, i%100)))
@@ -127,7 +127,7 @@ func TestOutboxPong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, nil, plainFormat)
+		o.open(conn, nil, format{})
 		large := string(bytes.Repeat([]byte("x"), 3*maxWrite))
 		o.push(runOf(large))
 		go o.drain()
@@ -158,7 +158,7 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 		room := 1 << 20
 		conn := &recorder{gate: make(chan error), room: func() int { return room }}
 		o := &outbox{shared: newShared()}
-		o.open(conn, conn.try, plainFormat)
+		o.open(conn, conn.try, format{})
 		if start, err := o.push(runOf("a", "b")); start || err != nil {
 			t.Errorf("push: start %v, %v; want neither", start, err)
 		}
@@ -199,7 +199,7 @@ func TestOutboxWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
 		o := &outbox{shared: newShared()}
-		o.open(conn, nil, plainFormat)
+		o.open(conn, nil, format{})
 		o.push(runOf("a", "b", "c", "d"))
 		ended := make(chan error, 1)
 		go func() { ended <- o.drain() }()
@@ -235,7 +235,7 @@ func TestWriteFailsAtOnce(t *testing.T) {
 				return 0, reset
 			}
 			return len(b), nil
-		}, plainFormat)
+		}, format{})
 		r := runOf(strings.Repeat("x", maxJoinBytes), "y") // two buffers
 		if err := c.pushed(c.out.push(r)); err != ErrClientClosed {
 			t.Errorf("push: %v, want ErrClientClosed", err)
@@ -261,7 +261,7 @@ func TestOutboxHasFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &outbox{shared: newShared()}
 		conn := new(recorder)
-		o.open(conn, nil, plainFormat)
+		o.open(conn, nil, format{})
 		start, _ := o.push(runOf("x", "y"))
 		if !start {
 			t.Fatal("push wants no goroutine")
@@ -286,7 +286,7 @@ func TestOutboxHasFailed(t *testing.T) {
 		if first, start, err := o.close(closeFrame(1000, "")); first || start || err != nil {
 			t.Errorf("close: %v, %v, %v", first, start, err)
 		}
-		if start, err := o.open(conn, conn.try, plainFormat); start || err != nil {
+		if start, err := o.open(conn, conn.try, format{}); start || err != nil {
 			t.Errorf("open: %v, %v", start, err)
 		}
 		if err := o.overdue(time.Hour); err != nil {
@@ -307,7 +307,7 @@ func TestOutboxHeld(t *testing.T) {
 	o.answer(controlFrame(opPong, nil))
 	o.close(closeFrame(1000, ""))
 	conn := &recorder{room: func() int { return 1 << 20 }}
-	if start, err := o.open(conn, conn.try, plainFormat); start || err != nil {
+	if start, err := o.open(conn, conn.try, format{}); start || err != nil {
 		t.Errorf("open: %v, %v", start, err)
 	}
 	if want := append(frames(opText, "early"), closeFrame(1000, "").b...); !bytes.Equal(conn.got, want) {
@@ -323,7 +323,7 @@ func TestOutboxSlowPush(t *testing.T) {
 	s := newShared()
 	s.sendBuffer, s.slowAfter = 1, -1
 	o := &outbox{shared: s}
-	o.open(new(recorder), nil, plainFormat)
+	o.open(new(recorder), nil, format{})
 	if _, err := o.push(runOf("x", "y")); err != ErrSlowClient || !o.failed {
 		t.Errorf("push: %v, failed is %v; want ErrSlowClient and failed", err, o.failed)
 	}
@@ -337,7 +337,7 @@ func TestOutboxPatience(t *testing.T) {
 		s.sendBuffer, s.writeTimeout = 10, time.Hour
 		o := &outbox{shared: s}
 		conn := &recorder{gate: make(chan error)}
-		o.open(conn, nil, plainFormat)
+		o.open(conn, nil, format{})
 		large := string(make([]byte, blindWrite-4)) // with its header of 4 bytes, one in a write
 		push := func(n int) {
 			t.Helper()
@@ -393,7 +393,7 @@ func TestOutboxPatience(t *testing.T) {
 // A queue that is never quite empty doesn't grow for ever.
 func TestOutboxQueueIsBounded(t *testing.T) {
 	o := &outbox{shared: newShared()}
-	o.open(new(recorder), nil, plainFormat)
+	o.open(new(recorder), nil, format{})
 	o.push(runOf("x"))
 	for range 10_000 {
 		o.push(runOf("x"))
@@ -420,12 +420,12 @@ func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
 		room := 3
 		conn := &recorder{room: func() int { return room }}
 		o, other := &outbox{shared: newShared()}, &outbox{shared: newShared()}
-		o.open(conn, conn.try, plainFormat)
+		o.open(conn, conn.try, format{})
 		if start, err := o.post(&Event{Data: []byte("torn")}); !start || err != nil {
 			t.Fatalf("post: start %v, %v", start, err)
 		}
 		taker := &recorder{room: func() int { return 1 << 20 }}
-		other.open(taker, taker.try, plainFormat)
+		other.open(taker, taker.try, format{})
 		other.post(&Event{Data: []byte("another")})
 		o.post(&Event{Data: []byte("behind")})
 		other.post(&Event{Data: []byte("another")})
@@ -462,7 +462,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 			for range 300 {
 				if !opened && rnd.IntN(10) == 0 {
 					opened = true
-					start(o.open(conn, try, plainFormat))
+					start(o.open(conn, try, format{}))
 				}
 				switch rnd.IntN(5) {
 				case 0, 1:
@@ -487,7 +487,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 				}
 			}
 			if !opened {
-				start(o.open(conn, try, plainFormat))
+				start(o.open(conn, try, format{}))
 			}
 			close(conn.gate)
 			synctest.Wait()

@@ -101,9 +101,9 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 		h.refuseForNow(w, true, ErrHubClosed)
 		return
 	}
-	f := streamFormat
+	f := format{encoding: plainStream}
 	if r.URL.Query().Get("protocol") == Subprotocol {
-		f = envelopeStreamFormat
+		f.encoding = envelopeStream
 	}
 	streamHeaders(w.Header())
 	if conn := takeOverStream(w, r); conn != nil {

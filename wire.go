@@ -359,11 +359,9 @@ func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 		return nil, nil, err
 	}
 	if h.header.Get("Sec-WebSocket-Protocol") == Subprotocol {
-		h.format = envelopeFormat
+		h.format.encoding = envelopeFrame
 	}
-	if h.header.Get("Sec-WebSocket-Extensions") != "" { // the library knows one
-		h.format++
-	}
+	h.format.deflate = h.header.Get("Sec-WebSocket-Extensions") != "" // the library knows one
 	h.wire.in = bufio.NewReaderSize(h.wire, 256)
 	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
 }
