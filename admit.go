@@ -1,12 +1,11 @@
 package realtime
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"runtime/debug"
-	"strconv"
 )
 
 // ServeHTTP makes the request a client: an event stream where it accepts one
@@ -18,6 +17,114 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	Upgrade(w, r, h)
+}
+
+// admit makes the request a client, or answers it: the error tells why. It runs
+// on the HTTP handler's goroutine, which it blocks as long as OnConnect does.
+func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
+	h.start()
+	h.settle()
+	if err := t.prepare(h, w, r); err != nil {
+		return err
+	}
+	if h.closing() {
+		return h.refuseForNow(w, t, ErrHubClosed)
+	}
+	c := newClient(h, t)
+	if err := h.add(c); err != nil {
+		return h.refuseForNow(w, t, err)
+	}
+	connected := false
+	defer func() {
+		if !connected { // also where OnConnect has ended the goroutine
+			c.abort(ErrClientClosed)
+			c.gone()
+		}
+	}()
+	if err := c.introduce(w, r); err != nil {
+		return err
+	}
+	if err := c.unwelcome(); err != nil {
+		c.end(err)
+		return h.refuseForNow(w, t, err)
+	}
+	stay, err := t.connect(c, w, r)
+	if err != nil {
+		c.end(err)
+		return err
+	}
+	connected = true
+	if stay != nil {
+		stay()
+	}
+	return nil
+}
+
+// introduce asks OnConnect about a client, and answers its refusal. Otherwise it
+// gives the client what it has missed.
+func (c *Client) introduce(w http.ResponseWriter, r *http.Request) error {
+	if err := c.onConnect(r); err != nil {
+		h, t := c.hub, c.transport
+		switch why := c.why(); {
+		case errors.Is(err, ErrClientClosed) && (errors.Is(why, ErrHubClosed) || errors.Is(why, ErrSlowClient)):
+			return h.refuseForNow(w, t, why) // it isn't OnConnect that refuses
+		case errors.Is(err, ErrBrokerUnavailable):
+			return h.refuseForNow(w, t, err)
+		default:
+			return h.refuseAs(w, r, err)
+		}
+	}
+	c.catchUp(claimedEventID(r))
+	c.open()
+	return nil
+}
+
+// unwelcome returns why the hub doesn't want a client any more that OnConnect has
+// let in, or nil.
+func (c *Client) unwelcome() error {
+	switch {
+	case c.hub.closing():
+		return ErrHubClosed
+	case c.out.hasFailed(): // by what came for it while OnConnect took its time
+		return cmp.Or(c.why(), error(ErrSlowClient))
+	}
+	return nil
+}
+
+// onConnect calls OnConnect. A hub without it gives its clients the topics that
+// they ask for.
+func (c *Client) onConnect(r *http.Request) (err error) {
+	if c.hub.OnConnect == nil {
+		return c.askedTopics(r)
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			err = &refusal{http.StatusInternalServerError, http.StatusText(http.StatusInternalServerError), c.hub.panicked("OnConnect", v, c)}
+		}
+	}()
+	return c.hub.OnConnect(c, r)
+}
+
+// maxAskedTopics is how many topics a client can ask for where nobody else
+// chooses them.
+const maxAskedTopics = 100
+
+// askedTopics subscribes the client to the topics of its URL. It is for hubs
+// without OnConnect, whose clients may have whatever they want.
+func (c *Client) askedTopics(r *http.Request) error {
+	topics := r.URL.Query()["topic"]
+	if len(topics) == 0 {
+		return nil
+	}
+	err := error(nil)
+	if len(topics) > maxAskedTopics {
+		err = fmt.Errorf("the request asks for %d topics, %d are allowed", len(topics), maxAskedTopics)
+	} else if err = c.Subscribe(topics...); err == nil || err == ErrBrokerUnavailable { // which passes
+		return nil
+	} else if err == ErrClientClosed {
+		return err
+	}
+	return &refusal{http.StatusBadRequest, err.Error(), err}
 }
 
 // refuse answers a request that doesn't become a client and returns err as
@@ -45,28 +152,23 @@ func (h *Hub) refuseSetup(w http.ResponseWriter, err error) error {
 }
 
 // refuseForNow answers a request that may have better luck within seconds: after
-// Shutdown had begun another process may be up then. Not all shall come at once.
-// An event stream ends right after it has begun, because an error would stop a
-// browser's EventSource for good.
-func (h *Hub) refuseForNow(w http.ResponseWriter, stream bool, err error) error {
-	if stream {
-		streamHeaders(w.Header())
-		w.WriteHeader(http.StatusOK)
-		w.Write(retryNotice().b)
-		return h.refused(err)
+// Shutdown had begun another process may be up then.
+func (h *Hub) refuseForNow(w http.ResponseWriter, t transport, err error) error {
+	reason := "try again later"
+	switch {
+	case errors.Is(err, ErrHubClosed):
+		reason = "shutting down"
+	case errors.Is(err, ErrSlowClient):
+		reason = "too many messages while connecting"
 	}
-	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5)))
-	text := "try again later"
-	if errors.Is(err, ErrHubClosed) {
-		text = "shutting down"
-	}
-	return h.refuse(w, http.StatusServiceUnavailable, text, err)
+	t.refuseForNow(w, reason)
+	return h.refused(err)
 }
 
 // refuseAs answers a request that OnConnect has refused by err.
 func (h *Hub) refuseAs(w http.ResponseWriter, r *http.Request, err error) error {
 	if answer, ok := errors.AsType[*refusal](err); ok {
-		return h.refuse(w, answer.status, answer.reason, err)
+		return h.refuse(w, answer.status, answer.reason, cmp.Or(answer.cause, err))
 	}
 	h.log.warn(logRefused, "client refused by OnConnect", "err", err, "remote", r.RemoteAddr)
 	return h.refuse(w, http.StatusForbidden, http.StatusText(http.StatusForbidden), err)
@@ -110,62 +212,6 @@ func (h *Hub) panicked(handler string, v any, c *Client) error {
 	return fmt.Errorf("realtime: %s panicked: %v", handler, v)
 }
 
-// connect asks OnConnect, and answers its refusal; then it gives the client what
-// it has missed.
-func (c *Client) connect(w http.ResponseWriter, r *http.Request) (err error) {
-	if c.hub.OnConnect != nil {
-		defer func() {
-			if v := recover(); v != nil {
-				err = c.hub.panicked("OnConnect", v, c)
-				c.hub.refuse(w, http.StatusInternalServerError, http.StatusText(http.StatusInternalServerError), err)
-			}
-		}()
-		if err := c.hub.OnConnect(c, r); err != nil {
-			if errors.Is(err, ErrClientClosed) && c.endedByHub() {
-				return c.hub.refuseForNow(w, c.stream, c.left()) // it isn't OnConnect that refuses
-			}
-			if errors.Is(err, ErrBrokerUnavailable) {
-				return c.hub.refuseForNow(w, c.stream, err)
-			}
-			return c.hub.refuseAs(w, r, err)
-		}
-	} else if err := c.askedTopics(r); err != nil {
-		if c.endedByHub() {
-			return c.hub.refuseForNow(w, c.stream, c.left())
-		}
-		return c.hub.refuse(w, http.StatusBadRequest, err.Error(), err)
-	}
-	c.catchUp(claimedEventID(r))
-	c.join()
-	return nil
-}
-
-// endedByHub reports whether the hub ended the client while it was joining.
-func (c *Client) endedByHub() bool {
-	cause := c.left()
-	return errors.Is(cause, ErrHubClosed) || errors.Is(cause, ErrSlowClient)
-}
-
-// maxAskedTopics is how many topics a client can ask for where nobody else
-// chooses them.
-const maxAskedTopics = 100
-
-// askedTopics subscribes the client to the topics of its URL. It is for hubs
-// without OnConnect, whose clients may have whatever they want.
-func (c *Client) askedTopics(r *http.Request) error {
-	topics := r.URL.Query()["topic"]
-	if len(topics) > maxAskedTopics {
-		return fmt.Errorf("the request asks for %d topics, %d are allowed", len(topics), maxAskedTopics)
-	}
-	if len(topics) == 0 {
-		return nil
-	}
-	if err := c.Subscribe(topics...); err != ErrBrokerUnavailable { // which passes
-		return err
-	}
-	return nil
-}
-
 // Refuse returns an error for [Hub.OnConnect] to return: it answers the
 // client's request with the given HTTP status and with reason as the text of
 // the answer, where any other error answers 403 and a fixed text. A status
@@ -175,11 +221,12 @@ func Refuse(status int, reason string) error {
 	if status < 200 || status > 599 {
 		status = http.StatusForbidden
 	}
-	return &refusal{status, reason}
+	return &refusal{status: status, reason: reason}
 }
 
 // A refusal is an HTTP answer to somebody who doesn't become a client.
 type refusal struct {
 	status int
 	reason string // told to the stranger
+	cause  error  // told to the caller instead; nil: there is none
 }

@@ -19,11 +19,11 @@ func BenchmarkHub(b *testing.B) {
 				before := heap()
 				all := make([]*Client, clients)
 				for i := range all {
-					c := newClient(hub, false)
+					c := newClient(hub, webSocket{})
 					if err := hub.add(c); err != nil {
 						b.Fatal(err)
 					}
-					c.join()
+					c.open()
 					c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 					all[i] = c
 				}
@@ -45,7 +45,7 @@ func BenchmarkHub(b *testing.B) {
 				b.ReportMetric(float64(size)/float64(clients), "B/client")
 				b.StopTimer()
 				for _, c := range all {
-					c.discard()
+					c.leaveHub()
 				}
 				hub.Shutdown(b.Context())
 			})
@@ -79,7 +79,7 @@ func BenchmarkTopics(b *testing.B) {
 			before := heap()
 			all := make([]*Client, bench.clients)
 			for i := range all {
-				c := newClient(hub, false)
+				c := newClient(hub, webSocket{})
 				if err := hub.add(c); err != nil {
 					b.Fatal(err)
 				}
@@ -88,7 +88,7 @@ func BenchmarkTopics(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				c.join()
+				c.open()
 				c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 				all[i] = c
 			}
@@ -115,7 +115,7 @@ func BenchmarkTopics(b *testing.B) {
 			b.ReportMetric(float64(size)/float64(bench.clients), "B/client")
 			b.StopTimer()
 			for _, c := range all {
-				c.discard()
+				c.leaveHub()
 			}
 			hub.Shutdown(b.Context())
 		})

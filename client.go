@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,60 +27,117 @@ var (
 
 // A Client is one connection of a hub, a WebSocket or an event stream. All its
 // methods are safe for concurrent use and none of them waits for the connection.
+//
+// Its life, and what moves it on:
+//
+//		joining ──OnConnect returned nil──▶ open ──close, abort, or the peer──▶ closing ──▶ gone
+//		   │                                                                       ▲
+//		   └──────────────────────refused, close, abort────────────────────────────┘
+//
+//	  - joining: it has a slot and a shard, and events wait in its outbox. It
+//	    doesn't count yet.
+//	  - open: it counts. Its connection follows, when the request is answered.
+//	  - closing: it has a cause, the first one, and takes no more events. What
+//	    waits still goes out if this side has closed it by close, and not by abort.
+//	  - gone: OnDisconnect has run, and the slot is another client's. Whoever
+//	    reads the connection moves it there, or who was to give it one.
 type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub
+	transport    transport
 	id           [16]byte
 	onMessage    func(hub *Hub, msg Message)
 	onDisconnect func(c *Client, err error)
 
 	// Owned by the hub's registry, see Hub.mu.
-	slot int
-	home *shard
-
+	slot int32
 	// Owned by the shard's goroutine.
-	index int           // in shard.clients; negative: not any more
+	index int32         // in shard.clients; negative: not any more
+	home  *shard        // set by the registry, never changed
 	subs  *subscription // the first of them
 	list  *list         // the events of the batch at hand; nil: none yet
 
 	out  outbox
 	wire wire
 
-	// Owned by the reading goroutine.
-	conn      *websocket.Conn
-	inMessage bool  // between the first frame of a message and its end
-	junk      int32 // bytes that came on an event stream
+	// Owned by the goroutine that answers the request, then by the reading one.
+	conn      *websocket.Conn // nil: it is no WebSocket, or not yet
+	admitted  bool            // OnConnect has returned nil: OnDisconnect is to follow
+	inMessage bool            // between the first frame of a message and its end
+	junk      int32           // bytes that came on an event stream
 
 	beat time.Duration // when the last heartbeat was due, on the hub's clock; owned by the sweeper
 
-	stream    bool         // an event stream, not a WebSocket; never changed, and here to fill a gap
 	inHandler atomic.Bool  // OnMessage is running: nothing is read
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
 
 	mu     sync.Mutex // guards the fields below
-	member bool       // it counts: OnConnect has returned nil and it hasn't left
-	cause  error      // why it left; nil: it hasn't
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	state  clientState
+	cause  error          // why it is closing; nil: it isn't
+	ctx    *clientContext // nil: nobody has asked for it
 	values map[string]any
 
 	// tmu orders changes of topics, also while they are on their way to the
 	// shard: its goroutine must never wait for it.
-	tmu     sync.Mutex      // guards the fields below
-	topics  []*subscription // sorted by name
-	quitted bool            // it is out of its shard
-	joined  bool            // what it had to get of the past at its joining, it has got
+	tmu      sync.Mutex      // guards the fields below
+	topics   []*subscription // sorted by name
+	unlisted bool            // it is out of its shard
+	replayed bool            // its replay at joining is done or under way
 }
 
-func newClient(h *Hub, stream bool) *Client {
-	c := &Client{hub: h, stream: stream, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
+type clientState uint8
+
+const (
+	clientJoining clientState = iota
+	clientOpen
+	clientClosing
+	clientGone
+)
+
+// A transport is what differs between WebSockets and event streams in the life
+// of a client. Its methods run on the goroutine of the HTTP handler until
+// connect has returned, and on the reading goroutine or the sweeper's from then
+// on. None of them is called under a lock.
+type transport interface {
+	// prepare answers a request that can't become a client, and returns an
+	// error then.
+	prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
+
+	// refuseForNow answers a request that should come back later.
+	refuseForNow(w http.ResponseWriter, reason string)
+
+	// connect answers the request, gives the client its connection and starts or
+	// parks who reads it. An error has been answered, as far as possible. Where
+	// the answer has to go through w, connect returns what the handler's
+	// goroutine has to do for the rest of the client's life.
+	connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error)
+
+	// read hands on messages until the connection ends, or returns errPark.
+	read(c *Client) error
+
+	// ended returns why a client left, given what ended the reading.
+	ended(c *Client, err error) error
+
+	// lastBytes returns what is sent when this side closes a client for cause.
+	lastBytes(status websocket.CloseError, cause error) *buffer
+
+	// finished is called when all is written and nothing will be.
+	finished(c *Client)
+
+	// sweep does what is due for a connected client, beside heartbeats.
+	sweep(c *Client, now time.Duration)
+
+	// heartbeat keeps the connection awake where no position has done so.
+	heartbeat(c *Client)
+}
+
+func newClient(h *Hub, t transport) *Client {
+	c := &Client{hub: h, transport: t, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
 	rand.Read(c.id[:]) // never fails
-	c.out.shared = &h.shared
+	c.out.shared, c.out.owner = &h.shared, c
 	c.wire.clock = &h.shared.clock
-	if !stream {
-		c.wire.reply = c.closing
-	}
+	c.wire.closeFrame = c.libraryCloses
 	return c
 }
 
@@ -104,12 +162,19 @@ func (c *Client) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ctx == nil {
-		c.ctx, c.cancel = context.WithCancelCause(context.Background())
+		c.ctx = new(clientContext)
+		c.ctx.Context, c.ctx.cancel = context.WithCancelCause(context.Background())
 		if c.cause != nil {
-			c.cancel(c.cause)
+			c.ctx.cancel(c.cause)
 		}
 	}
-	return c.ctx
+	return c.ctx.Context
+}
+
+// A clientContext is apart from its client because most have none.
+type clientContext struct {
+	context.Context
+	cancel context.CancelCauseFunc
 }
 
 // Send sends data to this client alone, as a text message or an event without
@@ -133,7 +198,7 @@ func (c *Client) SendEvent(e Event) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	return c.pushed(c.out.post(&e))
+	return c.out.post(&e)
 }
 
 // Set keeps a value with the client, under a key. It may be read until after
@@ -202,32 +267,19 @@ func validCode(code websocket.StatusCode) bool {
 	return false
 }
 
-// pushed does what a push or a post has left to do.
-func (c *Client) pushed(start bool, err error) error {
-	switch err {
-	case ErrClientClosed:
-		return err
-	case ErrSlowClient:
+// outboxFailed ends a client whose outbox has; see outboxOwner.
+func (c *Client) outboxFailed(err error) {
+	if err == ErrSlowClient {
 		c.cutSlow()
-		return err
+		return
 	}
-	if c.sent(start, err); err != nil {
-		return ErrClientClosed
-	}
-	return nil
+	// The other direction may still hold messages, and ends by itself.
+	c.end(fmt.Errorf("realtime: write: %w", err))
+	c.limitClosing()
 }
 
-// sent does what a method of the outbox has left to do.
-func (c *Client) sent(start bool, err error) {
-	if start {
-		go c.drain()
-	}
-	if err != nil {
-		// The other direction may still hold messages, and ends by itself.
-		c.leave(fmt.Errorf("realtime: write: %w", err))
-		c.expire()
-	}
-}
+// outboxFinished tells the transport; see outboxOwner.
+func (c *Client) outboxFinished() { c.transport.finished(c) }
 
 // cutSlow disconnects a client for its slowness.
 func (c *Client) cutSlow() {
@@ -237,134 +289,139 @@ func (c *Client) cutSlow() {
 	}
 }
 
-// drain writes what waits in the outbox. It is the body of a goroutine; the
-// reading goroutine waits for it.
-func (c *Client) drain() {
-	c.sent(false, c.out.drain())
-	c.finish()
-}
-
-// leave ends the client's membership; the first cause stays. It reports
-// whether this call did. The shard is told later, by the reading goroutine,
-// as whoever calls leave may not wait: an outbox that is closed takes no more
-// anyway.
-func (c *Client) leave(cause error) bool {
+// open moves the client on when OnConnect has returned nil. From here on it
+// counts, unless it is closing already.
+func (c *Client) open() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cause != nil {
+	c.admitted = true
+	if c.state == clientJoining {
+		c.state = clientOpen
+		c.hub.count.Add(1)
+	}
+}
+
+// end moves the client on to closing and reports whether this call did; the
+// first cause stays. The shard is told later, by gone, as whoever calls end may
+// not wait: an outbox that is closed takes no more anyway.
+func (c *Client) end(cause error) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state >= clientClosing {
 		return false
 	}
-	c.cause = cause
-	if c.member {
-		c.member = false
+	if c.state == clientOpen {
 		c.hub.count.Add(-1)
 	}
-	if c.cancel != nil {
-		c.cancel(cause)
+	c.state, c.cause = clientClosing, cause
+	if c.ctx != nil {
+		c.ctx.cancel(cause)
 	}
 	return true
 }
 
-// left returns why the client left, or nil.
-func (c *Client) left() error {
+// why returns why the client is closing or gone, or nil.
+func (c *Client) why() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cause
 }
 
-// join makes the client count, unless it has left already.
-func (c *Client) join() {
+// isOpen reports whether the client counts.
+func (c *Client) isOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cause == nil {
-		c.member = true
-		c.hub.count.Add(1)
-	}
+	return c.state == clientOpen
 }
 
-// isMember reports whether the client counts.
-func (c *Client) isMember() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.member
-}
-
-// close starts the close handshake and reports whether this call did.
+// close ends the client behind all that waits for it, by its transport's last
+// bytes, and reports whether this call did.
 func (c *Client) close(status websocket.CloseError, cause error) bool {
-	var last *buffer
-	switch {
-	case !c.stream:
-		last = closeFrame(status.Code, status.Reason)
-	case errors.Is(cause, ErrHubClosed):
-		last = retryNotice()
-	default:
-		last = new(buffer)
-	}
-	first, start, err := c.out.close(last)
-	if !first {
-		return false
-	}
-	c.leave(cause)
-	if c.wire.heard.Load() != 0 { // else there is nobody yet to take it, and accept gives it its time
-		c.expire()
-	}
-	c.sent(start, err)
-	c.finish()
-	return true
+	return c.out.close(c.transport.lastBytes(status, cause), func() {
+		c.end(cause)
+		if c.wire.heard.Load() != 0 { // else there is nobody yet to take it, and connected gives it its time
+			c.limitClosing()
+		}
+	})
 }
 
-// finish ends an event stream once its last bytes are written: nobody answers
-// those.
-func (c *Client) finish() {
-	if c.stream && c.out.isFinished() {
-		c.wire.finish()
-	}
-}
-
-// expire gives the connection closeTimeout to end by itself.
-func (c *Client) expire() {
-	c.closeBy.CompareAndSwap(0, int64(c.hub.shared.clock.now()+closeTimeout))
-}
-
-// abort ends the connection at once and reports whether the client had not
-// left before.
+// abort ends the client and its connection at once. It reports whether the
+// client was not closing before.
 func (c *Client) abort(cause error) bool {
-	first := c.leave(cause)
 	c.out.fail()
+	first := c.end(cause)
 	c.wire.abort()
 	return first
 }
 
-// discard takes a client that never got its connection out of the hub.
-func (c *Client) discard() {
-	c.abort(ErrClientClosed)
-	c.quit()
-	c.hub.remove(c)
+// limitClosing gives the connection closeTimeout to end by itself.
+func (c *Client) limitClosing() {
+	c.closeBy.CompareAndSwap(0, int64(c.hub.shared.clock.now()+closeTimeout))
 }
 
-// serve is the reading goroutine: it reads until the connection ends, then
-// takes the client out of the hub and closes the connection; or until the
-// connection is idle, when it parks it and ends. The parker starts the next.
+// gone ends what is left of the client. The goroutine calls it that reads the
+// connection, when that has ended, or the one that answers the request, when
+// there is none. It blocks until what waits is written, and OnDisconnect has
+// returned.
+func (c *Client) gone() {
+	defer c.hub.remove(c)
+	defer c.wire.linger()
+	defer c.disconnected() // which may also be a runtime.Goexit
+	c.end(errors.New("realtime: a handler has ended its client's goroutine"))
+	c.limitClosing()
+	if c.wire.slotted {
+		c.hub.parking().leave(c.wire.slot)
+	}
+	c.unlist()
+	if c.conn != nil {
+		c.conn.CloseNow()
+	}
+	c.wire.hangUp(c.out.flushed())
+}
+
+// disconnected runs OnDisconnect, if OnConnect has returned nil.
+func (c *Client) disconnected() {
+	defer func() {
+		if v := recover(); v != nil {
+			c.hub.panicked("OnDisconnect", v, c)
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.state = clientGone
+	}()
+	if c.onDisconnect != nil && c.admitted {
+		c.onDisconnect(c, c.why())
+	}
+}
+
+// connected ends the time in which what the client gets is held, on the
+// connection that it has got.
+func (c *Client) connected(conn net.Conn, try func([]byte) (int, error), f format) {
+	c.out.open(conn, try, f)
+	if c.out.isClosed() { // OnConnect has said good-bye already
+		c.limitClosing()
+	}
+}
+
+// serve is the reading goroutine: it reads until the connection ends, and then
+// ends the client; or until the connection is idle, when it parks it and ends.
+// The parker starts the next.
 func (c *Client) serve() {
 	c.wire.parked.Store(false)
 	parked := false
 	defer func() { // deferred because a handler may end the goroutine by runtime.Goexit
 		if !parked {
-			c.bury()
+			c.gone()
 		}
 	}()
-	read := c.read
-	if c.stream {
-		read = c.listen
-	}
-	err := read()
+	err := c.transport.read(c)
 	for errors.Is(err, errPark) {
 		if parked = c.park(); parked {
 			return // and leave c alone: another goroutine may be reading already
 		}
-		err = read()
+		err = c.transport.read(c)
 	}
-	c.leave(c.ending(err))
+	c.end(c.transport.ended(c, err))
 }
 
 // park lets the connection wait for its next message without a goroutine, and
@@ -378,35 +435,18 @@ func (c *Client) park() bool {
 	if p == nil {
 		return false
 	}
-	if !w.placed {
-		w.place, w.placed = p.enter(c), true
+	if !w.slotted {
+		w.slot, w.slotted = p.enter(c), true
 	}
 	known := w.known
 	w.known = true
 	w.parked.Store(true)
-	if !p.arm(w.place, w.Conn, known) {
+	if !p.arm(w.slot, w.Conn, known) {
 		w.known = known
 		w.parked.Store(false)
 		return false
 	}
 	return true
-}
-
-// bury is the end of the reading goroutine of a connection that has ended.
-func (c *Client) bury() {
-	defer c.hub.remove(c)
-	defer c.wire.linger()
-	defer c.disconnected() // which may also be a runtime.Goexit
-	c.leave(errors.New("realtime: OnMessage has ended its goroutine"))
-	c.expire()
-	if c.wire.placed {
-		c.hub.parking().leave(c.wire.place)
-	}
-	c.quit()
-	if c.conn != nil {
-		c.conn.CloseNow()
-	}
-	c.wire.hangUp(c.out.flushed())
 }
 
 // handle runs OnMessage. Its time does not count as the client's silence.
@@ -425,34 +465,4 @@ func (c *Client) handle(msg Message) {
 		c.inHandler.Store(false)
 	}()
 	c.onMessage(c.hub, msg)
-}
-
-// opened ends the time in which what the client gets is held, on the
-// connection that it has got.
-func (c *Client) opened(conn net.Conn, try func([]byte) (int, error), f format) {
-	c.sent(c.out.open(conn, try, f))
-	if c.out.isClosed() { // OnConnect has said good-bye already
-		c.expire()
-		c.finish()
-	}
-}
-
-// dropped is the end of a client that has joined, but got no connection.
-func (c *Client) dropped(cause error) {
-	c.leave(cause)
-	c.out.fail()
-	c.disconnected()
-}
-
-// disconnected runs OnDisconnect.
-func (c *Client) disconnected() {
-	if c.onDisconnect == nil {
-		return
-	}
-	defer func() {
-		if v := recover(); v != nil {
-			c.hub.panicked("OnDisconnect", v, c)
-		}
-	}()
-	c.onDisconnect(c, c.left())
 }

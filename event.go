@@ -232,29 +232,29 @@ func (ev *event) withoutID() *event {
 	return ev.bare
 }
 
-// A letter is a buffer with one message to one client, whose memory is used
+// A pooledFrame is a buffer with one message to one client, whose memory is used
 // again once it is written.
-type letter struct {
+type pooledFrame struct {
 	buffer
 	end [1]int
 }
 
-var letters = sync.Pool{New: func() any { return new(letter) }}
+var pooledFrames = sync.Pool{New: func() any { return new(pooledFrame) }}
 
-// write makes l the message of e in an encoding.
-func (l *letter) write(e *Event, enc encoding) {
+// write makes f the message of e in an encoding.
+func (f *pooledFrame) write(e *Event, enc encoding) {
 	if enc == plainFrame { // the common case, without an event of its own
 		op := byte(opText)
 		if e.Binary {
 			op = opBinary
 		}
-		l.b = appendFrame(l.b[:0], op, e.Data)
+		f.b = appendFrame(f.b[:0], op, e.Data)
 	} else {
-		l.b = (&event{Event: *e}).append(l.b[:0], enc)
+		f.b = (&event{Event: *e}).append(f.b[:0], enc)
 	}
-	l.end[0] = len(l.b)
-	l.ends = l.end[:]
-	l.private = true
+	f.end[0] = len(f.b)
+	f.ends = f.end[:]
+	f.private = true
 }
 
 // minDeflate is the size below which compressing isn't tried: a packet is a

@@ -90,7 +90,7 @@ func (s *shard) apply(e *entry) {
 	s.deliver()
 	switch e.op {
 	case opJoin:
-		e.client.index = len(s.clients)
+		e.client.index = int32(len(s.clients))
 		s.clients = append(s.clients, e.client)
 	case opLeave:
 		s.leave(e.client)
@@ -99,7 +99,7 @@ func (s *shard) apply(e *entry) {
 	case opUnsubscribe:
 		s.unsubscribe(e.sub)
 	case opReplay:
-		e.client.pushed(e.client.out.replay(e.replay))
+		e.client.out.replay(e.replay)
 		if e.replay.given != nil {
 			close(e.replay.given)
 		}
@@ -208,7 +208,7 @@ func (s *shard) deliver() {
 	if i := slices.IndexFunc(events, func(ev *event) bool { return !sameAudience(ev, events[0]) }); i < 0 {
 		s.run.add(events...)
 		for c := range s.audience(events[0]) {
-			c.pushed(c.out.push(&s.run)) // a client that has left, or is too slow, costs the others nothing
+			c.out.push(&s.run) // a client that has left, or is too slow, costs the others nothing
 		}
 		s.run.reset()
 	} else {
@@ -258,7 +258,7 @@ func (s *shard) deliverMixed(events []*event) {
 	for i, c := range s.touched {
 		r := c.list.whole()
 		c.list, s.touched[i] = nil, nil
-		c.pushed(c.out.push(r))
+		c.out.push(r)
 	}
 	s.touched = s.touched[:0]
 }

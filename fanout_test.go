@@ -101,7 +101,7 @@ func TestInbox(t *testing.T) {
 func TestShardKeepsOrder(t *testing.T) {
 	hub := NewHub()
 	hub.settle()
-	s, before, after := &shard{stats: &hub.shared}, newClient(hub, false), newClient(hub, false)
+	s, before, after := &shard{stats: &hub.shared}, newClient(hub, webSocket{}), newClient(hub, webSocket{})
 	event := func(data string) entry { return entry{event: &event{Event: Event{Data: []byte(data)}}} }
 	for _, e := range []entry{
 		event("nobody"), {op: opJoin, client: before}, event("first"), {op: opJoin, client: after}, event("both"), {op: opLeave, client: before}, event("last"),
@@ -146,7 +146,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 		hub.settle()
 		var all []*Client
 		for i := range 10 {
-			c := newClient(hub, false)
+			c := newClient(hub, webSocket{})
 			if err := hub.add(c); err != nil {
 				t.Fatal(err)
 			}
@@ -161,7 +161,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 			if i%2 == 0 {
 				c.Unsubscribe(c.Topics()...)
 			}
-			c.discard()
+			c.leaveHub()
 		}
 		synctest.Wait()
 		for _, s := range hub.shards {
@@ -209,7 +209,7 @@ func TestClientsShareBuffers(t *testing.T) {
 	var clients [formats][2]*Client
 	for _, f := range allFormats() {
 		for i := range 2 {
-			c := newClient(hub, f.encoding.isStream())
+			c := newClient(hub, webSocket{})
 			s.apply(&entry{op: opJoin, client: c})
 			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: "a"}})
 			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: fmt.Sprint(f.index())}})

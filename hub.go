@@ -159,13 +159,13 @@ type Hub struct {
 	finished  chan struct{} // closed when Shutdown is over
 	log       logbook
 
-	started atomic.Bool // the loop has been, or must not be any more
-	settled sync.Once   // guards shared's settings, and the making of past and cluster
-	shared  shared
-	cluster atomic.Pointer[cluster] // nil: there is none, or the settings are not settled yet
-	past    *history                // owned by the loop, but for what never changes
-	here    *event                  // owned by the sweeper: the position it told last
-	count   atomic.Int64            // of members
+	started      atomic.Bool // the loop has been, or must not be any more
+	settled      sync.Once   // guards shared's settings, and the making of past and cluster
+	shared       shared
+	cluster      atomic.Pointer[cluster] // nil: there is none, or the settings are not settled yet
+	past         *history                // owned by the loop, but for what never changes
+	lastPosition *event                  // owned by the sweeper: the position it told last
+	count        atomic.Int64            // of members
 
 	parkOnce sync.Once // guards parker
 	parker   *parker   // nil: there is none

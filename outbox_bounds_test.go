@@ -10,9 +10,9 @@ import (
 
 // stuck returns an outbox whose connection takes nothing.
 func stuck(f format) *outbox {
-	conn := &recorder{gate: make(chan error)}
-	o := &outbox{shared: newShared()}
-	o.open(conn, conn.try, f)
+	o := newOutbox()
+	o.writing = true // for ever
+	o.open(new(recorder), nil, f)
 	return o
 }
 
@@ -30,7 +30,7 @@ func keyedHistory(topic string) *history {
 func TestReplaysDoNotExcuse(t *testing.T) {
 	o, h := stuck(format{}), keyedHistory("a")
 	for n := range 2 * hardLimit * 256 {
-		if _, err := o.push(runOf("x")); err == ErrSlowClient {
+		if err := o.push(runOf("x")); err == ErrSlowClient {
 			return
 		}
 		if n%50 == 0 {
@@ -39,7 +39,7 @@ func TestReplaysDoNotExcuse(t *testing.T) {
 			o.replay(r)
 		}
 	}
-	t.Errorf("%d messages wait, %d of them exempt", o.waiting, o.exempt)
+	t.Errorf("%d messages wait, %d of them exempt", o.backlog.messages, o.backlog.exempt)
 }
 
 // Of positions only the newest waits, and in a format that has none nothing.
@@ -51,12 +51,10 @@ func TestPositionsDoNotPileUp(t *testing.T) {
 			h.add(&event{topic: "other"}, time.Now())
 			r := &replay{topics: []string{"a"}}
 			h.fill(r)
-			if _, err := o.replay(r); err != nil {
-				t.Fatal(err)
-			}
+			o.replay(r)
 		}
-		if len(o.queue) > 100 || o.waiting != 1 {
-			t.Errorf("%+v: %d buffers wait, %d messages", f, len(o.queue), o.waiting)
+		if len(o.queue) > 100 || o.backlog.messages != 1 {
+			t.Errorf("%+v: %d buffers wait, %d messages", f, len(o.queue), o.backlog.messages)
 		}
 	}
 }
@@ -67,7 +65,7 @@ func TestPrivateBytesAreBounded(t *testing.T) {
 	for name, tt := range map[string]struct {
 		o   *outbox
 		key string
-	}{"queued": {stuck(format{}), ""}, "with keys": {stuck(format{}), "key"}, "held": {&outbox{shared: newShared()}, ""}} {
+	}{"queued": {stuck(format{}), ""}, "with keys": {stuck(format{}), "key"}, "held": {newOutbox(), ""}} {
 		var err error
 		n := 0
 		for ; err == nil && n < 100; n++ {
@@ -75,29 +73,29 @@ func TestPrivateBytesAreBounded(t *testing.T) {
 			if tt.key != "" {
 				key = fmt.Sprint(n)
 			}
-			_, err = tt.o.post(&Event{Key: key, Data: large, Binary: true})
+			err = tt.o.post(&Event{Key: key, Data: large, Binary: true})
 		}
 		if err != ErrSlowClient || n > 34 {
 			t.Errorf("%s: %v after %d MiB, want ErrSlowClient after 32", name, err, n)
 		}
 	}
-	o := &outbox{shared: newShared()}
+	o := newOutbox()
 	o.post(&Event{Data: large})
 	conn := &recorder{room: func() int { return 2 << 20 }}
 	o.open(conn, conn.try, format{})
-	if o.private != 0 {
-		t.Errorf("%d private bytes are left behind what was held", o.private)
+	if o.backlog.private != 0 {
+		t.Errorf("%d private bytes are left behind what was held", o.backlog.private)
 	}
 }
 
 // What went out before a write failed was delivered.
 func TestDeliveredBeforeAFailure(t *testing.T) {
-	s := newShared()
-	o := &outbox{shared: s}
+	o, reset := newOutbox(), errors.New("reset")
+	s := o.shared
 	calls := 0
 	o.open(new(recorder), func(b []byte) (int, error) {
 		if calls++; calls == 2 {
-			return 0, errors.New("reset")
+			return 0, reset
 		}
 		return len(b), nil
 	}, format{})
@@ -105,6 +103,7 @@ func TestDeliveredBeforeAFailure(t *testing.T) {
 	if s.delivered.Load() != maxJoin || s.dropped.Load() != 1 {
 		t.Errorf("%d delivered, %d dropped; want %d and 1", s.delivered.Load(), s.dropped.Load(), maxJoin)
 	}
+	o.ends().want(t, 0, reset)
 }
 
 // A value that is older, of the history, doesn't come behind a newer one: what
@@ -128,7 +127,7 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 			h.add(&event{Event: Event{Key: "k", Data: []byte("new")}, topic: "a"}, time.Now())
 		}, "new"},
 	} {
-		o, h := &outbox{shared: newShared()}, newHistory(History{Events: 100, Age: time.Minute})
+		o, h := newOutbox(), newHistory(History{Events: 100, Age: time.Minute})
 		tt.early(o, h)
 		r := &replay{topics: []string{tt.topic}}
 		h.fill(r)
@@ -150,11 +149,12 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 		h.add(&event{Event: Event{Data: large}, topic: "a"}, time.Now())
 	}
 	for first := range 5 {
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		r := &replay{topics: []string{"a"}, last: h.id(uint64(first))}
 		h.fill(r)
 		o.replay(r)
-		o.open(&recorder{}, func([]byte) (int, error) { return 0, nil }, format{})
+		o.writing = true // for ever
+		o.open(&recorder{}, nil, format{})
 		if len(o.queue) != 10-first {
 			t.Fatalf("%d buffers wait, want %d", len(o.queue), 10-first)
 		}
@@ -168,7 +168,7 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 
 // A response that never opened leaves nothing queued.
 func TestFlushedWhileHeld(t *testing.T) {
-	o := &outbox{shared: newShared()}
+	o := newOutbox()
 	o.push(runOf("x"))
 	<-o.flushed()
 	if s := o.shared; s.queued.Load() != 0 || s.dropped.Load() != 1 {

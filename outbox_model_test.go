@@ -60,9 +60,8 @@ func newOutboxModel(t *testing.T, seed uint64) *outboxModel {
 	all := allFormats()
 	m.format = all[m.rnd.IntN(len(all))]
 	m.direct = m.rnd.IntN(3) > 0
-	s := newShared()
-	s.sendBuffer, s.writeTimeout = 1<<20, time.Hour // nobody is slow here
-	m.o = &outbox{shared: s}
+	m.o = newOutbox()
+	m.o.shared.sendBuffer, m.o.shared.writeTimeout = 1<<20, time.Hour // nobody is slow here
 	m.past = newHistory(History{Events: 5, Age: time.Hour})
 	if m.rnd.IntN(3) > 0 {
 		m.open()
@@ -76,21 +75,7 @@ func (m *outboxModel) open() {
 	if !m.direct {
 		try = nil
 	}
-	m.after(m.o.open(m.conn, try, m.format))
-}
-
-// after does what a caller of the outbox has left to do.
-func (m *outboxModel) after(start bool, err error) {
-	if err != nil {
-		m.t.Error(err)
-	}
-	if start {
-		go func() {
-			if err := m.o.drain(); err != nil {
-				m.t.Error(err)
-			}
-		}()
-	}
+	m.o.open(m.conn, try, m.format)
 	synctest.Wait()
 }
 
@@ -124,16 +109,19 @@ func (m *outboxModel) step() {
 		}
 		r := new(run)
 		r.add(conflate(events, func(*event) { m.o.shared.replaced.Add(1) })...)
-		m.after(m.o.push(r))
+		if err := m.o.push(r); err != nil {
+			m.t.Error(err)
+		}
 	case 4, 5:
-		m.after(m.o.post(&m.event("").Event))
+		if err := m.o.post(&m.event("").Event); err != nil {
+			m.t.Error(err)
+		}
 	case 6:
 		if !m.format.encoding.isStream() {
-			m.after(m.o.answer(controlFrame(opPong, []byte("pong"))))
+			m.o.answer(controlFrame(opPong, []byte("pong")))
 		}
 	case 7:
-		_, start, err := m.o.position(m.past.position())
-		m.after(start, err)
+		m.o.position(m.past.position())
 	case 8:
 		if !m.opened && m.rnd.IntN(3) == 0 {
 			m.open()
@@ -147,6 +135,7 @@ func (m *outboxModel) step() {
 			synctest.Wait()
 		}
 	}
+	synctest.Wait()
 }
 
 // check compares the outbox's figures with what waits in it.
@@ -157,12 +146,12 @@ func (m *outboxModel) check() {
 	}
 	var buffers, messages, private int
 	for i, q := range o.queue[o.head:] {
-		if q.buffer != void {
+		if q.buffer != replacedBuffer {
 			buffers++
 		}
 		messages += len(q.ends)
 		if i == 0 {
-			messages -= o.done
+			messages -= int(o.done)
 		}
 		if q.private {
 			private += len(q.b)
@@ -171,9 +160,9 @@ func (m *outboxModel) check() {
 			}
 		}
 	}
-	if messages != o.waiting || int64(messages) != o.shared.queued.Load() || private != o.private {
+	if messages != o.backlog.messages || int64(messages) != o.shared.queued.Load() || private != o.backlog.private {
 		m.t.Errorf("%d messages wait, it says %d and %d; %d private bytes, it says %d",
-			messages, o.waiting, o.shared.queued.Load(), private, o.private)
+			messages, o.backlog.messages, o.shared.queued.Load(), private, o.backlog.private)
 	}
 	m.most = max(m.most, buffers)
 	if cap(o.queue) > 4*m.most+64 {
@@ -182,7 +171,7 @@ func (m *outboxModel) check() {
 	if o.latest == nil {
 		return
 	}
-	for key, place := range o.latest.places {
+	for key, place := range o.latest.indexes {
 		i := place - o.latest.base
 		if i < o.head || i >= len(o.queue) || o.queue[i].event == nil || (topicKey{o.queue[i].event.topic, o.queue[i].event.Key}) != key {
 			m.t.Errorf("%v is said to wait at %d of %d to %d", key, i, o.head, len(o.queue))
@@ -199,10 +188,10 @@ func (m *outboxModel) finish() {
 	if !m.format.encoding.isStream() {
 		last = closeFrame(1000, "")
 	}
-	_, start, err := m.o.close(last)
-	m.after(start, err)
+	m.o.closeWith(last)
 	close(m.conn.gate)
 	synctest.Wait()
+	m.o.ends().want(m.t, 1)
 
 	got := make(map[int]bool)
 	previous := -1
@@ -225,9 +214,9 @@ func (m *outboxModel) finish() {
 	}
 	o, s := m.o, m.o.shared
 	if s.delivered.Load() != int64(len(got)) || s.delivered.Load()+s.replaced.Load() != int64(len(m.sent)) ||
-		s.queued.Load() != 0 || s.dropped.Load() != 0 || o.waiting != 0 || o.private != 0 || o.exempt != 0 {
+		s.queued.Load() != 0 || s.dropped.Load() != 0 || o.backlog.messages != 0 || o.backlog.private != 0 || o.backlog.exempt != 0 {
 		m.t.Errorf("%d of %d arrived; delivered %d, replaced %d, queued %d, dropped %d, waiting %d, private %d, exempt %d", len(got), len(m.sent),
-			s.delivered.Load(), s.replaced.Load(), s.queued.Load(), s.dropped.Load(), o.waiting, o.private, o.exempt)
+			s.delivered.Load(), s.replaced.Load(), s.queued.Load(), s.dropped.Load(), o.backlog.messages, o.backlog.private, o.backlog.exempt)
 	}
 	if cap(o.queue) > 8 || o.latest != nil || o.writing {
 		m.t.Errorf("it keeps a queue of %d, %v, writing %v", cap(o.queue), o.latest, o.writing)

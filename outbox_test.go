@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -69,6 +70,43 @@ func newShared() *shared {
 	return s
 }
 
+// endings is an outboxOwner that keeps what it is told.
+type endings struct {
+	mu       sync.Mutex
+	failed   []error
+	finished int
+}
+
+func (e *endings) outboxFailed(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed = append(e.failed, err)
+}
+
+func (e *endings) outboxFinished() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.finished++
+}
+
+// want checks what the owner was told.
+func (e *endings) want(t *testing.T, finished int, failed ...error) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.finished != finished || !slices.Equal(e.failed, failed) {
+		t.Errorf("the outbox told of %d ends and of %v, want %d and %v", e.finished, e.failed, finished, failed)
+	}
+}
+
+func newOutbox() *outbox { return &outbox{shared: newShared(), owner: new(endings)} }
+
+// ends returns what o has told its owner.
+func (o *outbox) ends() *endings { return o.owner.(*endings) }
+
+// closeWith closes o.
+func (o *outbox) closeWith(last *buffer) bool { return o.close(last, func() {}) }
+
 func runOf(payloads ...string) *run {
 	r := new(run)
 	for _, p := range payloads {
@@ -89,23 +127,21 @@ func frames(op byte, payloads ...string) (b []byte) {
 func TestOutboxGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		o.open(conn, conn.try, format{})
 		var want []byte
 		for i := range 3000 {
 			p := fmt.Sprint(i, string(make([]byte, i%100)))
 			want = append(want, frames(opText, p)...)
-			start, err := o.push(runOf(p))
-			if err != nil || start != (i == 0) {
-				t.Fatalf("push %d: start %v, %v", i, start, err)
+			if err := o.push(runOf(p)); err != nil {
+				t.Fatalf("push %d: %v", i, err)
 			}
-			if start {
-				go o.drain()
+			if i == 0 {
 				synctest.Wait() // the first one is being written
 			}
 		}
-		if o.waiting != 3000 || o.shared.queued.Load() != 3000 {
-			t.Errorf("%d waiting, %d queued, want 3000", o.waiting, o.shared.queued.Load())
+		if o.backlog.messages != 3000 || o.shared.queued.Load() != 3000 {
+			t.Errorf("%d waiting, %d queued, want 3000", o.backlog.messages, o.shared.queued.Load())
 		}
 		close(conn.gate)
 		synctest.Wait()
@@ -115,8 +151,8 @@ func TestOutboxGathers(t *testing.T) {
 		if conn.writes > 13 || conn.most > blindWrite {
 			t.Errorf("%d bytes in %d writes, the largest of %d bytes", len(want), conn.writes, conn.most)
 		}
-		if o.waiting != 0 || o.shared.delivered.Load() != 3000 || o.writing || o.queue != nil {
-			t.Errorf("%d waiting, %d delivered, writing %v", o.waiting, o.shared.delivered.Load(), o.writing)
+		if o.backlog.messages != 0 || o.shared.delivered.Load() != 3000 || o.writing || o.queue != nil {
+			t.Errorf("%d waiting, %d delivered, writing %v", o.backlog.messages, o.shared.delivered.Load(), o.writing)
 		}
 	})
 }
@@ -126,23 +162,22 @@ func TestOutboxGathers(t *testing.T) {
 func TestOutboxPong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		o.open(conn, nil, format{})
 		large := string(bytes.Repeat([]byte("x"), 3*maxWrite))
 		o.push(runOf(large))
-		go o.drain()
 		synctest.Wait() // the first piece of it is being written
 		o.push(runOf("later"))
 		for i := range 10 {
 			o.answer(controlFrame(opPong, fmt.Append(nil, i)))
 		}
-		o.close(closeFrame(1000, ""))
+		o.closeWith(closeFrame(1000, ""))
 		o.answer(controlFrame(opPong, []byte("too late")))
-		if start, _ := o.control(pingFrame); start {
-			t.Error("a closed outbox takes a ping")
-		}
+		o.control(pingFrame)
+		o.ends().want(t, 0)
 		close(conn.gate)
 		synctest.Wait()
+		o.ends().want(t, 1)
 		want := append(frames(opText, large), frames(opPong, "9")...)
 		want = append(append(want, frames(opText, "later")...), closeFrame(1000, "").b...)
 		if !bytes.Equal(conn.got, want) {
@@ -157,26 +192,25 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		room := 1 << 20
 		conn := &recorder{gate: make(chan error), room: func() int { return room }}
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		o.open(conn, conn.try, format{})
-		if start, err := o.push(runOf("a", "b")); start || err != nil {
-			t.Errorf("push: start %v, %v; want neither", start, err)
+		if err := o.push(runOf("a", "b")); o.isWriting() || err != nil {
+			t.Errorf("push: goroutine %v, %v; want neither", o.isWriting(), err)
 		}
-		if start, err := o.control(pingFrame); start || err != nil {
-			t.Errorf("control: start %v, %v; want neither", start, err)
+		if o.control(pingFrame); o.isWriting() {
+			t.Error("a ping that the kernel takes starts a goroutine")
 		}
-		if start, err := o.answer(controlFrame(opPong, nil)); start || err != nil {
-			t.Errorf("answer: start %v, %v; want neither", start, err)
+		if o.answer(controlFrame(opPong, nil)); o.isWriting() {
+			t.Error("a pong that the kernel takes starts a goroutine")
 		}
 		room = 5
-		if start, err := o.push(runOf("c", "torn", "d")); !start || err != nil || o.waiting != 2 {
-			t.Errorf("push: start %v, %v, %d waiting; want a goroutine for 2", start, err, o.waiting)
+		if err := o.push(runOf("c", "torn", "d")); !o.isWriting() || err != nil || o.backlog.messages != 2 {
+			t.Errorf("push: goroutine %v, %v, %d waiting; want one for 2", o.isWriting(), err, o.backlog.messages)
 		}
 		room = 1 << 20
-		if start, err := o.push(runOf("e")); start || err != nil {
-			t.Errorf("push: start %v, %v; want neither while a goroutine writes", start, err)
+		if err := o.push(runOf("e")); err != nil {
+			t.Errorf("push: %v", err)
 		}
-		go o.drain()
 		close(conn.gate)
 		synctest.Wait()
 		want := append(append(frames(opText, "a", "b"), pingFrame.b...), frames(opPong, "")...)
@@ -187,8 +221,8 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 		if n := o.shared.delivered.Load(); n != 6 {
 			t.Errorf("%d delivered, want 6", n)
 		}
-		if start, err := o.push(runOf("f")); start || err != nil {
-			t.Errorf("push: start %v, %v; want neither once all is written", start, err)
+		if err := o.push(runOf("f")); o.isWriting() || err != nil {
+			t.Errorf("push: goroutine %v, %v; want neither once all is written", o.isWriting(), err)
 		}
 	})
 }
@@ -198,17 +232,14 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 func TestOutboxWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		o.open(conn, nil, format{})
 		o.push(runOf("a", "b", "c", "d"))
-		ended := make(chan error, 1)
-		go func() { ended <- o.drain() }()
 		reset := errors.New("reset")
 		conn.gate <- reset
-		if err := <-ended; err != reset {
-			t.Errorf("drain: %v, want the error of the write", err)
-		}
-		if _, err := o.push(runOf("e")); err != ErrClientClosed {
+		synctest.Wait()
+		o.ends().want(t, 0, reset)
+		if err := o.push(runOf("e")); err != ErrClientClosed {
 			t.Errorf("push: %v, want ErrClientClosed", err)
 		}
 		if w, d, q := o.shared.delivered.Load(), o.shared.dropped.Load(), o.shared.queued.Load(); w != 2 || d != 2 || q != 0 {
@@ -224,11 +255,11 @@ func TestWriteFailsAtOnce(t *testing.T) {
 		hub := NewHub()
 		hub.start()
 		hub.settle()
-		c := newClient(hub, false)
+		c := newClient(hub, webSocket{})
 		if err := hub.add(c); err != nil {
 			t.Fatal(err)
 		}
-		c.join()
+		c.open()
 		tries, reset := 0, errors.New("reset")
 		c.out.open(new(recorder), func(b []byte) (int, error) {
 			if tries++; tries > 1 {
@@ -237,19 +268,19 @@ func TestWriteFailsAtOnce(t *testing.T) {
 			return len(b), nil
 		}, format{})
 		r := runOf(strings.Repeat("x", maxJoinBytes), "y") // two buffers
-		if err := c.pushed(c.out.push(r)); err != ErrClientClosed {
+		if err := c.out.push(r); err != ErrClientClosed {
 			t.Errorf("push: %v, want ErrClientClosed", err)
 		}
 		if err := c.Send([]byte("x")); err != ErrClientClosed || tries != 2 {
 			t.Errorf("Send: %v after %d tries, want ErrClientClosed without a third", err, tries)
 		}
-		if !errors.Is(c.left(), reset) || hub.ClientCount() != 0 || c.closeBy.Load() == 0 {
-			t.Errorf("it left with %v, %d clients, to be closed by %d", c.left(), hub.ClientCount(), c.closeBy.Load())
+		if !errors.Is(c.why(), reset) || hub.ClientCount() != 0 || c.closeBy.Load() == 0 {
+			t.Errorf("it left with %v, %d clients, to be closed by %d", c.why(), hub.ClientCount(), c.closeBy.Load())
 		}
 		if st := hub.Stats(); st.Queued != 0 || st.Delivered+st.Dropped != 2 {
 			t.Errorf("Stats() = %+v, want nothing queued, 2 accounted for", st)
 		}
-		c.discard()
+		c.gone()
 		if err := hub.Shutdown(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -259,36 +290,27 @@ func TestWriteFailsAtOnce(t *testing.T) {
 // An outbox that has failed takes and writes nothing more.
 func TestOutboxHasFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := &outbox{shared: newShared()}
+		o := newOutbox()
 		conn := new(recorder)
+		o.writing = true // the goroutine has not begun
 		o.open(conn, nil, format{})
-		start, _ := o.push(runOf("x", "y"))
-		if !start {
-			t.Fatal("push wants no goroutine")
-		}
+		o.push(runOf("x", "y"))
 		o.answer(controlFrame(opPong, nil))
-		o.fail() // before the goroutine has begun
 		o.fail()
-		if err := o.drain(); err != nil {
-			t.Errorf("drain: %v", err)
-		}
+		o.fail()
+		o.drain()
 		o.try = conn.try
 		conn.room = func() int { return 1 << 20 }
-		if _, err := o.push(runOf("z")); err != ErrClientClosed {
+		if err := o.push(runOf("z")); err != ErrClientClosed {
 			t.Errorf("push: %v, want ErrClientClosed", err)
 		}
-		if start, err := o.control(pingFrame); start || err != nil {
-			t.Errorf("control: %v, %v", start, err)
+		o.control(pingFrame)
+		o.answer(controlFrame(opPong, nil))
+		if o.closeWith(closeFrame(1000, "")) {
+			t.Error("it can be closed")
 		}
-		if start, err := o.answer(controlFrame(opPong, nil)); start || err != nil {
-			t.Errorf("answer: %v, %v", start, err)
-		}
-		if first, start, err := o.close(closeFrame(1000, "")); first || start || err != nil {
-			t.Errorf("close: %v, %v, %v", first, start, err)
-		}
-		if start, err := o.open(conn, conn.try, format{}); start || err != nil {
-			t.Errorf("open: %v, %v", start, err)
-		}
+		o.open(conn, conn.try, format{})
+		o.ends().want(t, 0)
 		if err := o.overdue(time.Hour); err != nil {
 			t.Errorf("overdue: %v", err)
 		}
@@ -301,15 +323,15 @@ func TestOutboxHasFailed(t *testing.T) {
 
 // A held outbox keeps events and the close frame, and no control frames.
 func TestOutboxHeld(t *testing.T) {
-	o := &outbox{shared: newShared()}
+	o := newOutbox()
 	o.push(runOf("early"))
 	o.control(pingFrame)
 	o.answer(controlFrame(opPong, nil))
-	o.close(closeFrame(1000, ""))
+	o.closeWith(closeFrame(1000, ""))
+	o.ends().want(t, 0)
 	conn := &recorder{room: func() int { return 1 << 20 }}
-	if start, err := o.open(conn, conn.try, format{}); start || err != nil {
-		t.Errorf("open: %v, %v", start, err)
-	}
+	o.open(conn, conn.try, format{})
+	o.ends().want(t, 1)
 	if want := append(frames(opText, "early"), closeFrame(1000, "").b...); !bytes.Equal(conn.got, want) {
 		t.Errorf("wrote %q, want %q", conn.got, want)
 	}
@@ -320,34 +342,30 @@ func TestOutboxHeld(t *testing.T) {
 
 // A push that makes its client slow fails the outbox itself.
 func TestOutboxSlowPush(t *testing.T) {
-	s := newShared()
-	s.sendBuffer, s.slowAfter = 1, -1
-	o := &outbox{shared: s}
+	o := newOutbox()
+	o.shared.sendBuffer, o.shared.slowAfter = 1, -1
 	o.open(new(recorder), nil, format{})
-	if _, err := o.push(runOf("x", "y")); err != ErrSlowClient || !o.failed {
-		t.Errorf("push: %v, failed is %v; want ErrSlowClient and failed", err, o.failed)
+	if err := o.push(runOf("x", "y")); err != ErrSlowClient || !o.hasFailed() {
+		t.Errorf("push: %v, failed is %v; want ErrSlowClient and failed", err, o.hasFailed())
 	}
+	o.ends().want(t, 0, ErrSlowClient)
 }
 
 // The patience with a reader above SendBuffer: it starts when waiting exceeds
 // that, anew when SendBuffer less wait than at most, and ends when it is below.
 func TestOutboxPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newShared()
+		o := newOutbox()
+		s := o.shared
 		s.sendBuffer, s.writeTimeout = 10, time.Hour
-		o := &outbox{shared: s}
 		conn := &recorder{gate: make(chan error)}
 		o.open(conn, nil, format{})
 		large := string(make([]byte, blindWrite-4)) // with its header of 4 bytes, one in a write
 		push := func(n int) {
 			t.Helper()
 			for range n {
-				start, err := o.push(runOf(large))
-				if err != nil {
+				if err := o.push(runOf(large)); err != nil {
 					t.Fatalf("push: %v", err)
-				}
-				if start {
-					go o.drain()
 				}
 			}
 			synctest.Wait()
@@ -361,7 +379,7 @@ func TestOutboxPatience(t *testing.T) {
 		look := func(want error) {
 			t.Helper()
 			if got := o.overdue(s.clock.now()); got != want {
-				t.Errorf("%d waiting: overdue is %v, want %v", o.waiting, got, want)
+				t.Errorf("%d waiting: overdue is %v, want %v", o.backlog.messages, got, want)
 			}
 		}
 		push(10)
@@ -392,7 +410,8 @@ func TestOutboxPatience(t *testing.T) {
 
 // A queue that is never quite empty doesn't grow for ever.
 func TestOutboxQueueIsBounded(t *testing.T) {
-	o := &outbox{shared: newShared()}
+	o := newOutbox()
+	o.writing = true // by this test
 	o.open(new(recorder), nil, format{})
 	o.push(runOf("x"))
 	for range 10_000 {
@@ -419,17 +438,19 @@ func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
 	for range 20 { // the pool may forget, under the race detector
 		room := 3
 		conn := &recorder{room: func() int { return room }}
-		o, other := &outbox{shared: newShared()}, &outbox{shared: newShared()}
+		o, other := newOutbox(), newOutbox()
 		o.open(conn, conn.try, format{})
-		if start, err := o.post(&Event{Data: []byte("torn")}); !start || err != nil {
-			t.Fatalf("post: start %v, %v", start, err)
+		conn.gate = make(chan error)
+		if err := o.post(&Event{Data: []byte("torn")}); !o.isWriting() || err != nil {
+			t.Fatalf("post: goroutine %v, %v", o.isWriting(), err)
 		}
 		taker := &recorder{room: func() int { return 1 << 20 }}
 		other.open(taker, taker.try, format{})
 		other.post(&Event{Data: []byte("another")})
 		o.post(&Event{Data: []byte("behind")})
 		other.post(&Event{Data: []byte("another")})
-		o.drain()
+		close(conn.gate)
+		<-o.flushed()
 		if want := frames(opText, "torn", "behind"); !bytes.Equal(conn.got, want) {
 			t.Fatalf("wrote %q, want %q", conn.got, want)
 		}
@@ -443,26 +464,18 @@ func TestOutboxKeepsOrder(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			conn := &recorder{gate: make(chan error)}
-			o := &outbox{shared: newShared()}
+			o := newOutbox()
 			var try func([]byte) (int, error)
 			if seed%2 == 0 {
 				try = conn.try
 				conn.room = func() int { return [...]int{0, 1, 5, 1000, 1 << 20, 1 << 20}[rnd.IntN(6)] }
 			}
 			var want []string
-			start := func(b bool, err error) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				if b {
-					go o.drain()
-				}
-			}
 			opened := false
 			for range 300 {
 				if !opened && rnd.IntN(10) == 0 {
 					opened = true
-					start(o.open(conn, try, format{}))
+					o.open(conn, try, format{})
 				}
 				switch rnd.IntN(5) {
 				case 0, 1:
@@ -471,11 +484,13 @@ func TestOutboxKeepsOrder(t *testing.T) {
 						payloads = append(payloads, fmt.Sprint(len(want)+len(payloads), string(make([]byte, rnd.IntN(700)))))
 					}
 					want = append(want, payloads...)
-					start(o.push(runOf(payloads...)))
+					if err := o.push(runOf(payloads...)); err != nil {
+						t.Fatal(err)
+					}
 				case 2:
-					start(o.control(pingFrame))
+					o.control(pingFrame)
 				case 3:
-					start(o.answer(controlFrame(opPong, []byte("pong"))))
+					o.answer(controlFrame(opPong, []byte("pong")))
 				case 4:
 					for range rnd.IntN(30) {
 						select {
@@ -487,7 +502,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 				}
 			}
 			if !opened {
-				start(o.open(conn, try, format{}))
+				o.open(conn, try, format{})
 			}
 			close(conn.gate)
 			synctest.Wait()
@@ -509,8 +524,8 @@ func TestOutboxKeepsOrder(t *testing.T) {
 					t.Errorf("seed %d: %d of %d messages", seed, i, len(want))
 				}
 			}
-			if o.shared.delivered.Load() != int64(len(want)) || o.waiting != 0 {
-				t.Errorf("seed %d: %d delivered, %d waiting", seed, o.shared.delivered.Load(), o.waiting)
+			if o.shared.delivered.Load() != int64(len(want)) || o.backlog.messages != 0 {
+				t.Errorf("seed %d: %d delivered, %d waiting", seed, o.shared.delivered.Load(), o.backlog.messages)
 			}
 		})
 	}
@@ -521,7 +536,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 func TestWireTakesControlFramesOnly(t *testing.T) {
 	var taken [][]byte
 	clk := &clock{start: time.Now()}
-	newWire := func() *wire { return &wire{clock: clk, reply: func(b []byte) { taken = append(taken, b) }} }
+	newWire := func() *wire { return &wire{clock: clk, closeFrame: func(b []byte) { taken = append(taken, b) }} }
 	if _, err := newWire().Write(closeFrame(1000, "bye").b); err != nil || len(taken) != 1 {
 		t.Errorf("a close frame: %v, taken %q", err, taken)
 	}

@@ -31,10 +31,10 @@ type parker struct {
 	free  []int32
 }
 
-// A parkedClient is one that has a place in the set.
+// A parkedClient is one that has a slot.
 type parkedClient struct {
-	client     *Client // nil: the place is free
-	generation int32   // of the place's tenants: an event for a former one is void
+	client     *Client // nil: the slot is free
+	generation int32   // of the slot's tenants: an event for a former one is dropped
 }
 
 // newParker returns a parker whose loop is to be started.
@@ -55,27 +55,27 @@ func newParker() (*parker, error) {
 	return p, nil
 }
 
-// enter gives c a place. It is for the goroutine that reads c's connection, as
+// enter gives c a slot. It is for the goroutine that reads c's connection, as
 // are arm and leave.
-func (p *parker) enter(c *Client) (place int32) {
+func (p *parker) enter(c *Client) (slot int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if n := len(p.free); n > 0 {
-		place = p.free[n-1]
+		slot = p.free[n-1]
 		p.free = p.free[:n-1]
 	} else {
-		place = int32(len(p.slots))
+		slot = int32(len(p.slots))
 		p.slots = append(p.slots, parkedClient{})
 	}
-	p.slots[place].client = c
-	return place
+	p.slots[slot].client = c
+	return slot
 }
 
 // arm lets input, or the connection's end, start c's reading goroutine, and
 // reports whether it could. If so, that goroutine may be running already: the
 // caller has nothing more to do with c. known tells that the connection has
 // been in the set before.
-func (p *parker) arm(place int32, conn net.Conn, known bool) bool {
+func (p *parker) arm(slot int32, conn net.Conn, known bool) bool {
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return false
@@ -83,8 +83,8 @@ func (p *parker) arm(place int32, conn net.Conn, known bool) bool {
 	p.mu.Lock() // also what tells the race detector that c's next goroutine comes after this one
 	event := syscall.EpollEvent{
 		Events: syscall.EPOLLIN | syscall.EPOLLONESHOT,
-		Fd:     place,
-		Pad:    p.slots[place].generation,
+		Fd:     slot,
+		Pad:    p.slots[slot].generation,
 	}
 	p.mu.Unlock()
 	op := syscall.EPOLL_CTL_ADD
@@ -100,13 +100,13 @@ func (p *parker) arm(place int32, conn net.Conn, known bool) bool {
 	return armed
 }
 
-// leave gives the place back. Closing the descriptor takes it out of the set.
-func (p *parker) leave(place int32) {
+// leave gives the slot back. Closing the descriptor takes it out of the set.
+func (p *parker) leave(slot int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.slots[place].client = nil
-	p.slots[place].generation++
-	p.free = append(p.free, place)
+	p.slots[slot].client = nil
+	p.slots[slot].generation++
+	p.free = append(p.free, slot)
 }
 
 // loop starts the reading goroutines of connections for which there is input.

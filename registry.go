@@ -26,15 +26,15 @@ func (h *Hub) add(c *Client) error {
 		h.own.Go(h.sweep)
 	}
 	if n := len(h.free); n > 0 {
-		c.slot = h.free[n-1]
+		c.slot = int32(h.free[n-1])
 		h.free = h.free[:n-1]
 	} else {
-		c.slot = len(h.slots)
+		c.slot = int32(len(h.slots))
 		h.slots = append(h.slots, nil)
 	}
 	h.slots[c.slot] = c
 	h.clients++
-	c.home = h.shards[c.slot%len(h.shards)]
+	c.home = h.shards[int(c.slot)%len(h.shards)]
 	h.mu.Unlock()
 	h.hand(handover{client: c, entries: []entry{{op: opJoin, client: c}}}) // the loop lives on while there are clients
 	return nil
@@ -49,7 +49,7 @@ func (h *Hub) remove(c *Client) {
 	if h.clients == 0 {
 		h.slots, h.free = nil, nil
 	} else {
-		h.free = append(h.free, c.slot)
+		h.free = append(h.free, int(c.slot))
 	}
 	if h.closed && h.clients == 0 {
 		close(h.empty)
@@ -99,7 +99,7 @@ func (h *Hub) Clients() iter.Seq[*Client] {
 			return
 		}
 		for _, c := range h.all() {
-			if c.isMember() && !yield(c) {
+			if c.isOpen() && !yield(c) {
 				return
 			}
 		}

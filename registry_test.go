@@ -7,6 +7,12 @@ import (
 	"time"
 )
 
+// leaveHub ends a client that never got a connection.
+func (c *Client) leaveHub() {
+	c.abort(ErrClientClosed)
+	c.gone()
+}
+
 // What a client had is given back when it goes: its slot, its place in the
 // shard, and with the last of them all that a burst of clients took.
 func TestRegistry(t *testing.T) {
@@ -15,14 +21,14 @@ func TestRegistry(t *testing.T) {
 		hub.start()
 		hub.settle()
 		add := func() *Client {
-			c := newClient(hub, false)
+			c := newClient(hub, webSocket{})
 			if err := hub.add(c); err != nil {
 				t.Fatal(err)
 			}
 			return c
 		}
 		a, b, c := add(), add(), add()
-		b.discard()
+		b.leaveHub()
 		time.Sleep(2 * revolution) // the sweeper copes with the gap
 		if got := hub.all(); len(got) != 2 || got[0] != a || got[1] != c {
 			t.Errorf("the hub has %d clients, want the first and the third", len(got))
@@ -32,7 +38,7 @@ func TestRegistry(t *testing.T) {
 			t.Errorf("got slots %d and %d of %d, want the free one and the next", d.slot, e.slot, len(hub.slots))
 		}
 		for _, c := range []*Client{a, c, d, e} {
-			c.discard()
+			c.leaveHub()
 		}
 		synctest.Wait()
 		if hub.slots != nil || hub.free != nil || hub.clients != 0 {
@@ -56,7 +62,7 @@ func TestJoinDuringShutdown(t *testing.T) {
 			hub := NewHub()
 			hub.started.Store(true) // the loop is late
 			hub.settle()
-			c := newClient(hub, false)
+			c := newClient(hub, webSocket{})
 			added := make(chan error, 1)
 			go func() { added <- hub.add(c) }()
 			synctest.Wait()
@@ -67,7 +73,7 @@ func TestJoinDuringShutdown(t *testing.T) {
 			if err := <-added; err != nil {
 				t.Error(err)
 			}
-			c.discard()
+			c.leaveHub()
 			if err := <-down; err != nil {
 				t.Error(err)
 			}

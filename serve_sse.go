@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 // ServeSSE makes the request an event-stream client of the hub: a [Client] as
@@ -51,72 +54,66 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return
 	}
-	h.start()
-	h.settle()
+	h.admit(w, r, eventStream{})
+}
+
+// eventStream is the transport of WHATWG HTML §9.2.
+type eventStream struct{}
+
+// errAnswered is for requests that need no client to be answered.
+var errAnswered = errors.New("realtime: answered without a client")
+
+func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:
 		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
 		err := fmt.Errorf("an event stream is a GET, not a %s", r.Method)
-		h.refuse(w, http.StatusMethodNotAllowed, err.Error(), err)
-		return
+		return h.refuse(w, http.StatusMethodNotAllowed, err.Error(), err)
 	}
-	if h.shareAcross(w, r) != nil {
-		return
+	if err := h.shareAcross(w, r); err != nil {
+		return err
 	}
 	if r.Method == http.MethodOptions {
 		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
 		w.WriteHeader(http.StatusNoContent)
-		return
+		return errAnswered
 	}
 	if err := canFlush(w); err != nil {
-		h.refuseSetup(w, err)
-		return
+		return h.refuseSetup(w, err)
 	}
 	if r.Method == http.MethodHead {
 		streamHeaders(w.Header())
 		w.WriteHeader(http.StatusOK)
-		return
+		return errAnswered
 	}
-	if h.closing() {
-		h.refuseForNow(w, true, ErrHubClosed)
-		return
-	}
-	c := newClient(h, true)
-	if err := h.add(c); err != nil {
-		h.refuseForNow(w, true, ErrHubClosed)
-		return
-	}
-	accepted := false
-	defer func() {
-		if !accepted {
-			c.discard()
-		}
-	}()
-	if err := c.connect(w, r); err != nil {
-		return
-	}
-	if h.closing() || c.out.hasFailed() { // or flooded while OnConnect took its time
-		c.dropped(ErrHubClosed)
-		h.refuseForNow(w, true, ErrHubClosed)
-		return
-	}
+	return nil
+}
+
+// refuseForNow ends the stream right after it has begun, because an error would
+// stop a browser's EventSource for good.
+func (eventStream) refuseForNow(w http.ResponseWriter, _ string) {
+	streamHeaders(w.Header())
+	w.WriteHeader(http.StatusOK)
+	w.Write(retryNotice().b)
+}
+
+// connect takes the connection over or, where that can't be, stays in the
+// handler.
+func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
 	f := format{encoding: plainStream}
 	if r.URL.Query().Get("protocol") == Subprotocol {
 		f.encoding = envelopeStream
 	}
 	streamHeaders(w.Header())
-	if conn := takeOverStream(w, r); conn != nil {
-		if err := c.acceptStream(w.Header(), conn, f); err != nil {
-			conn.Close()
-			c.dropped(fmt.Errorf("realtime: event stream: %w", err))
-			return
-		}
-		accepted = true
-		return
+	conn := takeOverStream(w, r)
+	if conn == nil {
+		return func() { c.stayInHandler(w, r, f) }, nil
 	}
-	accepted = true
-	c.stayInHandler(w, r, f)
+	if err := c.acceptStream(w.Header(), conn, f); err != nil {
+		return nil, c.hub.refused(err)
+	}
+	return nil, nil
 }
 
 // shareAcross asks CheckOrigin about a request from another site, and answers
@@ -178,7 +175,7 @@ func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
 	}
 	nc.SetWriteDeadline(time.Time{})
 	limitSilence(nc, c.hub.shared.pongTimeout)
-	c.opened(nc, tryWriter(nc), f)
+	c.connected(nc, tryWriter(nc), f)
 	if !c.park() {
 		go c.serve()
 	}
@@ -189,8 +186,8 @@ func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
 // say.
 const maxJunk = 64 << 10
 
-// listen waits for the end of an event stream's connection.
-func (c *Client) listen() error {
+// read waits for the end of the connection.
+func (eventStream) read(c *Client) error {
 	var junk [512]byte
 	n, err := c.wire.Read(junk[:])
 	if err != nil {
@@ -203,12 +200,41 @@ func (c *Client) listen() error {
 	return errPark
 }
 
+func (eventStream) ended(c *Client, err error) error {
+	switch readErr := c.wire.readErr; readErr {
+	case nil:
+		return err // it talks too much
+	case io.EOF:
+		return io.EOF
+	default:
+		return fmt.Errorf("realtime: connection lost: %w", readErr)
+	}
+}
+
+// lastBytes returns, where it is the hub that ends, for how long to stay away.
+func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
+	if errors.Is(cause, ErrHubClosed) {
+		return retryNotice()
+	}
+	return new(buffer)
+}
+
+// finished ends the connection: nobody answers its last bytes.
+func (eventStream) finished(c *Client) { c.wire.finish() }
+
+// sweep does nothing: what else goes wrong is for the network to notice.
+func (eventStream) sweep(*Client, time.Duration) {}
+
+// heartbeat sends a comment, for proxies to see that the stream is alive.
+func (eventStream) heartbeat(c *Client) { c.out.control(heartbeatComment) }
+
 // A response is the connection of an event stream that stays in its HTTP
-// handler. The outbox's goroutine writes to it.
+// handler. The outbox's goroutine writes to it, and nobody reads.
 type response struct {
 	net.Conn // nil: what isn't defined here is never called
 	w        http.ResponseWriter
 	rc       *http.ResponseController
+	timeout  time.Duration
 	gone     chan struct{} // closed when the handler is to return
 
 	mu      sync.Mutex // guards the fields below
@@ -220,25 +246,17 @@ type response struct {
 // stayInHandler is the life of an event stream that is answered through w. It
 // runs on the HTTP handler's goroutine.
 func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format) {
-	p := &response{w: w, rc: http.NewResponseController(w), gone: make(chan struct{})}
-	defer c.hub.remove(c)
-	defer c.disconnected()
-	defer func() {
-		c.leave(ErrClientClosed) // a middleware's writer has panicked
-		c.expire()
-		c.quit()
-		<-c.out.flushed()
-		p.leave(c.hub.shared.writeTimeout)
-	}()
-	p.rc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout))
+	p := &response{w: w, rc: http.NewResponseController(w), timeout: c.hub.shared.writeTimeout, gone: make(chan struct{})}
+	defer c.gone() // deferred because a middleware's writer may panic
+	p.rc.SetWriteDeadline(time.Now().Add(p.timeout))
+	c.wire.attach(p, nil)
 	w.WriteHeader(http.StatusOK)
 	p.Write(retryNotice().b)           // whose failure the next write finds as well
 	p.rc.SetWriteDeadline(time.Time{}) // Server.WriteTimeout is not meant for this
-	c.wire.attach(p, nil)
-	c.opened(p, nil, f)
+	c.connected(p, nil, f)
 	select {
 	case <-r.Context().Done():
-		c.leave(io.EOF)
+		c.end(io.EOF)
 	case <-p.gone:
 	}
 }
@@ -285,14 +303,21 @@ func (p *response) endLocked() {
 	}
 }
 
-// leave gives the end of the response its time. Nothing touches w afterwards.
-func (p *response) leave(timeout time.Duration) {
+// Read returns the end: it is asked for by who waits for nothing else.
+func (p *response) Read([]byte) (int, error) { return 0, io.EOF }
+
+// SetReadDeadline does nothing: no Read waits.
+func (p *response) SetReadDeadline(time.Time) error { return nil }
+
+// Close gives the end of the response its time. Nothing touches w afterwards.
+func (p *response) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.over = true
 	if !p.aborted {
-		p.rc.SetWriteDeadline(time.Now().Add(timeout))
+		p.rc.SetWriteDeadline(time.Now().Add(p.timeout))
 	}
+	return nil
 }
 
 // retryNotice tells a browser's EventSource how long to wait before it comes

@@ -3,8 +3,6 @@ package realtime
 import (
 	"sync/atomic"
 	"time"
-
-	"github.com/coder/websocket"
 )
 
 // revolution is how often the sweeper looks at each client: what depends on
@@ -105,8 +103,7 @@ func (c *Client) sweep(now time.Duration) {
 		c.abort(err)
 		return
 	}
-	heard := time.Duration(c.wire.heard.Load())
-	if heard == 0 || c.left() != nil {
+	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every {
@@ -115,30 +112,7 @@ func (c *Client) sweep(now time.Duration) {
 		}
 		c.beat = now
 	}
-	if c.stream {
-		return // all else is for the network to notice
-	}
-	busy := c.inHandler.Load()
-	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
-		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
-		return
-	}
-	if !busy && now-heard >= parkAfter && !c.wire.parked.Load() && c.wire.partial.Load() == 0 {
-		c.wire.kick()
-	}
-	pinged := time.Duration(c.pinged.Load())
-	switch {
-	case pinged > heard:
-		switch {
-		case c.out.isWriting(): // the ping still waits, perhaps, or what is before it is on its way
-			c.pinged.Store(int64(now))
-		case !busy && now-pinged >= s.pongTimeout:
-			c.abort(errPongTimeout)
-		}
-	case s.pingInterval > 0 && now-heard >= s.pingInterval:
-		c.pinged.Store(int64(now))
-		c.sent(c.out.control(pingFrame))
-	}
+	c.transport.sweep(c, now)
 }
 
 // beatInterval returns how often a client gets a heartbeat; not positive: never.
@@ -161,17 +135,13 @@ func (s *shared) beatInterval() time.Duration {
 // for proxies to see that it is alive.
 func (c *Client) heartbeat() {
 	h := c.hub
-	told := false
 	if last := c.home.last.Load(); last != nil {
-		if h.here == nil || h.here.seq != last.seq || h.here.ID != last.ID {
-			h.here = newPosition(last.seq, last.ID)
+		if h.lastPosition == nil || h.lastPosition.seq != last.seq || h.lastPosition.ID != last.ID {
+			h.lastPosition = newPosition(last.seq, last.ID)
 		}
-		var start bool
-		var err error
-		told, start, err = c.out.position(h.here)
-		c.sent(start, err)
+		if c.out.position(h.lastPosition) {
+			return
+		}
 	}
-	if !told && c.stream {
-		c.sent(c.out.control(heartbeatComment))
-	}
+	c.transport.heartbeat(c)
 }

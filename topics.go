@@ -70,7 +70,7 @@ func (c *Client) Subscribe(topics ...string) error {
 func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err error) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
-	if c.left() != nil {
+	if c.why() != nil {
 		return nil, ErrClientClosed
 	}
 	var entries []entry
@@ -85,7 +85,7 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 		return nil, nil
 	}
 	hand := handover{client: c, entries: entries}
-	if c.joined && c.hub.shared.history.keeps() {
+	if c.replayed && c.hub.shared.history.keeps() {
 		hand.replay = &replay{id: c.id, topics: added}
 	}
 	if !c.hub.hand(hand) {
@@ -108,13 +108,13 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 	return confirmed, nil
 }
 
-// quit takes a client that has left out of its shard, and its topics out of the
-// cluster's. It is called once.
-func (c *Client) quit() {
+// unlist takes a client that is closing out of its shard, and its topics out of
+// the cluster's. It is called once.
+func (c *Client) unlist() {
 	c.home.inbox.put(entry{op: opLeave, client: c})
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
-	c.quitted = true
+	c.unlisted = true
 	if cluster := c.hub.cluster.Load(); cluster != nil {
 		cluster.unwant(c.topicNames()...)
 	}
@@ -142,7 +142,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 	if len(entries) > 0 {
 		c.hub.hand(handover{client: c, entries: entries}) // behind what was published before
 	}
-	if cluster := c.hub.cluster.Load(); cluster != nil && !c.quitted {
+	if cluster := c.hub.cluster.Load(); cluster != nil && !c.unlisted {
 		for _, e := range entries {
 			cluster.unwant(e.sub.name)
 		}
@@ -173,7 +173,7 @@ func (c *Client) catchUp(last string) {
 	}
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
-	c.joined = true
+	c.replayed = true
 	if last == "" && !c.hub.shared.history.keeps() {
 		return
 	}
@@ -206,7 +206,7 @@ func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 			}
 		}
 		for _, c := range clients {
-			if c.isMember() && !yield(c) {
+			if c.isOpen() && !yield(c) {
 				return
 			}
 		}

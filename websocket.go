@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -20,58 +22,41 @@ import (
 	"github.com/coder/websocket"
 )
 
-// upgrade makes the request a client of h; see [Upgrade]. It runs on the HTTP
-// handler's goroutine.
-func (h *Hub) upgrade(w http.ResponseWriter, r *http.Request) error {
-	h.start()
-	h.settle()
-	if h.closing() {
-		return h.refuseForNow(w, false, ErrHubClosed)
-	}
+// webSocket is the transport of RFC 6455.
+type webSocket struct{}
+
+func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	if status, err := checkHandshake(w.Header(), r); err != nil {
 		return h.refuse(w, status, err.Error(), err)
 	}
 	if err := h.admitOrigin(w, r); err != nil {
 		return err
 	}
-	hijacker, err := findHijacker(w)
-	if err != nil {
+	if _, err := findHijacker(w); err != nil {
 		return h.refuseSetup(w, err)
 	}
+	return nil
+}
 
-	c := newClient(h, false)
-	if err := h.add(c); err != nil {
-		return h.refuseForNow(w, false, ErrHubClosed)
-	}
-	accepted := false
-	defer func() {
-		if !accepted {
-			c.discard()
-		}
-	}()
-	if err := c.connect(w, r); err != nil {
-		return err
-	}
-	if h.closing() {
-		c.dropped(ErrHubClosed)
-		return h.refuseForNow(w, false, ErrHubClosed)
-	}
-	if c.out.hasFailed() { // flooded while OnConnect took its time
-		c.dropped(ErrSlowClient)
-		return h.refuse(w, http.StatusServiceUnavailable, "too many messages while connecting", ErrSlowClient)
+func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
+	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) // not all shall come at once
+	http.Error(w, reason, http.StatusServiceUnavailable)
+}
+
+// connect takes the connection over and answers the handshake on it.
+func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
+	hijacker, err := findHijacker(w)
+	if err != nil {
+		return nil, c.hub.refuseSetup(w, err)
 	}
 	conn, rest, err := takeOver(hijacker)
 	if err != nil {
-		c.dropped(fmt.Errorf("realtime: upgrade: %w", err))
-		return h.refuseSetup(w, err)
+		return nil, c.hub.refuseSetup(w, err)
 	}
 	if err := c.accept(w.Header(), r, conn, rest); err != nil {
-		conn.Close()
-		c.dropped(fmt.Errorf("realtime: upgrade: %w", err))
-		return h.refused(err)
+		return nil, c.hub.refused(err)
 	}
-	accepted = true
-	return nil
+	return nil, nil
 }
 
 // checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
@@ -148,7 +133,7 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 	c.conn = conn
 	c.wire.in.Reset(&c.wire) // the library has put a reader between, for what it thinks was read already
 	nc.SetWriteDeadline(time.Time{})
-	c.opened(nc, tryWriter(nc), h.format)
+	c.connected(nc, tryWriter(nc), h.format)
 	if !c.park() {
 		go c.serve()
 	}
@@ -159,7 +144,7 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 // the connection. The library calls it while it reads.
 func (c *Client) gotPing(_ context.Context, payload []byte) bool {
 	c.gotControl()
-	c.sent(c.out.answer(controlFrame(opPong, payload)))
+	c.out.answer(controlFrame(opPong, payload))
 	return false
 }
 
@@ -172,7 +157,7 @@ func (c *Client) gotControl() {
 }
 
 // read hands each message to OnMessage until the connection ends.
-func (c *Client) read() error {
+func (webSocket) read(c *Client) error {
 	for {
 		// A context that can be canceled would cost an allocation for each
 		// frame, and its cancellation the close frame.
@@ -202,21 +187,11 @@ func (c *Client) read() error {
 	}
 }
 
-// ending returns why the client left, given what ended the reading. Where the
-// peer broke the protocol and the library has not told it, this does.
-func (c *Client) ending(err error) error {
+// ended tells the peer, too, where it broke the protocol and the library has not
+// told it.
+func (webSocket) ended(c *Client, err error) error {
 	if status, ok := errors.AsType[websocket.CloseError](err); ok {
 		return fmt.Errorf("realtime: closed by the client: %w", status)
-	}
-	if c.stream {
-		switch readErr := c.wire.readErr; readErr {
-		case nil:
-			return err // it talks too much
-		case io.EOF:
-			return io.EOF
-		default:
-			return fmt.Errorf("realtime: connection lost: %w", readErr)
-		}
 	}
 	if readErr := c.wire.readErr; errors.Is(readErr, os.ErrDeadlineExceeded) {
 		return errors.New("realtime: client left a control frame incomplete for 5 s")
@@ -232,18 +207,57 @@ func (c *Client) ending(err error) error {
 	return cause
 }
 
-// closing takes a close frame that the library wants to write: the answer to
-// the peer's, or a complaint. The reading goroutine calls it.
-func (c *Client) closing(frame []byte) {
+// lastBytes returns a close frame.
+func (webSocket) lastBytes(status websocket.CloseError, _ error) *buffer {
+	return closeFrame(status.Code, status.Reason)
+}
+
+// finished does nothing: the peer answers the close frame.
+func (webSocket) finished(*Client) {}
+
+// libraryCloses takes a close frame that the library wants to write: the answer
+// to the peer's, or a complaint. The reading goroutine calls it, and learns of
+// the cause right behind it.
+func (c *Client) libraryCloses(frame []byte) {
 	status := parseClose(frame[2:])
 	if !validReason(status.Reason) {
 		// The library echoes what the peer sent, and doesn't look at it.
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
 	}
-	_, start, err := c.out.close(closeFrame(status.Code, status.Reason))
-	c.expire()
-	c.sent(start, err)
+	c.out.close(closeFrame(status.Code, status.Reason), func() {})
+	c.limitClosing()
 }
+
+// sweep parks an idle client, pings a silent one, and ends one that doesn't
+// answer or leaves a message incomplete.
+func (webSocket) sweep(c *Client, now time.Duration) {
+	s := &c.hub.shared
+	heard := time.Duration(c.wire.heard.Load())
+	busy := c.inHandler.Load()
+	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
+		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
+		return
+	}
+	if !busy && now-heard >= parkAfter && !c.wire.parked.Load() && c.wire.partial.Load() == 0 {
+		c.wire.kick()
+	}
+	pinged := time.Duration(c.pinged.Load())
+	switch {
+	case pinged > heard:
+		switch {
+		case c.out.isWriting(): // the ping still waits, perhaps, or what is before it is on its way
+			c.pinged.Store(int64(now))
+		case !busy && now-pinged >= s.pongTimeout:
+			c.abort(errPongTimeout)
+		}
+	case s.pingInterval > 0 && now-heard >= s.pingInterval:
+		c.pinged.Store(int64(now))
+		c.out.control(pingFrame)
+	}
+}
+
+// heartbeat does nothing: pings follow the silence of the peer.
+func (webSocket) heartbeat(*Client) {}
 
 // messages holds memory to read messages into: how long one is shows at its
 // end, so the handler gets a copy that fits.
@@ -295,5 +309,5 @@ func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return fmt.Errorf("realtime: upgrade: %w", err)
 	}
-	return hub.upgrade(w, r)
+	return hub.admit(w, r, webSocket{})
 }

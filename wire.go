@@ -28,15 +28,15 @@ import (
 // calls abort, which wakes that goroutine, or starts it where the connection
 // is parked: where it waits for the next message without one.
 type wire struct {
-	net.Conn              // set by attach
-	reply    func([]byte) // takes a close frame of the library's; called on the reading goroutine
+	net.Conn                // set by attach
+	closeFrame func([]byte) // takes a close frame of the library's; called on the reading goroutine
 
 	// Owned by the reading goroutine.
 	in      *bufio.Reader // the library's
-	rest    []byte        // what net/http had read already
+	rest    *bytes.Reader // what net/http had read already; nil: nothing is left of it
 	readErr error         // what ended the reading: the connection's fault, not the peer's grammar
-	place   int32         // with the parker
-	placed  bool          // it has one
+	slot    int32         // with the parker
+	slotted bool          // it has one
 	known   bool          // the connection has been in the parker's set
 
 	// Times of the hub's clock. Written by the reading goroutine, read by the
@@ -58,7 +58,10 @@ type wire struct {
 func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.Conn, w.rest, w.parkable = conn, rest, canPark(conn)
+	w.Conn, w.parkable = conn, canPark(conn)
+	if len(rest) > 0 {
+		w.rest = bytes.NewReader(rest)
+	}
 	w.heard.Store(int64(w.clock.now()))
 	if w.aborted {
 		w.wakeLocked()
@@ -67,9 +70,11 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 
 // Read reads for the library.
 func (w *wire) Read(p []byte) (int, error) {
-	if len(w.rest) > 0 {
-		n := copy(p, w.rest)
-		w.rest = w.rest[n:]
+	if w.rest != nil {
+		n, _ := w.rest.Read(p) // it has something
+		if w.rest.Len() == 0 {
+			w.rest = nil
+		}
 		w.took()
 		return n, nil
 	}
@@ -102,7 +107,7 @@ var errPark = errors.New("parked")
 
 // idle reports whether the connection is between messages, with nothing read
 // of the next one.
-func (w *wire) idle() bool { return w.partial.Load() == 0 && len(w.rest) == 0 }
+func (w *wire) idle() bool { return w.partial.Load() == 0 && w.rest == nil }
 
 // kick makes a Read that waits look whether it can park.
 func (w *wire) kick() {
@@ -151,7 +156,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.abort()
 		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are no close frame; this version of it does not fit", len(p))
 	}
-	w.reply(p)
+	w.closeFrame(p)
 	return len(p), nil
 }
 
@@ -249,6 +254,9 @@ func (w *wire) halfCloser() interface{ CloseWrite() error } {
 // connection and could take the close frame away from the peer (RFC 6455
 // §7.1.1). It blocks until then, at the longest until abort.
 func (w *wire) linger() {
+	if w.Conn == nil {
+		return // there was none
+	}
 	w.discard()
 	conn := w.Conn
 	if w.isAborted() {
