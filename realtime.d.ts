@@ -1,48 +1,49 @@
-// The types of realtime.js, and what it promises.
+// The types of realtime.js and its documentation.
 
-/** How to connect; everything has a default. */
+/** How to connect. Every option has a default. */
 export interface Options {
 	/**
-	 * The topics to ask for, in the URL as `?topic=a&topic=b`. Where the hub has
-	 * an OnConnect, that alone decides which of them the page gets. They stay
-	 * the same: for others, close this connection and make another.
+	 * The topics to ask for, in the URL as `?topic=a&topic=b`. If the hub has an
+	 * OnConnect, that alone decides which of them the page gets. A Connection's
+	 * topics never change. For others, close it and make a new one.
 	 */
 	topics?: readonly string[];
 
 	/**
-	 * What to connect over, in the order of preference; by default
-	 * `["websocket", "eventsource"]`. After two attempts in vain the next one has
-	 * its turn, round and round; one that has worked before gets six.
+	 * The transports to use, in the order of preference. The default is
+	 * `["websocket", "eventsource"]`. After two failed attempts the connection
+	 * tries the next transport, and after the last one the first again. A
+	 * transport that has worked before gets six attempts.
 	 */
 	transports?: readonly Transport[];
 
 	/**
-	 * The id of the last event that the page has seen, kept from an earlier
-	 * connection's `lastEventId`, to go on from there.
+	 * The id of the last event that the page got: the `lastEventId` of an earlier
+	 * connection. The new one resumes there.
 	 */
 	lastEventId?: string;
 
 	/**
-	 * Bounds of the time between attempts, in milliseconds, by default 500 and
-	 * 30000. The time is chosen by chance, below a limit that doubles from
-	 * four times min with each attempt in vain; a connection that lasted 5 s
-	 * starts it over.
+	 * Bounds of the time between attempts, in milliseconds. The defaults are 500
+	 * and 30000. The time is random, between min and a limit. The limit begins at
+	 * four times min, doubles with each failed attempt and never exceeds max. A
+	 * connection that lasted 5 s resets it.
 	 */
 	backoff?: { min?: number; max?: number };
 
-	/** Whether an event stream of another site gets that site's cookies. A WebSocket always does. */
+	/** Whether an event stream from another site sends that site's cookies. A WebSocket always does. */
 	withCredentials?: boolean;
 }
 
 export type Transport = "websocket" | "eventsource";
 
-/** An event that somebody published. */
+/** An event from the hub. */
 export interface Message {
-	/** Its place in the hub's history; empty without one, and for a latest value that is sent to a newcomer. */
+	/** The event's position in the hub's history. Empty on a hub without History, and for a latest value that a new client gets. */
 	readonly id: string;
-	/** The topic it was published to; empty for what went to all clients, or to this one alone. */
+	/** The topic that the event was published to. Empty if it was sent to all clients, or to this one alone. */
 	readonly topic: string;
-	/** Its name; "message" if it has none. */
+	/** The event's name; "message" if it has none. */
 	readonly event: string;
 	/** Text, or the bytes of a Binary event. */
 	readonly data: string | Uint8Array;
@@ -50,76 +51,79 @@ export interface Message {
 	json(): any;
 }
 
-/** An event that tells of the end of a connection. */
+/** The event that reports a lost or ended connection. */
 export interface ConnectionCloseEvent extends Event {
-	/** The WebSocket's close code (RFC 6455 §7.4); 1006 for an event stream, which has none. */
+	/** The WebSocket's close code (RFC 6455 §7.4). An event stream has none: it reports 1006, or 1000 after `close`. */
 	readonly code: number;
-	/** What the server said, if it did. */
+	/** The reason that the server gave; empty if it gave none. */
 	readonly reason: string;
-	/** Whether it is over: nothing comes after it. Otherwise the connection comes back by itself. */
+	/** Whether the Connection has ended: no events follow. Otherwise it reconnects by itself. */
 	readonly final: boolean;
 }
 
 export interface ConnectionEventMap {
-	/** The hub has let the page in, for the first time or again. */
+	/** The hub has accepted the page, for the first time or again. */
 	open: Event;
 	/**
-	 * An open connection is lost, or the Connection has ended for good: see
-	 * `final`. Attempts in between that come to nothing are not told.
+	 * An open connection is lost, or the Connection has ended: see `final`.
+	 * Failed attempts to reconnect are not reported.
 	 */
 	close: ConnectionCloseEvent;
 	/**
-	 * The page may have missed events, more than the hub's History could make
-	 * up for: load anew what it shows. It comes before any later event. Mostly
-	 * it follows an `open`; but where several nodes share a history that has
-	 * lost events, it comes as that is noticed. On a hub without History every
-	 * return is a reset.
+	 * Events for the page may be lost: the hub's History can't replay them. The
+	 * page should load again what it shows. A reset comes before any later
+	 * event. Mostly it follows an `open`. Where several nodes share a history, it
+	 * also comes when the hub notices that the history has lost events. On a hub
+	 * without History every `open` after the first is followed by a reset.
 	 */
 	reset: Event;
 }
 
 /**
- * Connects to the hub at url, which is relative to the page. It throws for a
- * URL or an option that makes no sense; what goes wrong later is told by
- * events. Listeners that are added before the caller next waits miss nothing.
+ * Connects to the hub at url, which may be relative to the page. It throws an
+ * error for an invalid URL or option. Later problems are reported by events.
+ * Add listeners before the caller next awaits something: then they get every
+ * event.
  */
 export function connect(url: string | URL, options?: Options): Connection;
 
 /**
- * A connection to a hub that comes back by itself, from the last event it has
- * seen. What is published reaches the listeners of `on`, `onTopic` and `onAny`,
- * each event once and in order, whatever it is called, but for events with a Key,
- * of which a newer one may take an older one's place. Of the connection itself
- * tell the events open, close and reset, to which addEventListener listens.
+ * A connection to a hub. It reconnects by itself and resumes after the last
+ * event that it got. Listeners of `on`, `onTopic` and `onAny` get each event once
+ * and in order, whatever its name. Of events with a Key, a newer one may replace
+ * an older one. The events open, close and reset report on the connection itself.
+ * addEventListener listens to them.
  *
- * A connection that is lost comes back after a while, see `Options.backoff`, or
- * at once when the page is shown again or the network is back. Close codes 1001
- * and 1012 (the server stops, or restarts) spread the first attempt over 10
- * times min, 1013 (try again later) waits for that long. An event stream first
- * comes back after the time that the server set with "retry".
+ * A lost connection reconnects after a while: see `Options.backoff`. It
+ * reconnects at once when the page is shown again or the network is back. After
+ * the close codes 1001 and 1012 (the server stops or restarts) the first attempt
+ * comes at a random time, up to 10 times min. After 1013 (try again later) it
+ * waits for at least 10 times min. An event stream first reconnects after the
+ * time that the server set with "retry".
  *
- * It comes back after every close code but 1000 and 1008 (policy violation),
- * by which a server tells a client that it is done with it: then the
- * Connection ends. To end it for a code of your own (4000–4999), call `close`
- * in a listener of close. A page can't tell a server that refuses it from one
- * that is down, so it keeps asking.
+ * Two close codes end the Connection: 1000 and 1008 (policy violation). With
+ * them a server tells a client not to reconnect. After every other code it
+ * reconnects. To end it after a code of your own (4000–4999), call `close` in a
+ * listener of close. A page can't distinguish a server that refuses it from one
+ * that is down, so it keeps trying.
  */
 export class Connection extends EventTarget {
 	constructor(url: string | URL, options?: Options);
 
-	/** "connecting" also while it waits before the next attempt; "closed" is for good. */
+	/** "connecting" also while it waits before the next attempt. "closed" is final. */
 	readonly state: "connecting" | "open" | "closed";
-	/** What it is connected over, or tries next. */
+	/** The transport that is connected or is tried next. */
 	readonly transport: Transport;
-	/** The id of the last event that it has seen, or how far the hub's history was; empty without one. */
+	/** The id of the last event that it got, or the position that the hub sent. Empty on a hub without History. */
 	readonly lastEventId: string;
 	/** The topics it asks for. */
 	readonly topics: string[];
 
 	/**
-	 * Calls listener with each event of that name, "message" for those without
-	 * one. The returned function takes it back. Listeners are called in the
-	 * order in which they were added; what one throws is reported as uncaught.
+	 * Calls listener with each event of that name. Events without a name have
+	 * the name "message". The returned function removes the listener. Listeners
+	 * are called in the order in which they were added. An error that one
+	 * throws is reported as uncaught, and the others are still called.
 	 */
 	on(event: string, listener: (message: Message) => void): () => void;
 	/** Calls listener with each event of that topic; see `on`. */
@@ -128,16 +132,16 @@ export class Connection extends EventTarget {
 	onAny(listener: (message: Message) => void): () => void;
 
 	/**
-	 * Sends a message to the hub's OnMessage. It throws an InvalidStateError
-	 * where nothing can be sent: not over an event stream, nor while not
-	 * connected. What was sent just before a connection is lost may not arrive.
+	 * Sends a message to the hub's OnMessage. It throws an InvalidStateError on
+	 * an event stream and while not connected. A message that is sent just
+	 * before the connection is lost may be lost too.
 	 */
 	send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
 
-	/** Leaves, for good and at once: no listener is called any more but those of close, before it returns. */
+	/** Ends the Connection at once. Listeners of close are called before it returns; no others are called any more. */
 	close(): void;
 
-	/** Connects anew without waiting, from the last event on; nothing after the end. */
+	/** Reconnects without waiting and resumes after the last event. It does nothing once the Connection has ended. */
 	reconnect(): void;
 
 	addEventListener<K extends keyof ConnectionEventMap>(

@@ -1,20 +1,19 @@
-// A client of the Go package realtime for web pages: a connection to a hub that
-// comes back by itself, and with the hub's History loses nothing meanwhile.
-// It depends on nothing; its types are in realtime.d.ts beside it, which is
-// also its documentation.
+// A client of the Go package realtime for web pages. Its connection to a hub
+// reconnects by itself. With the hub's History no events are lost then.
+// It has no dependencies. Its types and its documentation are in realtime.d.ts.
 //
 //	import { connect } from "/realtime.js";
 //
 //	const live = connect("/live", { topics: ["prices"] });
 //	live.on("price", (event) => show(event.json()));
-//	live.addEventListener("reset", () => loadEverythingAnew());
+//	live.addEventListener("reset", () => loadEverything());
 
 const protocol = "realtime.v1"; // the envelope that events come in
 
-const openTimeout = 15_000;  // milliseconds for an answer to an attempt
-const retryTimeout = 30_000; // the same, where the browser waits before it tries
-const steady = 5_000;        // a connection that has lasted this long counts as a good one
-const asleep = 90_000;       // a timer this late tells of a computer that slept
+const openTimeout = 15_000;  // milliseconds to wait for an answer to an attempt
+const retryTimeout = 30_000; // the same where the browser waits before its attempt
+const steady = 5_000;        // a connection that lasted this long counts as a good one
+const asleep = 90_000;       // the computer slept if the timer is this late
 const pulse = 10_000;        // the timer's interval
 
 export function connect(url, options) {
@@ -33,16 +32,16 @@ export class Connection extends EventTarget {
 	#lastEventId;
 	#listeners = new Set(); // {event, topic, listener}
 
-	#link = null;        // the WebSocket or EventSource that counts: others are ignored
+	#link = null;        // the current WebSocket or EventSource: others are ignored
 	#transport = 0;      // the index of its kind
-	#waiting = false;    // for the time of the next attempt
-	#timer;              // of the next attempt, or for an answer to this one
+	#waiting = false;    // the next attempt has not begun
+	#timer;              // for the next attempt, or for an answer to this one
 	#openedAt = 0;       // when the link opened
 	#proven = false;     // the link has brought a message
 	#wasOpen = false;    // some link has been open
-	#failures = 0;       // attempts in a row that came to nothing lasting: what backoff grows by
-	#tries = 0;          // those that #transport has had
-	#worked = new Set(); // indices of transports that have proved to work
+	#failures = 0;       // attempts in a row without a lasting connection: backoff grows with them
+	#tries = 0;          // failed attempts of #transport in a row
+	#worked = new Set(); // indices of transports that have worked
 
 	#pulse;
 	#checkedAt = Date.now();
@@ -51,7 +50,7 @@ export class Connection extends EventTarget {
 		super();
 		this.#url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
 		this.#url.protocol = this.#url.protocol.replace("ws", "http");
-		this.#url.hash = ""; // which a WebSocket's URL must not have
+		this.#url.hash = ""; // a WebSocket's URL must not have one
 		if (typeof topics === "string") throw new TypeError("realtime: topics is an array of strings, not one string");
 		this.#topics = [...topics];
 		this.#transports = [...transports];
@@ -100,7 +99,7 @@ export class Connection extends EventTarget {
 		if (lost) this.#tell("close", {code: 1006, reason: "", final: false});
 	}
 
-	// ---- One attempt after another
+	// ---- Attempts
 
 	#connect() {
 		this.#waiting = false;
@@ -121,10 +120,10 @@ export class Connection extends EventTarget {
 		return ws;
 	}
 
-	// An EventSource comes back by itself, after the time that the server has
-	// told it with "retry", which it keeps from the page: so it may, once. It
-	// gives up after an answer other than 200, and never waits any longer
-	// however often it fails: there it is replaced.
+	// An EventSource reconnects by itself, after the time that the server set
+	// with "retry". The page can't read that time, so the browser gets one
+	// attempt. Then the EventSource is replaced: it gives up after an answer
+	// other than 200, and never waits longer however often it fails.
 	#eventSource(url) {
 		url.searchParams.set("protocol", protocol);
 		const source = new EventSource(url, {withCredentials: this.#withCredentials});
@@ -157,7 +156,7 @@ export class Connection extends EventTarget {
 		this.#waiting = false;
 		this.#openedAt = Date.now();
 		this.#state = "open";
-		// Without an id the hub can't know that this client was here before.
+		// Without an id the hub can't know that this client reconnects.
 		const missed = this.#wasOpen && !this.#lastEventId;
 		this.#wasOpen = true;
 		const link = this.#link;
@@ -165,7 +164,7 @@ export class Connection extends EventTarget {
 		if (missed && link === this.#link) this.#tell("reset");
 	}
 
-	// lost goes on after the end of the link.
+	// lost handles the end of the link.
 	#lost(code, reason) {
 		if (code === 1000 || code === 1008) {
 			this.#end(code, reason);
@@ -178,10 +177,9 @@ export class Connection extends EventTarget {
 		if (wasOpen) this.#tell("close", {code, reason, final: false});
 	}
 
-	// count takes down how the link has done, and changes the transport after
-	// two attempts in vain: those that didn't open, or brought nothing and broke
-	// off. One that has worked gets more of them: it is rather the server that
-	// is down.
+	// count records how the link did. It changes the transport after two failed
+	// attempts: those that didn't open, or ended early without a message. A
+	// transport that has worked gets six, as probably the server is down.
 	#count(worked) {
 		const lasted = this.#state === "open" && Date.now() - this.#openedAt >= steady;
 		this.#failures = lasted ? 1 : this.#failures + 1;
@@ -194,10 +192,10 @@ export class Connection extends EventTarget {
 		}
 	}
 
-	// delay returns how long to wait, by chance, so that those who lost a server
-	// together don't come back together. 1001 and 1012 say that the server stops
-	// or restarts: then everybody comes, and gets more time at once. 1013 asks
-	// to come later.
+	// delay returns a random time to wait, so that clients that lost a server
+	// together don't reconnect together. 1001 and 1012 say that the server stops
+	// or restarts. All its clients then reconnect, so the first delay is longer.
+	// 1013 asks to try later.
 	#delay(code) {
 		let from = this.#min;
 		let to = this.#min * 2 ** Math.min(this.#failures + 1, 20);
@@ -229,11 +227,11 @@ export class Connection extends EventTarget {
 		this.#tell("close", {code, reason, final: true});
 	}
 
-	// ---- What a browser doesn't tell of a connection
+	// ---- Losses that a browser doesn't report
 
-	// check runs now and then, and when the page is shown again: an attempt
-	// then needn't wait. A connection of before a computer's sleep may be dead,
-	// which the browser would learn much later.
+	// check runs at each pulse and when the page is shown. A page that is shown
+	// doesn't wait for the next attempt. After a computer's sleep the connection
+	// may be dead, and the browser would notice that much later.
 	#check = (event) => {
 		const now = Date.now();
 		const slept = now - this.#checkedAt > asleep;
@@ -242,24 +240,24 @@ export class Connection extends EventTarget {
 		if (slept || (shown && this.#waiting)) this.reconnect();
 	};
 
-	// online runs when there is a network again. It may be another one, where
-	// nothing reaches the connection of before; with an id that costs nothing.
+	// online runs when the network is back. It may be another one, where the old
+	// connection is dead. With an id, to reconnect loses nothing.
 	#online = () => {
 		if (this.#waiting || this.#lastEventId) this.reconnect();
 	};
 
-	// ---- What comes in
+	// ---- Events
 
 	#receive(text) {
 		this.#proven = true;
 		const {id, topic = "", event = "message", data, encoding, reset} = JSON.parse(text);
-		if (id) this.#lastEventId = id; // before the listeners run: they may keep it
+		if (id) this.#lastEventId = id; // before the listeners run: they may store it
 		if (reset) this.#tell("reset");
 		else if (data !== undefined) this.#hand(new Message(id ?? "", topic, event, encoding === "base64" ? bytes(data) : data));
 	}
 
-	// hand calls the listeners. What one throws is reported and keeps the event
-	// from none of the others.
+	// hand calls the listeners. If one throws, the error is reported and the
+	// others still run.
 	#hand(message) {
 		for (const entry of [...this.#listeners]) {
 			const {event = message.event, topic = message.topic, listener} = entry;
@@ -272,8 +270,8 @@ export class Connection extends EventTarget {
 		}
 	}
 
-	// tell dispatches an event about the connection. It is always the last
-	// thing that is done, because a listener may call close or reconnect.
+	// tell dispatches an event about the connection. Callers call it last,
+	// because a listener may call close or reconnect.
 	#tell(type, fields) {
 		this.dispatchEvent(Object.assign(new Event(type), fields));
 	}
