@@ -1,6 +1,6 @@
-// Chat is a chat room with a live feed: what people say goes over a WebSocket,
-// how many they are over an event stream. Start it and open the address that
-// it prints in two windows:
+// Chat is a chat room with a live feed. The messages go over a WebSocket, the
+// number of people over an event stream. Start it and open the address that it
+// prints in two windows:
 //
 //	go run ./examples/chat
 package main
@@ -56,19 +56,19 @@ func run(addr string) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	host, _, _ := net.SplitHostPort(addr)
-	_, port, _ := net.SplitHostPort(listener.Addr().String()) // of -addr localhost:0, too
+	_, port, _ := net.SplitHostPort(listener.Addr().String()) // the real one, also for -addr localhost:0
 	fmt.Println("Chat is at http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port))
 
 	select {
 	case err := <-served:
 		return err
 	case <-interrupted.Done():
-		stop() // a second Ctrl-C doesn't wait
+		stop() // a second Ctrl-C ends the program at once
 	}
 
-	// Neither Shutdown is enough: the server doesn't know of WebSockets, and
-	// waits for event streams, which end when the hub begins to. So both have
-	// to begin together, and then each is waited for.
+	// Neither Shutdown is enough. The server's knows no WebSockets, and it waits
+	// for event streams, which end when the hub's begins. So both have to begin
+	// together. Then the program waits for each.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	server.RegisterOnShutdown(func() { hub.Shutdown(ctx) })
@@ -79,7 +79,7 @@ func newHandler(hub *realtime.Hub) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", servePage)
 	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) {
-		realtime.Upgrade(w, r, hub) // has answered its error
+		realtime.Upgrade(w, r, hub) // if it fails, it has answered the request
 	})
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
 		serveFeed(w, r, hub)
@@ -87,17 +87,17 @@ func newHandler(hub *realtime.Hub) http.Handler {
 	return mux
 }
 
-// A message is what browsers get over the WebSocket, as JSON. Everything in it
-// but Text is the server's word, so that nobody can speak in another's name.
+// A message is what browsers get over the WebSocket, as JSON. The server sets
+// all of it but Text, so that no client can send in another's name.
 type message struct {
 	Type string    `json:"type"`           // welcome, joined, message, left or error
-	From string    `json:"from,omitempty"` // the client's ID: two people may have one name
+	From string    `json:"from,omitempty"` // the client's ID, as two people may have the same name
 	Name string    `json:"name,omitempty"`
 	Text string    `json:"text,omitempty"`
 	Time time.Time `json:"time"`
 }
 
-// newMessage returns a message of the client's, encoded.
+// newMessage returns a message from the client, encoded.
 func newMessage(c *realtime.Client, kind, text string) []byte {
 	name, _ := c.Get("name")
 	data, _ := json.Marshal(message{kind, c.ID(), name.(string), text, time.Now().UTC()}) // always encodes
@@ -108,10 +108,10 @@ func newMessage(c *realtime.Client, kind, text string) []byte {
 func newHub() *realtime.Hub {
 	hub := realtime.NewHub()
 
-	// Without a check, any page that somebody here has open could join the
-	// chat from their browser, even if only that browser can reach this server.
+	// Without a check, a page of any site could join the chat from a visitor's
+	// browser, even if only that browser can reach this server.
 	hub.CheckOrigin = realtime.SameOrigin
-	hub.MaxMessageBytes = 16 << 10 // maxTextRunes, however they are escaped
+	hub.MaxMessageBytes = 16 << 10 // enough for maxTextRunes, however they are escaped
 
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		name, err := parseName(r.URL.Query().Get("name"))
@@ -137,39 +137,39 @@ func newHub() *realtime.Hub {
 	return hub
 }
 
-// parseName returns the name that somebody asks for, as it will be shown.
+// parseName returns the requested name as it will be shown.
 func parseName(s string) (string, error) {
 	name := strings.TrimSpace(s)
 	switch n := utf8.RuneCountInString(name); {
 	case n == 0 || n > maxNameRunes:
-		return "", fmt.Errorf("a name has 1 to %d characters", maxNameRunes)
+		return "", fmt.Errorf("a name must have 1 to %d characters", maxNameRunes)
 	case !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl):
-		return "", errors.New("a name has no control characters")
+		return "", errors.New("a name must not have control characters")
 	}
 	return name, nil
 }
 
-// parseText returns what somebody says. Whatever else the JSON claims, as who
-// says it, is not read.
+// parseText returns the text of a message. It ignores everything else in the
+// JSON, such as a sender.
 func parseText(data []byte) (string, error) {
 	var in struct{ Text string }
 	if err := json.Unmarshal(data, &in); err != nil {
-		return "", errors.New(`a message is JSON, {"text": "…"}`)
+		return "", errors.New(`a message must be JSON, {"text": "…"}`)
 	}
 	text := strings.TrimSpace(in.Text)
 	if n := utf8.RuneCountInString(text); n == 0 || n > maxTextRunes {
-		return "", fmt.Errorf("a message has 1 to %d characters", maxTextRunes)
+		return "", fmt.Errorf("a message must have 1 to %d characters", maxTextRunes)
 	}
 	return text, nil
 }
 
-// serveFeed sends two events until the browser leaves: "online" whenever the
-// number of people has changed, and "tick" each second, by which the browser
-// sees that the feed is alive.
+// serveFeed sends two kinds of events until the browser leaves. "online" is the
+// number of people, sent when it has changed. "tick" comes each second: it shows
+// the browser that the feed is alive.
 func serveFeed(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) {
 	stream := realtime.NewStream(w, r)
 	if stream == nil {
-		return // has been answered
+		return // NewStream has answered the request
 	}
 	defer stream.Close()
 
@@ -195,8 +195,8 @@ func serveFeed(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) {
 //go:embed index.html
 var page string
 
-// servePage sends the page. Its policy lets nothing run but the script in it,
-// which carries this answer's nonce, and lets that talk to nobody but us.
+// servePage sends the page. Its policy allows only the script in it, which has
+// this answer's nonce. The script may connect to this server alone.
 func servePage(w http.ResponseWriter, r *http.Request) {
 	nonce := rand.Text()
 	header := w.Header()
@@ -205,6 +205,6 @@ func servePage(w http.ResponseWriter, r *http.Request) {
 		"img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "+
 		"require-trusted-types-for 'script'", nonce))
 	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store") // the nonce is for once
+	header.Set("Cache-Control", "no-store") // a nonce is used once
 	io.WriteString(w, strings.ReplaceAll(page, "NONCE", nonce))
 }

@@ -30,7 +30,7 @@ func serve(t *testing.T) (hub *realtime.Hub, base string) {
 	return hub, server.URL
 }
 
-// A guest is somebody in the chat.
+// A guest is a client in the chat.
 type guest struct {
 	*testing.T
 	conn *websocket.Conn
@@ -87,7 +87,7 @@ func TestName(t *testing.T) {
 		conn, resp, err := websocket.Dial(t.Context(), base+"/ws?name="+url.QueryEscape(tt.ask), nil)
 		if tt.want == "" {
 			if err == nil {
-				t.Errorf("%q was let in", tt.ask)
+				t.Errorf("%q was accepted", tt.ask)
 			} else if resp == nil || resp.StatusCode != http.StatusBadRequest {
 				t.Errorf("%q: got %v, want a 400", tt.ask, err)
 			}
@@ -98,7 +98,7 @@ func TestName(t *testing.T) {
 			continue
 		}
 		if got := (guest{t, conn, ""}).next("welcome").Name; got != tt.want {
-			t.Errorf("%q: is called %q, want %q", tt.ask, got, tt.want)
+			t.Errorf("%q: got the name %q, want %q", tt.ask, got, tt.want)
 		}
 		conn.CloseNow()
 	}
@@ -122,13 +122,13 @@ func TestMessageCannotBeForged(t *testing.T) {
 		joined = ann.next("joined")
 	}
 	if joined.Name != "Eve" || joined.From != eve.id {
-		t.Errorf("Ann sees %+v, want Eve's joining", joined)
+		t.Errorf("Ann got %+v, want that Eve joined", joined)
 	}
 	eve.send(`{"type": "left", "from": "` + ann.id + `", "name": "Ann", "text": "I am Ann <b>", "time": "2000-01-01T00:00:00Z"}`)
 	for _, g := range []guest{ann, eve} {
 		got := g.next("message")
 		if got.Name != "Eve" || got.From != eve.id || got.Text != "I am Ann <b>" {
-			t.Errorf("got %+v, want it in Eve's name", got)
+			t.Errorf("got %+v, want it from Eve", got)
 		}
 		if age := time.Since(got.Time); age < 0 || age > time.Minute {
 			t.Errorf("message is %v old", age)
@@ -136,7 +136,7 @@ func TestMessageCannotBeForged(t *testing.T) {
 	}
 	eve.conn.Close(websocket.StatusNormalClosure, "")
 	if got := ann.next("left"); got.Name != "Eve" || got.From != eve.id {
-		t.Errorf("Ann sees %+v, want Eve's leaving", got)
+		t.Errorf("Ann got %+v, want that Eve left", got)
 	}
 }
 
@@ -151,19 +151,19 @@ func TestBadMessage(t *testing.T) {
 	} {
 		ann.send(bad)
 		if got := ann.next("error"); got.Text == "" {
-			t.Errorf("%.20s…: the error says nothing", bad)
+			t.Errorf("%.20s…: the error has no text", bad)
 		}
 	}
 	longest := strings.Repeat("🦊", 1000)
 	ann.send(`{"text": "` + strings.Repeat(`\ud83e\udd8a`, 1000) + `"}`)
-	var m message // the first that Bob hears of Ann
+	var m message // the first from Ann that Bob gets
 	for m.Type != "message" && m.Type != "error" {
 		if err := wsjson.Read(t.Context(), bob.conn, &m); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if m.Type != "message" || m.Text != longest {
-		t.Errorf("Bob got a %s %.40q, want what Ann was allowed to say", m.Type, m.Text)
+		t.Errorf("Bob got a %s %.40q, want Ann's valid message", m.Type, m.Text)
 	}
 }
 
@@ -201,7 +201,7 @@ func TestFeed(t *testing.T) {
 	}
 	var tick struct{ Time time.Time }
 	if next("tick", &tick); time.Since(tick.Time) > time.Minute {
-		t.Errorf("tick is of %v", tick.Time)
+		t.Errorf("got a tick of %v, want one of now", tick.Time)
 	}
 	bob.conn.Close(websocket.StatusNormalClosure, "")
 	if next("online", &online); online.Count != 1 {
@@ -212,7 +212,7 @@ func TestFeed(t *testing.T) {
 	for scanner.Scan() {
 	}
 	if err := scanner.Err(); err != nil {
-		t.Errorf("the feed did not end with the hub, but with %v", err)
+		t.Errorf("the feed ended with %v, want a clean end", err)
 	}
 }
 
@@ -230,9 +230,9 @@ func TestPage(t *testing.T) {
 	}
 	nonce, body := get()
 	if got := strings.Count(body, `nonce="`+nonce+`"`); got != 2 {
-		t.Errorf("nonce %q is on %d elements, want the style and the script", nonce, got)
+		t.Errorf("nonce %q is on %d elements, want 2, the style and the script", nonce, got)
 	}
 	if again, _ := get(); again == nonce {
-		t.Errorf("nonce %q came twice", nonce)
+		t.Errorf("got nonce %q twice", nonce)
 	}
 }

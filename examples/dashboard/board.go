@@ -13,13 +13,13 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// maxPast is how many samples of a metric the board keeps for the charts of
-// pages that load it.
+// maxPast is the number of samples that the board keeps for the chart of each
+// metric.
 const maxPast = 120
 
-// A board is what there is to see, made up: it stands for the database that a
-// real dashboard has. Pages load it when they open, and again when they may
-// have missed samples.
+// A board holds all topics and metrics. Its samples are made up: it stands in
+// for a real dashboard's database. Pages load it when they open, and again when
+// they may have missed samples.
 type board struct {
 	Every  int64    `json:"every"` // milliseconds between two samples
 	Topics []*topic `json:"topics"`
@@ -27,7 +27,7 @@ type board struct {
 	mu sync.Mutex // guards the metrics' values
 }
 
-// A topic is some metrics that a page gets together.
+// A topic is a group of metrics that a page gets together.
 type topic struct {
 	Name    string    `json:"name"`
 	Title   string    `json:"title"`
@@ -39,7 +39,7 @@ type metric struct {
 	Name   string   `json:"name"`
 	Title  string   `json:"title"`
 	Unit   string   `json:"unit"`
-	Digits int      `json:"digits"` // behind the point
+	Digits int      `json:"digits"` // after the decimal point
 	Past   []sample `json:"past"`   // oldest first
 
 	usual, step float64
@@ -67,7 +67,7 @@ func newBoard(every time.Duration) *board {
 	}
 }
 
-// simulate takes a sample of every metric, and publishes it, again and again
+// simulate takes a sample of every metric and publishes it. It repeats this
 // until the hub is shut down.
 func (b *board) simulate(hub *realtime.Hub) {
 	ticker := time.NewTicker(time.Duration(b.Every) * time.Millisecond)
@@ -76,8 +76,8 @@ func (b *board) simulate(hub *realtime.Hub) {
 		now := time.Now().UnixMilli()
 		for _, t := range b.Topics {
 			for _, m := range t.Metrics {
-				// Kept first, so that a page which is told of it later than it
-				// loads the board has it from there.
+				// The board has it before it is published. So a page that joins
+				// after the publishing loads it with the board.
 				s := b.sample(m, now)
 				err := hub.Publish(context.Background(), t.Name, s.event())
 				if errors.Is(err, realtime.ErrHubClosed) {

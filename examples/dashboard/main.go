@@ -1,8 +1,8 @@
-// Dashboard is a page of live numbers and charts over an event stream. Whoever
-// opens it chooses the topics, has the latest values at once, and misses
-// nothing when the connection is lost; a page that can't be told what it missed,
-// because the server was restarted, loads everything anew. Start it and open
-// the address that it prints:
+// Dashboard is a page of live numbers and charts over an event stream. Its user
+// chooses the topics. A new page has the latest values at once. A page that lost
+// its connection gets what it missed. After a restart the server doesn't know
+// that any more, and the page loads everything again. Start it and open the
+// address that it prints:
 //
 //	go run ./examples/dashboard
 package main
@@ -62,18 +62,18 @@ func run(addr string, every time.Duration) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	host, _, _ := net.SplitHostPort(addr)
-	_, port, _ := net.SplitHostPort(listener.Addr().String()) // of -addr localhost:0, too
+	_, port, _ := net.SplitHostPort(listener.Addr().String()) // the real one, also for -addr localhost:0
 	fmt.Println("Dashboard is at http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port))
 
 	select {
 	case err := <-served:
 		return err
 	case <-interrupted.Done():
-		stop() // a second Ctrl-C doesn't wait
+		stop() // a second Ctrl-C ends the program at once
 	}
 
-	// Both have to begin together: the server waits for event streams that it
-	// still knows of, and they end when the hub begins to.
+	// Both have to begin together. The server's Shutdown waits for the event
+	// streams that it still has, and they end when the hub's begins.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	server.RegisterOnShutdown(func() { hub.Shutdown(ctx) })
@@ -86,8 +86,8 @@ func run(addr string, every time.Duration) error {
 func newHub(board *board) *realtime.Hub {
 	hub := realtime.NewHub()
 	hub.CheckOrigin = realtime.SameOrigin
-	// What a page misses while its connection is lost, and the latest value of
-	// each Key for one that is new.
+	// A page that reconnects gets what it missed, and a new one the latest value
+	// of each Key.
 	hub.History = realtime.History{Events: 2000, Age: 5 * time.Minute}
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		for _, name := range r.URL.Query()["topic"] {
@@ -119,8 +119,9 @@ func newHandler(board *board, hub *realtime.Hub) http.Handler {
 //go:embed index.html
 var page string
 
-// servePage sends the page. Its policy lets nothing run but the script in it
-// and what that imports, and lets them talk to nobody but us.
+// servePage sends the page. Its policy allows only the script in it, which has
+// this answer's nonce, and what that imports. They may connect to this server
+// alone.
 func servePage(w http.ResponseWriter, r *http.Request) {
 	nonce := rand.Text()
 	header := w.Header()
@@ -129,20 +130,20 @@ func servePage(w http.ResponseWriter, r *http.Request) {
 		"img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "+
 		"require-trusted-types-for 'script'", nonce))
 	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store") // the nonce is for once
+	header.Set("Cache-Control", "no-store") // a nonce is used once
 	io.WriteString(w, strings.ReplaceAll(page, "NONCE", nonce))
 }
 
-// A sample is what pages get as an event: one value of one metric.
+// A sample is one value of one metric. Pages get it as an event.
 type sample struct {
 	Metric string  `json:"metric"`
 	Time   int64   `json:"time"` // Unix milliseconds
 	Value  float64 `json:"value"`
 }
 
-// event returns the sample as it is published. Its Key makes a newer value
-// replace one that still waits for a slow page, and is what a new page gets
-// the latest event of.
+// event returns the event that publishes the sample. It has a Key, so that a
+// newer value replaces one that still waits for a slow page. A new page gets the
+// latest event of each Key.
 func (s sample) event() realtime.Event {
 	data, _ := json.Marshal(s) // always encodes
 	return realtime.Event{Name: "sample", Key: s.Metric, Data: data}

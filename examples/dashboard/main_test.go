@@ -41,8 +41,8 @@ func get(t *testing.T, url string) *http.Response {
 	return resp
 }
 
-// TestLatest checks that a page has the latest values of its topics at once,
-// also where it comes before the first ones.
+// TestLatest checks that a page gets the latest values of its topics at once,
+// even if it connects before the first samples.
 func TestLatest(t *testing.T) {
 	base := serve(t)
 	resp := get(t, base+"/live?topic=shop&topic=traffic")
@@ -77,7 +77,7 @@ func TestLatest(t *testing.T) {
 func TestRefused(t *testing.T) {
 	base := serve(t)
 	if got := get(t, base+"/live?topic=shop&topic=secret").StatusCode; got != http.StatusNotFound {
-		t.Errorf("a topic that isn't there: got status %d, want 404", got)
+		t.Errorf("an unknown topic: got status %d, want 404", got)
 	}
 	r, err := http.NewRequestWithContext(t.Context(), "GET", base+"/live?topic=shop", nil)
 	if err != nil {
@@ -107,7 +107,7 @@ func TestBoard(t *testing.T) {
 	}
 	past := got.Topics[0].Metrics[0].Past
 	if got.Every != 1000 || len(past) != maxPast || past[0].Time != 2*maxPast || past[maxPast-1].Time != 3*maxPast-1 {
-		t.Errorf("got a sample every %d ms, and %d of them from %v on, want %d from %d on", got.Every, len(past), past[0], maxPast, 2*maxPast)
+		t.Errorf("got a sample every %d ms and %d samples from %v on, want %d from %d on", got.Every, len(past), past[0], maxPast, 2*maxPast)
 	}
 	for _, s := range past {
 		if s.Metric != "requests" || s.Value < m.low || s.Value > m.high {
@@ -124,6 +124,6 @@ func TestPage(t *testing.T) {
 		t.Errorf("got policy %q", policy)
 	}
 	if got := get(t, base+"/realtime.js").Header.Get("Content-Type"); !strings.HasPrefix(got, "text/javascript") {
-		t.Errorf("the script is %q", got)
+		t.Errorf("the script has Content-Type %q", got)
 	}
 }

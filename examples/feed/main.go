@@ -1,5 +1,5 @@
-// Feed is a live feed: an event stream that one HTTP handler writes, and a
-// page that shows it.
+// Feed is a live feed: one HTTP handler writes an event stream, and a page shows
+// it.
 //
 //	go run ./examples/feed -addr localhost:8080
 package main
@@ -26,11 +26,11 @@ var page []byte
 
 var watching atomic.Int64 // open streams
 
-// feed sends the time, and how many watch, once a second.
+// feed sends the time and the number of open streams once a second.
 func feed(w http.ResponseWriter, r *http.Request) {
 	stream := realtime.NewStream(w, r)
 	if stream == nil {
-		return // already answered
+		return // NewStream has answered the request
 	}
 	defer stream.Close()
 	watching.Add(1)
@@ -46,7 +46,7 @@ func feed(w http.ResponseWriter, r *http.Request) {
 				"time":  t.Format(time.RFC3339),
 				"count": watching.Load(),
 			})
-		case <-stream.Done(): // client disconnected, or the program ends
+		case <-stream.Done(): // the client disconnected, or the program ends
 			return
 		}
 	}
@@ -65,17 +65,17 @@ func run(addr string) error {
 	server := &http.Server{
 		Handler: mux,
 		// Every stream ends with ctx. Shutdown alone would wait for them for
-		// ever: it ends no request that is being served.
+		// ever: it doesn't end requests.
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ReadHeaderTimeout: 5 * time.Second,
-		WriteTimeout:      5 * time.Second, // for the page; a stream lifts it
+		WriteTimeout:      5 * time.Second, // for the page: NewStream lifts it for a stream
 	}
 
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("watch http://%s, Ctrl-C ends\n", listener.Addr())
+	fmt.Printf("Feed is at http://%s (Ctrl-C stops it)\n", listener.Addr())
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	select {
@@ -90,7 +90,7 @@ func run(addr string) error {
 }
 
 func main() {
-	addr := flag.String("addr", "localhost:8080", "where to listen")
+	addr := flag.String("addr", "localhost:8080", "`host:port` to listen on")
 	flag.Parse()
 	if err := run(*addr); err != nil {
 		log.Fatal(err)

@@ -1,5 +1,5 @@
-// Package room is a room on several nodes: who is at one hears those at the
-// others. It is what the examples of brokers serve.
+// Package room is a chat room on several nodes. What is said at one node reaches
+// the pages of all. The brokers' examples serve it.
 package room
 
 import (
@@ -23,14 +23,14 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// Run serves a node at each address, with a broker of its own, until the process
-// is told to stop.
+// Run serves a node at each address until the process is told to stop. Each node
+// has a broker of its own.
 func Run(addrs []string, newBroker func(node int) (realtime.Broker, error)) (err error) {
 	interrupted, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var nodes []*Node
 	defer func() {
-		stop() // a second Ctrl-C doesn't wait
+		stop() // a second Ctrl-C ends the program at once
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		for _, n := range nodes {
@@ -58,7 +58,7 @@ func Run(addrs []string, newBroker func(node int) (realtime.Broker, error)) (err
 	}
 }
 
-// A Node is a hub that others are joined with, and its web server.
+// A Node is a hub that is joined with others, and its web server.
 type Node struct {
 	Name string // its port
 	URL  string
@@ -67,8 +67,8 @@ type Node struct {
 	server *http.Server
 }
 
-// Start starts a node, whose server's end it sends to failed. It closes the
-// broker if it fails.
+// Start starts a node. When the node's server ends, its error is sent to failed.
+// If Start fails, it closes the broker.
 func Start(addr string, broker realtime.Broker, failed chan<- error) (*Node, error) {
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -76,10 +76,10 @@ func Start(addr string, broker realtime.Broker, failed chan<- error) (*Node, err
 		return nil, fmt.Errorf("%w (-addr chooses another address)", err)
 	}
 	host, _, _ := net.SplitHostPort(addr)
-	_, port, _ := net.SplitHostPort(listener.Addr().String()) // of localhost:0, too
+	_, port, _ := net.SplitHostPort(listener.Addr().String()) // the real one, also for localhost:0
 	n := &Node{Name: port, URL: "http://" + net.JoinHostPort(cmp.Or(host, "localhost"), port), hub: realtime.NewHub()}
 	n.hub.Broker = broker
-	n.hub.History = realtime.History{Events: 100} // a page that reconnects misses nothing
+	n.hub.History = realtime.History{Events: 100} // for pages that reconnect
 	n.hub.CheckOrigin = realtime.SameOrigin
 	n.hub.MaxMessageBytes = 4 << 10
 	n.hub.OnConnect = n.welcome
@@ -95,8 +95,8 @@ func Start(addr string, broker realtime.Broker, failed chan<- error) (*Node, err
 	return n, nil
 }
 
-// Shutdown ends the hub and the server, which have to begin together: see the
-// chat. The hub closes its broker.
+// Shutdown shuts down the hub and the server. Both have to begin together:
+// examples/chat says why. The hub closes its broker.
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.server.RegisterOnShutdown(func() { n.hub.Shutdown(ctx) })
 	return errors.Join(n.server.Shutdown(ctx), n.hub.Shutdown(ctx))
@@ -105,12 +105,12 @@ func (n *Node) Shutdown(ctx context.Context) error {
 // welcome tells a page which node it is at.
 func (n *Node) welcome(c *realtime.Client, _ *http.Request) error {
 	if err := c.Subscribe("room"); err != nil && !errors.Is(err, realtime.ErrBrokerUnavailable) {
-		return err // otherwise it has at least what is said here
+		return err // with ErrBrokerUnavailable the page still gets this node's events
 	}
 	return c.SendEvent(realtime.Event{Name: "welcome", Data: []byte(n.Name)})
 }
 
-// said publishes what a page says to those of all nodes.
+// said publishes a page's message to the pages of all nodes.
 func (n *Node) said(hub *realtime.Hub, msg realtime.Message) {
 	text := strings.TrimSpace(string(msg.Data))
 	if text == "" || !utf8.ValidString(text) {
@@ -119,11 +119,11 @@ func (n *Node) said(hub *realtime.Hub, msg realtime.Message) {
 	data, _ := json.Marshal(map[string]string{"node": n.Name, "text": text}) // always encodes
 	err := hub.Publish(context.Background(), "room", realtime.Event{Name: "said", Data: data})
 	if errors.Is(err, realtime.ErrBrokerUnavailable) {
-		msg.Client.SendEvent(realtime.Event{Name: "alone"}) // those of this node have got it
+		msg.Client.SendEvent(realtime.Event{Name: "alone"}) // only this node's pages got it
 	}
 }
 
-// count tells pages how many there are.
+// count sends the number of pages to all pages of this node.
 func (n *Node) count() {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -143,8 +143,9 @@ func (n *Node) count() {
 //go:embed index.html
 var page string
 
-// servePage sends the page. Its policy lets nothing run but the script in it
-// and what that imports, and lets them talk to nobody but us.
+// servePage sends the page. Its policy allows only the script in it, which has
+// this answer's nonce, and what that imports. They may connect to this server
+// alone.
 func servePage(w http.ResponseWriter, r *http.Request) {
 	nonce := rand.Text()
 	header := w.Header()
@@ -153,6 +154,6 @@ func servePage(w http.ResponseWriter, r *http.Request) {
 		"img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "+
 		"require-trusted-types-for 'script'", nonce))
 	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store") // the nonce is for once
+	header.Set("Cache-Control", "no-store") // a nonce is used once
 	io.WriteString(w, strings.ReplaceAll(page, "NONCE", nonce))
 }

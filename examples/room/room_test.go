@@ -12,8 +12,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
 )
 
-// What is said at one node is heard at both, and each says which it is. A page
-// that comes back, to either node, gets what was said meanwhile.
+// What is said at one node reaches the pages of both. Each node tells a page its
+// name. A page that reconnects, to either node, gets what it missed.
 func TestRoom(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -52,7 +52,7 @@ func TestRoom(t *testing.T) {
 	}
 	for _, conn := range conns {
 		go func() {
-			for { // until its answer to the close
+			for { // reads until it has answered the close
 				if _, _, err := conn.Read(ctx); err != nil {
 					return
 				}
@@ -85,7 +85,7 @@ func dial(ctx context.Context, t *testing.T, n *Node, id string) *websocket.Conn
 	return conn
 }
 
-// expect reads up to a message with all those words, and returns it.
+// expect reads until a message has all those words, and returns it.
 func expect(ctx context.Context, t *testing.T, conn *websocket.Conn, words ...string) string {
 	t.Helper()
 	for {
