@@ -17,7 +17,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// TestMain makes the test's program serve as well: startServer starts it.
+// TestMain lets the test program be a server too. startServer starts it as one.
 func TestMain(m *testing.M) {
 	contenders = slices.Concat(contenders, broken)
 	if is, err := beServer(os.Args[1:]); is {
@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	contenders = contenders[:len(contenders)-len(broken)]
-	if os.Getenv("GORACE") == "" { // servers would end a second late
+	if os.Getenv("GORACE") == "" { // by default servers would end a second late
 		os.Setenv("GORACE", "atexit_sleep_ms=0")
 	}
 	os.Exit(m.Run())
@@ -44,8 +44,8 @@ var short = workload{
 	limit:    20 * time.Second,
 }
 
-// TestContenders puts each contender to the work, which checks that every
-// client gets every message unchanged, once and in order.
+// TestContenders measures each contender. The load checks that every client gets
+// every message unchanged, once and in order.
 func TestContenders(t *testing.T) {
 	for i := range contenders {
 		c := &contenders[i]
@@ -80,8 +80,8 @@ func TestContenders(t *testing.T) {
 	}
 }
 
-// checkRate checks that a rate is what a computer can do, under the race
-// detector and beside other tests too.
+// checkRate checks that a rate is plausible. The bounds also hold under the race
+// detector and beside other tests.
 func checkRate(t *testing.T, what string, r rate) {
 	t.Helper()
 	if r.cpu <= 0 || r.cpu > 1e5 || r.second < 1 || r.second > 1e9 || r.load < 0 || r.load > 64 || r.kernel < 0 || r.kernel > 1 {
@@ -95,7 +95,7 @@ func checkDelivery(t *testing.T, what string, d delivery) {
 	checkLatency(t, what+" to a client", d.toAny)
 	checkLatency(t, what+" to the last client", d.toLast)
 	if d.toLast.p50 < d.toAny.p50 {
-		t.Errorf("%s: to the last client in %v µs, to any in %v", what, d.toLast.p50, d.toAny.p50)
+		t.Errorf("%s: got %v µs to the last client, less than %v to any", what, d.toLast.p50, d.toAny.p50)
 	}
 }
 
@@ -114,7 +114,7 @@ func TestFlags(t *testing.T) {
 	}
 }
 
-// -quick must leave alone what was given besides.
+// -quick must not change flags that are given.
 func TestQuickKeepsOthers(t *testing.T) {
 	c, err := parse([]string{"-quick", "-clients", "7,8", "-contenders", "gws,floor"})
 	if err != nil {
@@ -125,7 +125,7 @@ func TestQuickKeepsOthers(t *testing.T) {
 	}
 }
 
-// broken are contenders that do what none should.
+// broken are contenders that misbehave.
 var broken = []contender{
 	{"lossy", "", noEcho, serveLossy},
 	{"swapping", "", noEcho, serveSwapping},
@@ -141,8 +141,7 @@ var broken = []contender{
 	}},
 }
 
-// TestBroken checks that a contender which can't be measured is reported, and
-// soon.
+// TestBroken checks that a contender that can't be measured is reported soon.
 func TestBroken(t *testing.T) {
 	for name, want := range map[string]string{
 		"swapping": "came after",
@@ -164,13 +163,13 @@ func TestBroken(t *testing.T) {
 				t.Errorf("got %v, want an error with %q", err, want)
 			}
 			if took := time.Since(began); took > 10*time.Second {
-				t.Errorf("it took %v", took)
+				t.Errorf("the report came after %v, want less than 10 s", took)
 			}
 		})
 	}
 }
 
-// TestLossy checks that losses are counted and don't end the measurement.
+// TestLossy checks that losses are counted and don't fail the measurement.
 func TestLossy(t *testing.T) {
 	work := short
 	work.stall = 300 * time.Millisecond
@@ -188,8 +187,8 @@ func TestLossy(t *testing.T) {
 	checkRate(t, "burst", f.burst.rate)
 }
 
-// serveLossy keeps every tenth message from one client, and disconnects
-// another.
+// serveLossy doesn't send every tenth message to one client, and disconnects
+// another one.
 func serveLossy() (http.Handler, func(int, func() []byte)) {
 	room, published := new(room), 0
 	return room, func(n int, next func() []byte) {
@@ -209,8 +208,7 @@ func serveLossy() (http.Handler, func(int, func() []byte)) {
 	}
 }
 
-// serveSwapping sends the messages of a burst in the opposite order, and then
-// never ends by itself.
+// serveSwapping sends the messages of a burst in reverse order. Then it hangs.
 func serveSwapping() (http.Handler, func(int, func() []byte)) {
 	room := new(room)
 	return room, func(n int, next func() []byte) {
@@ -228,7 +226,7 @@ func serveSwapping() (http.Handler, func(int, func() []byte)) {
 	}
 }
 
-// A room is the least that keeps WebSocket clients.
+// A room is a minimal server of WebSocket clients.
 type room struct {
 	mu    sync.Mutex // guards the field below
 	conns []*websocket.Conn
@@ -259,5 +257,5 @@ func (r *room) each(do func(i int, conn *websocket.Conn)) {
 }
 
 func (r *room) write(conn *websocket.Conn, msg []byte) {
-	conn.Write(context.Background(), websocket.MessageText, msg) // one that has left will be noticed
+	conn.Write(context.Background(), websocket.MessageText, msg) // the load notices a client that has left
 }

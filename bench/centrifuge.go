@@ -9,9 +9,9 @@ import (
 	"github.com/centrifugal/centrifuge"
 )
 
-// serveCentrifuge is the tutorial of centrifuge's README: JSON over WebSocket,
-// clients that subscribe to a channel, and node.Publish. An echo is its remote
-// procedure call.
+// serveCentrifuge follows the tutorial in centrifuge's README: JSON over
+// WebSocket, clients that subscribe to a channel, and node.Publish. An echo is a
+// remote procedure call.
 func serveCentrifuge() (http.Handler, func(int, func() []byte)) {
 	node, err := centrifuge.New(centrifuge.Config{})
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"slices"
 )
 
-// deliveryChart shows what a delivery costs, with the least number of clients.
+// deliveryChart shows the CPU time of a delivery, with the lowest number of
+// clients.
 func (r *results) deliveryChart() []byte {
 	n := slices.Min(r.comparison.clients)
 	return chart(
@@ -18,12 +19,12 @@ func (r *results) deliveryChart() []byte {
 		r.panel(fmt.Sprintf("Bursts of %d", burstSize), n, func(f *figures) float64 { return f.burst.cpu }, nil))
 }
 
-// memoryChart shows what a client costs, with the largest number of clients.
+// memoryChart shows the memory of a client, with the highest number of clients.
 func (r *results) memoryChart() []byte {
 	n := slices.Max(r.comparison.clients)
 	return chart(
 		fmt.Sprintf("Memory of an idle client, KB: %s clients (shorter is better)", thousands(float64(n))),
-		r.panel("After a garbage collection; pale and in parentheses: before it", n,
+		r.panel("After a garbage collection (pale and in parentheses: before it)", n,
 			func(f *figures) float64 { return f.idle / 1024 }, func(f *figures) float64 { return f.joined / 1024 }))
 }
 
@@ -33,14 +34,14 @@ type panel struct {
 	bars  []bar
 }
 
-// A bar is one contender's.
+// A bar shows the figure of one contender.
 type bar struct {
 	label, class string
 	value, pale  float64
 }
 
-// panel returns a contender's figure each, the lowest first; pale, if not nil,
-// is another that is shown behind.
+// panel returns a bar for each contender, the lowest figure first. pale, if not
+// nil, is another figure that is shown behind it.
 func (r *results) panel(title string, clients int, of, pale figure) panel {
 	p := panel{title: title}
 	for _, one := range r.ranking(clients, of) {
@@ -59,8 +60,8 @@ func (r *results) panel(title string, clients int, of, pale figure) panel {
 	return p
 }
 
-// The charts are read on light and on dark pages, and can't tell which: they
-// bring their own ground.
+// Charts are shown on light and on dark pages and can't tell which. So they have
+// a background of their own.
 const chartStyle = `<style>
 .ground { fill: #ffffff; stroke: #d0d7de }
 text { fill: #1f2328; font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif }
@@ -127,8 +128,8 @@ func (one *bar) draw(b *bytes.Buffer, y int, scale float64) {
 	fmt.Fprintf(b, `<text class="%s" x="%.1f" y="%d">%s</text>`+"\n", one.textClass(), barLeft+max(one.value, one.pale)*scale+8, y+barHeight-3, value)
 }
 
-// textClass keeps the colour of the bar off the text of those that are not
-// this package's.
+// textClass returns the class of the bar's texts. Only this package's texts have
+// the colour of their bar.
 func (one *bar) textClass() string {
 	if one.class == "realtime" {
 		return "realtime"

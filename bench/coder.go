@@ -11,10 +11,10 @@ import (
 	"github.com/coder/websocket"
 )
 
-// serveCoder is the pattern of coder/websocket's chat example: a map of
-// subscribers under a mutex, each with a channel and the handler's goroutine,
-// which writes with a time-out. Where the example discards what clients send,
-// by CloseRead and its goroutine, here a goroutine echoes it.
+// serveCoder follows coder/websocket's chat example: a map of subscribers under a
+// mutex. Each has a channel and the handler's goroutine, which writes with a
+// timeout. The example discards what clients send, with CloseRead and its
+// goroutine. Here a goroutine echoes it.
 func serveCoder() (http.Handler, func(int, func() []byte)) {
 	s := &coderServer{subscribers: make(map[*coderSubscriber]struct{})}
 	return http.HandlerFunc(s.subscribe), func(n int, next func() []byte) {

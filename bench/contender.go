@@ -8,16 +8,16 @@ import (
 	"slices"
 )
 
-// A contender is one of those that are compared.
+// A contender is a server to compare.
 type contender struct {
 	name   string
-	module string // whose version the results name; empty: it is of this folder
+	module string // the results name its version; empty: it is part of this program
 	protocol
 
 	// serve sets the server up, in its own process. It returns the handler
-	// that clients connect to, and what publishes n messages: next makes and
-	// stamps one, whose bytes are the publisher's. It is called on the
-	// goroutine that publishes.
+	// that clients connect to, and a function that publishes n messages. next
+	// makes a message with the current time; its bytes belong to the publisher.
+	// next is called on the goroutine that publishes.
 	serve func() (clients http.Handler, publish func(n int, next func() []byte))
 }
 
@@ -34,7 +34,7 @@ var peers = []contender{
 	{"r3labs", "github.com/r3labs/sse/v2", eventStream, serveR3labs},
 }
 
-// find returns the contender of a name, or nil.
+// find returns the contender with that name, or nil.
 func find(name string) *contender {
 	for i := range contenders {
 		if contenders[i].name == name {
@@ -47,7 +47,7 @@ func find(name string) *contender {
 // ours reports whether the contender is this package.
 func (c *contender) ours() bool { return c.module == ourModule }
 
-// version returns what of the contender was built into this program.
+// version returns the version of the contender's module in this program.
 func (c *contender) version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok || c.module == "" {

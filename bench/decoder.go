@@ -10,21 +10,21 @@ import (
 	"strconv"
 )
 
-// A decoder takes apart what a server sends to one client, as it comes in
-// pieces. It copies only what a piece has cut through.
+// A decoder decodes the bytes that a server sends to one client. They come in
+// pieces. It copies only messages and events that are cut by a piece's end.
 type decoder struct {
 	stream  bool // an event stream rather than a WebSocket
 	opened  bool // the HTTP answer has been read
 	chunked bool
-	left    int    // bytes that are to come of a chunk
-	partial []byte // the beginning of a fragmented message, or of an event
+	left    int    // bytes of a chunk that have not come
+	partial []byte // the beginning of a fragmented message or of an event
 }
 
-// A sink gets what a decoder finds. An error ends the decoding.
+// A sink gets what a decoder has decoded. An error ends the decoding.
 type sink interface {
-	open() error               // the HTTP answer says yes
+	open() error               // the HTTP answer accepts the client
 	text(b []byte) error       // a message, text or binary, or an event with its fields
-	ping(payload []byte) error // is to be answered by a pong
+	ping(payload []byte) error // must be answered with a pong
 }
 
 const (
@@ -36,8 +36,8 @@ const (
 	opPong         = 10
 )
 
-// decode takes b apart and returns how much of it is done with; the rest is to
-// come again, with more behind it.
+// decode decodes b and returns how many bytes it used. The next call must begin
+// with the others.
 func (d *decoder) decode(b []byte, to sink) (n int, err error) {
 	if !d.opened {
 		if n, err = d.answer(b); n == 0 || err != nil {
@@ -56,7 +56,7 @@ func (d *decoder) decode(b []byte, to sink) (n int, err error) {
 	return n + used, err
 }
 
-// answer takes the HTTP answer.
+// answer decodes the HTTP answer.
 func (d *decoder) answer(b []byte) (int, error) {
 	end := bytes.Index(b, []byte("\r\n\r\n"))
 	if end < 0 {
@@ -74,7 +74,7 @@ func (d *decoder) answer(b []byte) (int, error) {
 	return end + len("\r\n\r\n"), nil
 }
 
-// frames takes whole frames of a WebSocket (RFC 6455 §5.2).
+// frames decodes whole frames of a WebSocket (RFC 6455 §5.2).
 func (d *decoder) frames(b []byte, to sink) (n int, err error) {
 	for {
 		f := b[n:]
@@ -129,7 +129,7 @@ func (d *decoder) frame(first byte, payload []byte, to sink) error {
 	}
 }
 
-// body takes the body of an HTTP answer, chunked or not (RFC 9112 §7.1).
+// body decodes the body of an HTTP answer, chunked or not (RFC 9112 §7.1).
 func (d *decoder) body(b []byte, to sink) (n int, err error) {
 	for n < len(b) {
 		switch {
@@ -150,11 +150,11 @@ func (d *decoder) body(b []byte, to sink) (n int, err error) {
 			line := bytes.TrimSuffix(b[n:n+end], []byte{'\r'})
 			n += end + 1
 			if len(line) == 0 {
-				continue // behind a chunk
+				continue // the end of a chunk
 			}
 			size, err := strconv.ParseInt(string(line), 16, 32)
 			if err != nil {
-				return n, fmt.Errorf("chunk size %q", line)
+				return n, fmt.Errorf("invalid chunk size %q", line)
 			}
 			if size == 0 {
 				return n, fmt.Errorf("%w at the end of the stream", errDisconnected)
@@ -165,8 +165,7 @@ func (d *decoder) body(b []byte, to sink) (n int, err error) {
 	return n, nil
 }
 
-// events takes bytes of an event stream, where an event ends with an empty
-// line.
+// events decodes bytes of an event stream. An event ends with an empty line.
 func (d *decoder) events(b []byte, to sink) error {
 	if len(d.partial) > 0 {
 		d.partial = append(d.partial, b...)

@@ -13,8 +13,8 @@ import (
 	"syscall"
 )
 
-// serveFloor is the least that a server can do: one thread that calls write(2)
-// with bytes which are ready.
+// serveFloor does the least that a server can do: one thread calls write(2) with
+// ready-made bytes.
 func serveFloor() (http.Handler, func(int, func() []byte)) {
 	runtime.LockOSThread()
 	var (
@@ -53,7 +53,7 @@ func serveFloor() (http.Handler, func(int, func() []byte)) {
 		defer mu.Unlock()
 		for i := 0; i < len(fds); i++ {
 			if n, _ := syscall.Write(fds[i], frames); n != len(frames) {
-				conns[i].Close() // the client has gone; one that just lags would find a message missing
+				conns[i].Close() // the client is gone, or so slow that it has lost a part of its messages
 				last := len(fds) - 1
 				fds[i], conns[i] = fds[last], conns[last]
 				fds, conns = fds[:last], conns[:last]

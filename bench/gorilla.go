@@ -9,10 +9,10 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// serveGorilla is the pattern of gorilla/websocket's chat example, with its
-// numbers: a hub whose one goroutine owns the clients, and two goroutines and
-// a channel of 256 messages for each. Messages that wait together go out as
-// one, a line each.
+// serveGorilla follows gorilla/websocket's chat example, with its numbers. One
+// goroutine of the hub owns the clients. Each client has two goroutines and a
+// channel of 256 messages. Messages that wait together go out as one, a line
+// each.
 func serveGorilla() (http.Handler, func(int, func() []byte)) {
 	hub := &gorillaHub{
 		broadcast:  make(chan []byte),
@@ -129,7 +129,7 @@ func (c *gorillaClient) writePump() {
 	}
 }
 
-// writeWaiting writes msg and what waits behind it.
+// writeWaiting writes msg and the messages that wait behind it.
 func (c *gorillaClient) writeWaiting(msg []byte) error {
 	w, err := c.conn.NextWriter(websocket.TextMessage)
 	if err != nil {

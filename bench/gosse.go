@@ -8,8 +8,8 @@ import (
 	"github.com/tmaxmax/go-sse"
 )
 
-// serveGoSSE is go-sse's README, with its provider Joe. OnSession sends the
-// headers, which otherwise come with the first event.
+// serveGoSSE follows go-sse's README, with its provider Joe. OnSession sends the
+// headers. Otherwise they would come with the first event.
 func serveGoSSE() (http.Handler, func(int, func() []byte)) {
 	s := &sse.Server{OnSession: func(w http.ResponseWriter, _ *http.Request) ([]string, bool) {
 		w.Header().Set("Content-Type", "text/event-stream")

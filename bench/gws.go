@@ -8,9 +8,9 @@ import (
 	"github.com/lxzan/gws"
 )
 
-// serveGWS is gws's push example, with the echo of its README. It handles
-// messages on the reading goroutine, as that example does: ParallelEnabled
-// would start a goroutine for each.
+// serveGWS follows gws's push example, with the echo of its README. It handles
+// messages on the goroutine that reads them, as the example does. ParallelEnabled
+// would start a goroutine for each message.
 func serveGWS() (http.Handler, func(int, func() []byte)) {
 	h := &gwsHandler{conns: gws.NewConcurrentMap[string, *gws.Conn]()}
 	upgrader := gws.NewUpgrader(h, nil)

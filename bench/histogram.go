@@ -4,7 +4,7 @@ package main
 
 import "math/bits"
 
-// A histogram counts durations in nanoseconds, to 1/64 of their size.
+// A histogram counts durations in nanoseconds, with a precision of 1/64.
 type histogram struct {
 	count   int64
 	buckets [64 * 40]int64
@@ -15,8 +15,8 @@ func (h *histogram) add(ns int64) {
 	h.buckets[bucket(max(0, ns))]++
 }
 
-// bucket returns where a duration is counted: those below 64 by themselves,
-// above that 64 to each power of two.
+// bucket returns the bucket of a duration. Below 128 each duration has a bucket
+// of its own. Above that each power of two has 64 buckets.
 func bucket(ns int64) int {
 	shift := max(0, bits.Len64(uint64(ns))-7)
 	return min(shift*64+int(ns>>shift), 64*40-1)
@@ -38,7 +38,7 @@ func (h *histogram) merge(other *histogram) {
 	}
 }
 
-// quantile returns the duration below which that part of all is.
+// quantile returns the duration below which the part q of all durations is.
 func (h *histogram) quantile(q float64) float64 {
 	rank := int64(q * float64(h.count))
 	for i, n := range h.buckets {

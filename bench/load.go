@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A load is the clients of one server. Threads share them, each with an epoll
-// set of its own. What is to become of the messages that come is for the stage.
+// A load is the clients of one server. Threads share the clients. Each thread has
+// an epoll set of its own. The stage decides what happens with messages.
 type load struct {
 	// Set at construction, never changed.
 	ctx      context.Context
@@ -29,26 +29,30 @@ type load struct {
 
 	running sync.WaitGroup
 	stage   atomic.Pointer[stage]
-	begun   atomic.Int64 // clients that connect or have
-	joined  atomic.Int64 // clients that have
+	begun   atomic.Int64 // clients that have begun to connect
+	joined  atomic.Int64 // clients that have joined
 	failing sync.Once    // guards err
 	err     error
 
 	mu     sync.Mutex // guards the fields below, and the change from one batch to the next
-	open   int        // clients that have joined and are still there
-	reason error      // why the first one left
+	open   int        // clients that have joined and are still connected
+	reason error      // why the first client was disconnected
 }
 
-// A stage gets each message that a client reads, on the client's thread, with
-// the time of the wall clock in nanoseconds. An error fails the load. It also
-// hears of a client that the server has disconnected, with the load locked.
+// A stage handles what happens to clients.
 type stage interface {
+	// got is called for each message that a client reads, on the client's
+	// thread. now is the wall clock's time in nanoseconds. An error fails the
+	// load.
 	got(c *client, m message, now int64) error
+
+	// gone is called when the server has disconnected a client. The load is
+	// locked.
 	gone(c *client)
 }
 
-// quiet is the stage that waits for nothing. What comes is a greeting, or late
-// and has been given up for lost.
+// quiet is the stage between others. It waits for nothing. A message that comes
+// is a greeting, or a late one that already counts as lost.
 type quiet struct{}
 
 func (quiet) got(c *client, m message, _ int64) error {
@@ -60,18 +64,19 @@ func (quiet) got(c *client, m message, _ int64) error {
 
 func (quiet) gone(*client) {}
 
-// errDisconnected is wrapped by what tells that the server has let a client go,
-// which is a loss and fails only a load that is still connecting.
+// errDisconnected is wrapped by each error that means that the server has
+// disconnected a client. That is a loss. It fails the load only if the client has
+// not joined yet.
 var errDisconnected = errors.New("disconnected")
 
 const (
-	atOnce     = 64        // handshakes under way
+	atOnce     = 64        // handshakes at a time
 	readBytes  = 256 << 10 // more than any frame
-	eachSource = 16 << 10  // clients from one address, which has some 28,000 ports
+	eachSource = 16 << 10  // clients from one address; it has some 28,000 ports
 )
 
-// newLoad returns a load of clients that are still to connect to a port. It
-// has to be closed. Once ctx is done, whatever waits for the load fails.
+// newLoad returns a load of clients for a port. They are not connected yet. The
+// caller must close the load. When ctx is done, wait fails.
 func newLoad(ctx context.Context, p protocol, port, clients, threads int) (*load, error) {
 	l := &load{
 		ctx:      ctx,
@@ -97,13 +102,13 @@ func newLoad(ctx context.Context, p protocol, port, clients, threads int) (*load
 // enter makes s the stage.
 func (l *load) enter(s stage) { l.stage.Store(&s) }
 
-// leave ends the stage. On return no thread is in it any more.
+// leave ends the stage. When it returns, no thread is in the stage any more.
 func (l *load) leave() {
 	l.enter(quiet{})
 	l.each(func(*thread) {})
 }
 
-// fail makes wait return err; the first error stays.
+// fail makes wait return err. Only the first error counts.
 func (l *load) fail(err error) {
 	l.failing.Do(func() {
 		l.err = err
@@ -111,7 +116,7 @@ func (l *load) fail(err error) {
 	})
 }
 
-// lose takes note that the server has disconnected a client.
+// lose records that the server has disconnected a client.
 func (l *load) lose(c *client, reason error) {
 	c.close()
 	l.mu.Lock()
@@ -123,20 +128,20 @@ func (l *load) lose(c *client, reason error) {
 	(*l.stage.Load()).gone(c)
 }
 
-// disconnected returns how many clients the server has disconnected, and why
-// it did the first one.
+// disconnected returns how many clients the server has disconnected, and the
+// reason of the first.
 func (l *load) disconnected() (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return int(l.joined.Load()) - l.open, l.reason
 }
 
-// errStalled tells that nothing came any more.
+// errStalled means that no messages come any more.
 var errStalled = errors.New("stalled")
 
-// wait waits until done is closed. It returns errStalled when progress, which
-// runs on every thread, returned the same sum for as long as stall; otherwise
-// the error is what went wrong.
+// wait waits until done is closed. It calls progress on every thread and adds up
+// what it returns. It returns errStalled when the sum has not changed for stall,
+// or the error with which the load failed.
 func (l *load) wait(done <-chan struct{}, stall time.Duration, progress func(t *thread) int64) error {
 	const looks = 3
 	last, same := int64(-1), 0
@@ -187,14 +192,14 @@ func (l *load) each(f func(t *thread)) {
 	}
 }
 
-// close ends the threads, and resets the connections so that none lingers in
-// the kernel.
+// close ends the threads. It resets the connections, so that none stays in the
+// kernel.
 func (l *load) close() {
 	l.each(func(t *thread) { t.ended = true })
 	l.running.Wait()
 }
 
-// A thread reads what comes for its clients, and writes for them.
+// A thread reads and writes for its clients.
 type thread struct {
 	load  *load
 	index int
@@ -203,7 +208,7 @@ type thread struct {
 
 	// Owned by the thread's goroutine.
 	clients []*client
-	joined  int // of clients
+	joined  int // how many clients have joined
 	buf     []byte
 	out     []byte
 	ended   bool
@@ -212,8 +217,7 @@ type thread struct {
 	posted []func()
 }
 
-// wakeEvent marks the eventfd among the events, where others have the client's
-// index.
+// wakeEvent marks the eventfd's events. Other events have their client's index.
 const wakeEvent = -1
 
 func newThread(l *load, index int) (*thread, error) {
@@ -242,7 +246,7 @@ func (t *thread) watch(fd, index int) error {
 	return nil
 }
 
-// post has the thread run f soon.
+// post lets the thread run f soon.
 func (t *thread) post(f func()) {
 	t.mu.Lock()
 	t.posted = append(t.posted, f)
@@ -292,7 +296,7 @@ func (t *thread) close() {
 	unix.Close(t.epoll)
 }
 
-// connectNext begins to connect another client, if there is one left.
+// connectNext begins to connect another client if one is left.
 func (t *thread) connectNext() {
 	number := int(t.load.begun.Add(1)) - 1
 	if number >= t.load.clients {
@@ -310,14 +314,14 @@ func (t *thread) connect(number int) error {
 	}
 	c := &client{thread: t, fd: fd, decoder: decoder{stream: t.load.protocol.stream}}
 	index := len(t.clients)
-	t.clients = append(t.clients, c) // which closes it
+	t.clients = append(t.clients, c) // the thread closes it, also after an error below
 	source := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, byte(2 + number/eachSource)}}
-	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // the port comes with connect
+	unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // connect chooses the port
 	unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	if err := unix.Bind(fd, source); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
-	// On the loopback this does not wait for the server.
+	// On the loopback connect does not wait for the server.
 	if err := unix.Connect(fd, t.load.server); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
@@ -330,24 +334,24 @@ func (t *thread) connect(number int) error {
 	return c.write(t.load.protocol.request(number))
 }
 
-// A client is one connection of a load. It is its thread's.
+// A client is one connection of a load. Its thread owns it.
 type client struct {
 	decoder
 	thread *thread
 	fd     int    // -1: closed
-	rest   []byte // what the decoder wants to see again
+	rest   []byte // bytes that the decoder has not used
 	now    int64  // when it read
 	joined bool
-	last   int64 // number of the last message that was published and came
+	last   int64 // number of the last published message that it got
 
-	echoes  int64 // messages that were sent to come back
-	echoing bool  // when this one is back, another will be sent
+	echoes  int64 // messages that it sent to be echoed
+	echoing bool  // it sends another message when an echo comes
 }
 
-// firstEcho is above the number of any message that is published.
+// firstEcho is above the number of any published message.
 const firstEcho = 5_000_000_000
 
-// read reads once; epoll tells if there is more.
+// read reads once. If there is more, epoll reports it.
 func (c *client) read() error {
 	buf := c.thread.buf
 	kept := copy(buf, c.rest)
@@ -370,8 +374,8 @@ func (c *client) read() error {
 	return err
 }
 
-// check acts on what read or echo returned: a server may let a client go, but
-// nothing else may go wrong.
+// check handles the error of read or echo. A client that the server disconnects
+// is a loss. Any other error fails the load.
 func (c *client) check(err error) {
 	switch l := c.thread.load; {
 	case err == nil || c.fd < 0:
@@ -383,7 +387,8 @@ func (c *client) check(err error) {
 	}
 }
 
-// write writes b, which is short: what the kernel does not take is an error.
+// write writes b, which is short. If the kernel accepts only a part, that is an
+// error.
 func (c *client) write(b []byte) error {
 	n, err := unix.Write(c.fd, b)
 	if err != nil {
@@ -402,7 +407,7 @@ func (c *client) send(op byte, payload []byte) error {
 	return c.write(t.out)
 }
 
-// echo sends another message that is to come back.
+// echo sends another message to be echoed.
 func (c *client) echo() error {
 	c.echoes++
 	p := &c.thread.load.protocol
@@ -462,9 +467,8 @@ func (c *client) text(b []byte) error {
 
 func (c *client) ping(payload []byte) error { return c.send(opPong, payload) }
 
-// inOrder takes note of a message that was published. The error tells that it
-// can't have come here in order, or that it was not published at all; messages
-// may be missing before it.
+// inOrder records a published message. It returns an error if the message is out
+// of order or was never published. Messages may be missing before it.
 func (c *client) inOrder(m message) error {
 	if m.seq <= c.last || m.seq >= firstEcho {
 		return fmt.Errorf("message %d came after %d", m.seq, c.last)

@@ -50,8 +50,8 @@ func main() {
 	}
 }
 
-// beServer is another process than that which compares, if this program was
-// started as one.
+// beServer runs a server if this program was started as one, and reports whether
+// it was. Otherwise this process is the load generator.
 func beServer(args []string) (is bool, err error) {
 	switch {
 	case len(args) == 2 && args[0] == serveFlag:
@@ -64,15 +64,15 @@ func beServer(args []string) (is bool, err error) {
 	return false, nil
 }
 
-// A comparison is what a run of this program is to do.
+// A comparison is the task of one run of this program.
 type comparison struct {
 	args       []string // from the command line
 	contenders []*contender
 	clients    []int
-	nodes      []int // numbers of nodes, of a comparison on several
+	nodes      []int // numbers of nodes; empty: compare on one, without an engine
 	rounds     int
-	limit      time.Duration // for all of it
-	work       workload      // of each turn, but for its clients
+	limit      time.Duration // for the whole run
+	work       workload      // of each turn; the number of clients is set later
 	out        string        // a folder, or empty for none
 }
 
@@ -80,21 +80,21 @@ func parse(args []string) (*comparison, error) {
 	c := &comparison{args: args}
 	c.work = workload{settle: time.Second, stall: 5 * time.Second, limit: 2 * time.Minute}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	contenders := f.String("contenders", names(), "who takes part, by `names`")
+	contenders := f.String("contenders", names(), "`names` of the contenders to measure")
 	clients := f.String("clients", "1000,10000", "`numbers` of clients")
-	nodes := f.String("nodes", "", "compare on so many nodes, by `numbers`; empty: on one, without an engine")
-	f.IntVar(&c.rounds, "rounds", 5, "how often each contender takes its turn")
-	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "how long each figure is measured, each time")
-	f.DurationVar(&c.limit, "limit", 40*time.Minute, "when to stop, with what has been measured by then")
+	nodes := f.String("nodes", "", "`numbers` of nodes to compare on; empty: one node without an engine")
+	f.IntVar(&c.rounds, "rounds", 5, "turns of each contender")
+	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "time to measure each figure in each turn")
+	f.DurationVar(&c.limit, "limit", 40*time.Minute, "time after which to stop with the turns so far")
 	f.IntVar(&c.work.threads, "threads", max(1, min(4, runtime.NumCPU()/2)), "threads of the load generator")
 	f.StringVar(&c.out, "out", "results", "`folder` for the table and the charts; empty writes none")
 	f.StringVar(&c.work.profiles, "cpuprofile", "", "`folder` for CPU profiles of the servers; empty writes none")
-	quick := f.Bool("quick", false, "another default for what is not given: -clients 1000 -rounds 1 -duration 500ms -out ''")
+	quick := f.Bool("quick", false, "other defaults for these flags: -clients 1000 -rounds 1 -duration 500ms -out ''")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
 	if f.NArg() > 0 {
-		return nil, fmt.Errorf("%q is no flag: see -h", f.Arg(0))
+		return nil, fmt.Errorf("%q is not a flag: see -h", f.Arg(0))
 	}
 	if *quick {
 		quickly := map[string]string{"clients": "1000", "rounds": "1", "duration": "500ms", "out": ""}
@@ -115,7 +115,7 @@ func parse(args []string) (*comparison, error) {
 	for number := range strings.SplitSeq(*clients, ",") {
 		n, err := strconv.Atoi(number)
 		if err != nil || n <= 0 {
-			return nil, fmt.Errorf("%q is no number of clients", number)
+			return nil, fmt.Errorf("%q is not a valid number of clients", number)
 		}
 		c.clients = append(c.clients, n)
 	}
@@ -125,7 +125,7 @@ func parse(args []string) (*comparison, error) {
 			break
 		}
 		if err != nil || n <= 1 {
-			return nil, fmt.Errorf("%q is no number of several nodes", number)
+			return nil, fmt.Errorf("%q is not a valid number of nodes: at least 2", number)
 		}
 		c.nodes = append(c.nodes, n)
 	}
@@ -135,7 +135,7 @@ func parse(args []string) (*comparison, error) {
 	var limit syscall.Rlimit // Go has raised the soft one
 	need := uint64(slices.Max(c.clients)) + 100
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err == nil && limit.Max < need {
-		return nil, fmt.Errorf("%d clients need %d descriptors a process, and ulimit -Hn allows %d", need-100, need, limit.Max)
+		return nil, fmt.Errorf("%d clients need %d descriptors for each process, but ulimit -Hn allows %d", need-100, need, limit.Max)
 	}
 	return c, nil
 }
@@ -149,9 +149,9 @@ func names() string {
 	return strings.Join(all, ",")
 }
 
-// run lets the contenders take turns, and tells on progress what goes on. They
-// do so in one order and in the opposite one, round by round, so that nobody
-// always comes after the same.
+// run lets the contenders take turns and reports on progress. The order of the
+// turns is reversed after each round, so that no contender always comes after
+// the same one.
 func (c *comparison) run(ctx context.Context, progress io.Writer) (*results, error) {
 	if c.work.profiles != "" {
 		if err := os.MkdirAll(c.work.profiles, 0o777); err != nil {
@@ -160,7 +160,7 @@ func (c *comparison) run(ctx context.Context, progress io.Writer) (*results, err
 	}
 	r := newResults(c)
 	began := time.Now()
-	took := make(map[*result]time.Duration) // the last turn
+	took := make(map[*result]time.Duration) // by the last turn
 	var turns []*result
 	order := slices.Clone(r.all)
 	for range c.rounds {
@@ -203,7 +203,8 @@ func (c *comparison) run(ctx context.Context, progress io.Writer) (*results, err
 	return r, nil
 }
 
-// guess returns how long a turn will take: as long as the last of its kind.
+// guess returns how long a turn will probably take: as long as the last one of
+// its kind, if there was one.
 func (c *comparison) guess(r *result, took map[*result]time.Duration) time.Duration {
 	if t := took[r]; t > 0 {
 		return t

@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// Figures are what one contender did in one round. A zero was not measured.
+// Figures are the figures of one contender in one round. Zero was not measured.
 type figures struct {
 	connect rate
-	joined  float64 // bytes of memory a client, as it was
+	joined  float64 // bytes of memory a client, before a garbage collection
 	idle    float64 // the same after a garbage collection
 	single  delivery
 	burst   delivery
@@ -21,12 +21,12 @@ type figures struct {
 
 	lost         int   // deliveries and echoes
 	disconnected int   // clients
-	reason       error // why the first one was
+	reason       error // why the first client was disconnected
 }
 
-// A rate is something that was done many times.
+// A rate describes something that was done many times.
 type rate struct {
-	cpu    float64 // of the server, in microseconds each
+	cpu    float64 // the server's CPU time for each, in microseconds
 	kernel float64 // the part of it that was system time
 	second float64 // how many a second
 	load   float64 // cores that the load generator used
@@ -41,21 +41,21 @@ type delivery struct {
 // A latency is in microseconds.
 type latency struct{ p50, p99 float64 }
 
-// A workload is what each contender is put to.
+// A workload is the work for each contender.
 type workload struct {
 	clients  int
 	threads  int           // of the load generator
 	duration time.Duration // of each stage
-	settle   time.Duration // for the server to come to rest
-	stall    time.Duration // without a message, after which what is still to come is lost
-	limit    time.Duration // for all of it
+	settle   time.Duration // the server becomes idle within it
+	stall    time.Duration // after so long without a message the missing ones are lost
+	limit    time.Duration // for the whole turn
 	profiles string        // a folder for CPU profiles, or empty for none
 }
 
 const burstSize = 64
 
-// measure has a contender do the work once. It takes no longer than the limit
-// and some seconds.
+// measure measures a contender once. It returns at most some seconds after the
+// limit.
 func (w workload) measure(ctx context.Context, c *contender) (f figures, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, w.limit, fmt.Errorf("not done after %v", w.limit))
 	defer cancel()
@@ -84,7 +84,7 @@ func (w workload) measure(ctx context.Context, c *contender) (f figures, err err
 	if err := p.greet(); err != nil {
 		return f, fmt.Errorf("greet: %w", err)
 	}
-	for _, batch := range []int{1, burstSize} { // so that stacks, queues and pools have their size
+	for _, batch := range []int{1, burstSize} { // warms up: stacks, queues and pools grow to their size
 		if _, err := p.broadcast(batch, w.duration/10); err != nil {
 			return f, fmt.Errorf("warm up: %w", err)
 		}
@@ -111,7 +111,7 @@ func (w workload) measure(ctx context.Context, c *contender) (f figures, err err
 	return f, nil
 }
 
-// because returns why ctx is done instead of an error that comes from it.
+// because returns the cause of ctx instead of err if ctx is done.
 func because(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -119,8 +119,8 @@ func because(ctx context.Context, err error) error {
 	return err
 }
 
-// comeAndGo has some clients connect and leave, so that what any first client
-// costs, such as pages of code, is not taken for the memory of those to come.
+// comeAndGo lets some clients connect and leave. A server's first clients cost
+// extra memory, such as pages of code. It must not count for the later ones.
 func (w workload) comeAndGo(ctx context.Context, srv *server, p protocol) error {
 	l, err := newLoad(ctx, p, srv.port, min(w.clients, atOnce), w.threads)
 	if err != nil {
@@ -132,7 +132,8 @@ func (w workload) comeAndGo(ctx context.Context, srv *server, p protocol) error 
 	return err
 }
 
-// join connects the clients and measures what they cost while they are idle.
+// join connects the clients and measures the CPU time of that and the memory of
+// idle clients.
 func (w workload) join(srv *server, l *load, f *figures) error {
 	if err := srv.gc(); err != nil {
 		return err
@@ -160,7 +161,7 @@ func (w workload) join(srv *server, l *load, f *figures) error {
 	return err
 }
 
-// broadcast measures deliveries into d, and counts in f what was lost.
+// broadcast measures deliveries into d and adds the losses to f.
 func (w workload) broadcast(c *contender, srv *server, p *publisher, batch int, stage string, f *figures, d *delivery) error {
 	m, err := w.start(srv, c, stage)
 	if err != nil {
@@ -180,7 +181,7 @@ func (w workload) broadcast(c *contender, srv *server, p *publisher, batch int, 
 	return nil
 }
 
-// start returns a meter for a stage, which is profiled if that is wanted.
+// start returns a meter for a stage. If profiles are wanted, it starts one.
 func (w workload) start(srv *server, c *contender, stage string) (meter, error) {
 	if w.profiles == "" {
 		return newMeter(srv), nil
@@ -195,7 +196,7 @@ func (w workload) start(srv *server, c *contender, stage string) (meter, error) 
 // A meter measures a rate.
 type meter struct {
 	server       *server
-	profiled     bool // until it stops
+	profiled     bool // stop ends the profile
 	began        time.Time
 	cpu, own     time.Duration
 	user, system time.Duration
@@ -206,13 +207,13 @@ func newMeter(s *server) meter {
 	return meter{server: s, began: time.Now(), cpu: s.cpu(), own: processCPU(0), user: user, system: system}
 }
 
-// stop returns the rate of what has been done n times since the start.
+// stop returns the rate of something that was done n times since the start.
 func (m meter) stop(n int) rate {
 	took, cpu, own := time.Since(m.began), m.server.cpu()-m.cpu, processCPU(0)-m.own
 	user, system := m.server.ticks()
 	user, system = user-m.user, system-m.system
 	if m.profiled {
-		m.server.profile("") // a server that is gone will be noticed
+		m.server.profile("") // if the server is gone, a later step fails
 	}
 	return rate{
 		cpu:    cpu.Seconds() * 1e6 / float64(n),

@@ -8,7 +8,7 @@ import (
 	"github.com/olahol/melody"
 )
 
-// serveMelody is melody's README.
+// serveMelody follows melody's README.
 func serveMelody() (http.Handler, func(int, func() []byte)) {
 	m := melody.New()
 	m.HandleMessage(func(s *melody.Session, msg []byte) { s.Write(msg) })

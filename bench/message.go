@@ -8,13 +8,13 @@ import (
 	"strings"
 )
 
-// A message is what is published and echoed: when it was sent, and its number,
-// in 128 bytes of JSON, as centrifuge's protocol carries nothing else.
+// A message is published or echoed. It holds its number and the time when it was
+// sent, in 128 bytes of JSON. Centrifuge's protocol carries only JSON.
 //
 //	{"seq":"0000000042","at":"1795426465123456789","pad":"abcd…"}
 type message struct {
 	seq int64
-	at  int64 // nanoseconds of the wall clock, which the processes share
+	at  int64 // nanoseconds of the wall clock, which is the same for all processes
 }
 
 const (
@@ -54,9 +54,9 @@ func appendDigits(b []byte, n int64, digits int) []byte {
 	return append(b, s...)
 }
 
-// nextMessage finds the first message in text, whatever a protocol has put
-// around it, and returns it and what comes behind. It reports whether there is
-// one; one that was cut short or changed doesn't count.
+// nextMessage finds the first message in text and returns it and the text behind
+// it. A protocol may put anything around a message. It reports whether there is a
+// message. A message that was cut or changed doesn't count.
 func nextMessage(text []byte) (m message, rest []byte, ok bool) {
 	i := bytes.Index(text, head)
 	if i < 0 || len(text)-i < messageBytes {

@@ -24,11 +24,10 @@ import (
 	natsserver "github.com/nats-io/nats-server/v2/server"
 )
 
-// What this program is called with to be another process: a contender's name and
-// an engineConfig follow, or a port and a folder.
+// With these flags this program is another process.
 const (
-	nodeFlag = "-serve-node"
-	natsFlag = "-serve-nats"
+	nodeFlag = "-serve-node" // followed by a contender's name and an engineConfig
+	natsFlag = "-serve-nats" // followed by a port and a folder
 )
 
 const (
@@ -36,9 +35,9 @@ const (
 	nodeBurst   = 128 // messages that each node publishes at a time
 )
 
-// serveAsNode is a node's process. It prints its port, and does as serve does
-// for "publish N": N messages at a time, by a goroutine each. How many could not
-// be published it prints.
+// serveAsNode is a node's process. It prints its port. On "publish N" it publishes
+// N messages at a time, each by a goroutine of its own. Then it prints how many
+// it could not publish.
 func serveAsNode(name, config string, in io.Reader, out io.Writer) error {
 	i := slices.IndexFunc(nodeContenders, func(c nodeContender) bool { return c.name == name })
 	var e engineConfig
@@ -167,17 +166,17 @@ func (e *engine) stop() {
 	os.RemoveAll(e.dir)
 }
 
-// nodeFigures are what one contender did in one round on some nodes.
+// nodeFigures are the figures of one contender in one round on several nodes.
 type nodeFigures struct {
-	near, far latency // of messages one at a time: to clients of their node, and of others
-	single    float64 // microseconds of CPU a message, of all nodes and the engine
-	burst     float64 // the same of bursts
-	second    float64 // messages a second, of bursts, at all clients
+	near, far latency // of messages one at a time: to clients of the same node, and of others
+	single    float64 // microseconds of CPU a message, for all nodes and the engine
+	burst     float64 // the same in bursts
+	second    float64 // messages a second in bursts; each reaches all clients
 	lost      int64   // deliveries
 	refused   int     // messages
 }
 
-// measureNodes has a contender do the work on so many nodes once.
+// measureNodes measures a contender once on that number of nodes.
 func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration time.Duration) (f nodeFigures, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -264,18 +263,18 @@ func measureNodes(ctx context.Context, c *nodeContender, nodes int, duration tim
 	return f, nil
 }
 
-// A nodeStage is what all clients of all nodes are in.
+// A nodeStage is the stage of all clients of all nodes.
 type nodeStage struct {
 	clients int64
-	waiting atomic.Int64  // deliveries
-	done    chan struct{} // has room for the word that there is none left
+	waiting atomic.Int64  // deliveries that have not come
+	done    chan struct{} // gets a value when waiting is 0; has room for one
 
 	mu        sync.Mutex // guards the fields below
-	publisher int        // of messages one at a time
+	publisher int        // the node that publishes messages one at a time
 	near, far histogram
 }
 
-// forget begins to measure anew.
+// forget clears the latencies.
 func (s *nodeStage) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -288,7 +287,7 @@ func (s *nodeStage) latencies() (near, far latency) {
 	return s.near.latency(), s.far.latency()
 }
 
-// A nodeClient is the stage as clients of one node see it.
+// A nodeClient is the stage for the clients of one node.
 type nodeClient struct {
 	*nodeStage
 	node int
@@ -310,7 +309,7 @@ func (s nodeClient) got(_ *client, m message, now int64) error {
 
 func (nodeClient) gone(*client) {}
 
-// greet publishes until each client gets what each node says.
+// greet publishes until every client gets the messages of every node.
 func (s *nodeStage) greet(servers []*server) error {
 	for try := 0; ; try++ {
 		var f nodeFigures
@@ -319,13 +318,13 @@ func (s *nodeStage) greet(servers []*server) error {
 			return nil
 		}
 		if err != nil || try == 10 {
-			return cmp.Or(err, errors.New("nodes don't hear each other"))
+			return cmp.Or(err, errors.New("nodes don't get each other's messages"))
 		}
 	}
 }
 
-// round has nodes publish n messages each and waits until all clients have all
-// of them, or those that don't come are given up for lost.
+// round lets each node publish n messages and waits until all clients have all of
+// them. Those that have not come after 5 s count as lost.
 func (s *nodeStage) round(servers []*server, n int, f *nodeFigures) error {
 	s.waiting.Store(s.clients * int64(n*len(servers)))
 	for _, srv := range servers {

@@ -16,26 +16,26 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// A nodeContender is one of those that are compared on several nodes.
+// A nodeContender is a server to compare on several nodes.
 type nodeContender struct {
 	name    string
-	engine  string // "redis", "nats" or empty: each node is part of it
+	engine  string // "redis" or "nats"; empty: the engine is part of the nodes
 	keeps   bool   // a history
 	ours    bool
 	clients protocol
 
 	// serve sets a node up, in its own process. It returns the handler that
-	// clients connect to, and what publishes a message, which is called by many
-	// goroutines at a time.
+	// clients connect to, and a function that publishes a message. Many
+	// goroutines call the function at the same time.
 	serve func(e engineConfig) (http.Handler, func(msg []byte) error, error)
 }
 
-// An engineConfig is what a node is told of the engine.
+// An engineConfig tells a node how to use the engine.
 type engineConfig struct {
 	Addr   string   // host:port of a server
 	Keep   bool     // a history
-	Listen string   // of a node that is part of the engine
-	Routes []string // the same
+	Listen string   // this node's host:port, if the engine is part of the nodes
+	Routes []string // every node's, in the same case
 }
 
 var topicClient = protocol{path: "/?topic=messages"}
@@ -78,7 +78,7 @@ func serveNodeRedis(e engineConfig) (http.Handler, func([]byte) error, error) {
 	return serveNode(&redisbroker.Broker{Options: options}, false)
 }
 
-// serveNode is the package's README with a broker.
+// serveNode follows this package's README, with a broker.
 func serveNode(b realtime.Broker, keep bool) (http.Handler, func([]byte) error, error) {
 	hub := realtime.NewHub()
 	hub.Broker = b
@@ -91,7 +91,7 @@ func serveNode(b realtime.Broker, keep bool) (http.Handler, func([]byte) error, 
 	}, nil
 }
 
-// serveNodeCentrifuge is the tutorial of centrifuge's README with its Redis
+// serveNodeCentrifuge follows the tutorial in centrifuge's README, with its Redis
 // engine.
 func serveNodeCentrifuge(e engineConfig) (http.Handler, func([]byte) error, error) {
 	node, err := centrifuge.New(centrifuge.Config{})

@@ -14,12 +14,12 @@ import (
 	"time"
 )
 
-// nodesRemarks tells what the figures mean and what is behind them.
+// nodesRemarks says what the figures mean and why they are so.
 //
 //go:embed nodes.md
 var nodesRemarks string
 
-// A nodeResult is what one contender did on a number of nodes.
+// A nodeResult is the outcome of one contender on a number of nodes.
 type nodeResult struct {
 	contender *nodeContender
 	nodes     int
@@ -37,8 +37,8 @@ func (r *nodeResult) median(of func(f nodeFigures) float64) float64 {
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 }
 
-// compareNodes lets the contenders take turns on each number of nodes, round by
-// round in the opposite order, and writes a table.
+// compareNodes lets the contenders take turns on each number of nodes and writes
+// a table. The order of the turns is reversed after each round.
 func (c *comparison) compareNodes(ctx context.Context, progress, out io.Writer) error {
 	before, began := loadAverage(), time.Now()
 	var all []*nodeResult
@@ -79,12 +79,12 @@ func (c *comparison) compareNodes(ctx context.Context, progress, out io.Writer) 
 
 func (c *comparison) nodeTable(all []*nodeResult, loadBefore string, took time.Duration) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Several nodes\n\nMade by `%s` on %s; medians of %d rounds, %v for each figure and round; %d bytes a message, %d clients on each node. The run took %v.\n\nMachine: %s.\n",
+	fmt.Fprintf(&b, "# Several nodes\n\nMade by `%s` on %s. Figures are medians of %d rounds, with %v for each figure and round, %d bytes a message and %d clients on each node. The run took %v.\n\nMachine: %s.\n",
 		c.command(), time.Now().Format("2 January 2006"), c.rounds, c.work.duration, messageBytes, nodeClients, took.Round(time.Second), machine())
 	fmt.Fprintf(&b, "Load average %s before the run, %s after it.\n", loadBefore, loadAverage())
 	for _, nodes := range c.nodes {
 		fmt.Fprintf(&b, "\n## %d nodes\n\n", nodes)
-		b.WriteString("| | to another node's client p50, µs | p99, µs | to the own node's p50, µs | CPU a message, µs | in bursts: messages a second | CPU a message, µs | lost deliveries | refused messages |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+		b.WriteString("| | to another node's client p50, µs | p99, µs | to the same node's client p50, µs | CPU a message, µs | in bursts: messages a second | CPU a message, µs | lost deliveries | refused messages |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 		for _, r := range all {
 			if r.nodes != nodes {
 				continue

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestNodes puts each contender to the work on two nodes, where every client has
-// to get everything.
+// TestNodes measures each contender on two nodes. Every client must get every
+// message.
 func TestNodes(t *testing.T) {
 	if _, err := exec.LookPath("redis-server"); err != nil && os.Getenv("CI") == "" {
 		t.Skip("this test needs redis-server in the PATH: apt-get install redis-server")
@@ -24,7 +24,7 @@ func TestNodes(t *testing.T) {
 				t.Fatal(err)
 			}
 			if f.lost != 0 || f.refused != 0 {
-				t.Errorf("lost %d deliveries, and refused %d messages", f.lost, f.refused)
+				t.Errorf("lost %d deliveries and refused %d messages", f.lost, f.refused)
 			}
 			for _, v := range []float64{f.near.p50, f.far.p50, f.far.p99, f.single, f.burst, f.second} {
 				if v <= 0 || v > 1e7 {

@@ -9,6 +9,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintf(os.Stderr, "bench needs Linux: it reads with epoll and takes its figures from /proc. This is %s.\n", runtime.GOOS)
+	fmt.Fprintf(os.Stderr, "bench needs Linux: it reads with epoll and gets its figures from /proc. This is %s.\n", runtime.GOOS)
 	os.Exit(1)
 }

@@ -4,19 +4,21 @@ package main
 
 import "fmt"
 
-// A protocol is what the clients of a contender have to say.
+// A protocol describes how the clients of a contender talk to it.
 type protocol struct {
 	path   string
 	stream bool // an event stream rather than a WebSocket
 
-	// join is sent once the WebSocket is open, and joined is in the answer that
-	// lets the client in. Empty: whose WebSocket is open has joined.
+	// join is sent when the WebSocket is open. The answer that accepts the client
+	// has joined in it. If join is empty, a client has joined when its WebSocket
+	// is open.
 	join, joined string
 
-	// ping, in a text message, is to be answered by itself.
+	// A text message with ping in it must be answered with ping.
 	ping string
 
-	// The server answers before + message + after with that message in it.
+	// An echo is sent as before + message + after. The server's answer has the
+	// message in it.
 	echoes        bool
 	before, after string
 }
@@ -38,18 +40,19 @@ var (
 	}
 )
 
-// request returns the HTTP request by which client number n connects.
+// request returns the HTTP request with which client number n connects.
 func (p *protocol) request(n int) []byte {
 	if p.stream {
 		return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n", p.path)
 	}
-	// The key is 16 bytes in base64, another for each client: gws's example
-	// tells them apart by it.
+	// The key is 16 bytes in base64. Each client has another one, because gws's
+	// example distinguishes clients by it.
 	return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
 		"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: %020dAA==\r\n\r\n", p.path, n)
 }
 
-// mask is the same for all frames. Servers can't know, and have to unmask.
+// mask is the same for all frames. Servers can't know that, so they must unmask
+// each.
 var mask = [4]byte{0x37, 0xFA, 0x21, 0x3D}
 
 // appendFrame appends a client's frame to b: FIN set and masked (RFC 6455

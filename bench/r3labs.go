@@ -8,7 +8,7 @@ import (
 	"github.com/r3labs/sse/v2"
 )
 
-// serveR3labs is r3labs/sse's README.
+// serveR3labs follows r3labs/sse's README.
 func serveR3labs() (http.Handler, func(int, func() []byte)) {
 	s := sse.New()
 	s.CreateStream("messages")

@@ -16,7 +16,8 @@ var ours = []contender{
 
 const ourModule = "github.com/shashiranjanraj/kashvi/pkg/realtime"
 
-// serveRealtime is the package's README.
+// serveRealtime follows the package's README, except for echoes: a message goes
+// back to its sender alone.
 func serveRealtime() (http.Handler, func(int, func() []byte)) {
 	hub := realtime.NewHub()
 	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
@@ -24,7 +25,7 @@ func serveRealtime() (http.Handler, func(int, func() []byte)) {
 	return hub, publishTo(hub)
 }
 
-// serveRealtimeSSE is the same with the hub's event streams.
+// serveRealtimeSSE serves the hub's event streams.
 func serveRealtimeSSE() (http.Handler, func(int, func() []byte)) {
 	hub := realtime.NewHub()
 	go hub.Run()

@@ -19,27 +19,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// remarks tells where this package's time and memory go. It is not measured by
-// a run: whoever changes the package looks whether it still holds.
+// remarks tells where this package's time and memory go. A run doesn't measure
+// this. If you change the package, check whether it still holds.
 //
 //go:embed remarks.md
 var remarks string
 
-// Results are what a comparison has found.
+// Results are the outcome of a comparison.
 type results struct {
 	comparison *comparison
-	all        []*result // those of each number of clients together
+	all        []*result // grouped by the number of clients
 	loadBefore string
 	loadAfter  string
 	took       time.Duration
 	unfinished int // turns that were left when the time was up
 }
 
-// A result is what one contender did with one number of clients.
+// A result is the outcome of one contender with one number of clients.
 type result struct {
 	contender *contender
 	clients   int
-	figures   []figures // of each round that did not fail
+	figures   []figures // one for each round that did not fail
 	failures  []string
 }
 
@@ -53,7 +53,7 @@ func newResults(c *comparison) *results {
 	return r
 }
 
-// A figure is one number of figures.
+// A figure returns one of the numbers in figures.
 type figure func(f *figures) float64
 
 // values returns a figure of each round in which it was measured, sorted.
@@ -78,8 +78,8 @@ func (r *result) median(of figure) float64 {
 	return (all[(len(all)-1)/2] + all[len(all)/2]) / 2
 }
 
-// ranking returns the results of so many clients that have a figure, the
-// lowest first.
+// ranking returns the results with that number of clients that have the figure,
+// the lowest first.
 func (r *results) ranking(clients int, of figure) []*result {
 	var all []*result
 	for _, one := range r.all {
@@ -91,8 +91,8 @@ func (r *results) ranking(clients int, of figure) []*result {
 	return all
 }
 
-// ratio returns the median of a figure by that of another contender with as
-// many clients, and reports whether there is one.
+// ratio returns the median of a figure divided by another result's median. It
+// reports whether the other has one.
 func (r *results) ratio(one *result, of figure, other *result) (float64, bool) {
 	if other == nil || other.median(of) == 0 {
 		return 0, false
@@ -100,7 +100,7 @@ func (r *results) ratio(one *result, of figure, other *result) (float64, bool) {
 	return one.median(of) / other.median(of), true
 }
 
-// floor returns the result of the floor with so many clients, or nil.
+// floor returns the floor's result with that number of clients, or nil.
 func (r *results) floor(clients int) *result {
 	for _, one := range r.all {
 		if one.clients == clients && one.contender.name == "floor" {
@@ -110,8 +110,8 @@ func (r *results) floor(clients int) *result {
 	return nil
 }
 
-// own returns what this package did with as many clients as another, on the
-// same transport if it can, or nil.
+// own returns this package's result with the same number of clients as another,
+// or nil. It prefers the same transport.
 func (r *results) own(other *result) (own *result) {
 	for _, one := range r.all {
 		if one.clients == other.clients && one.contender.ours() &&
@@ -122,14 +122,14 @@ func (r *results) own(other *result) (own *result) {
 	return own
 }
 
-// A column of a table has a figure's median.
+// A column of a table shows a figure's median.
 type column struct {
 	title string
 	of    figure
 	show  func(float64) string
 }
 
-// The figures that matter most: they are in the summary, and less is better.
+// summary has the figures that matter most. Of each, less is better.
 var summary = []column{
 	{"CPU a delivery, µs", func(f *figures) float64 { return f.single.cpu }, digits3},
 	{"in bursts, µs", func(f *figures) float64 { return f.burst.cpu }, digits3},
@@ -139,7 +139,7 @@ var summary = []column{
 	{"CPU an echo, µs", func(f *figures) float64 { return f.echo.cpu }, digits3},
 }
 
-// summarize writes a table of what matters most with so many clients.
+// summarize writes the summary for that number of clients as a table.
 func (r *results) summarize(w io.Writer, clients int) {
 	fmt.Fprint(w, "| |")
 	for _, c := range summary {
@@ -162,8 +162,8 @@ func (r *results) summarize(w io.Writer, clients int) {
 	fmt.Fprintln(w)
 }
 
-// table writes the results of so many clients, sorted by the first column,
-// which is also compared with the floor's and this package's.
+// table writes the results with that number of clients, sorted by the first
+// column. This column also has ratios to the floor's and this package's results.
 func (r *results) table(w io.Writer, clients int, columns ...column) {
 	by := columns[0]
 	rows := r.ranking(clients, by.of)
@@ -193,7 +193,7 @@ func (r *results) table(w io.Writer, clients int, columns ...column) {
 	fmt.Fprintln(w)
 }
 
-// title returns the contender's name as tables and charts have it.
+// title returns the contender's name for tables and charts.
 func (r *result) title() string {
 	switch {
 	case !r.contender.stream:
@@ -217,8 +217,8 @@ func (r *result) label() string {
 	}
 }
 
-// lost returns how many messages, and clients, a contender has lost in all
-// rounds together.
+// lost returns how many messages and clients the contender has lost in all rounds
+// together.
 func (r *result) lost() (messages, clients int) {
 	for _, f := range r.figures {
 		messages += f.lost
@@ -227,7 +227,7 @@ func (r *result) lost() (messages, clients int) {
 	return messages, clients
 }
 
-// losses tells what was lost in a round, or nothing.
+// losses describes what was lost in a round. It is empty if nothing was lost.
 func (f *figures) losses() string {
 	if f.lost == 0 && f.disconnected == 0 {
 		return ""
@@ -242,18 +242,18 @@ func (f *figures) losses() string {
 // write writes the results as Markdown.
 func (r *results) write(w io.Writer) {
 	c := r.comparison
-	fmt.Fprintf(w, "# Side by side\n\nMade by `%s` on %s; what the figures mean stands in [doc.go](../doc.go).\n"+
-		"Medians of %d rounds, %v for each figure and round; %d bytes a message. The run took %v.\n\n",
+	fmt.Fprintf(w, "# Side by side\n\nMade by `%s` on %s. [doc.go](../doc.go) says what the figures mean.\n"+
+		"Figures are medians of %d rounds, with %v for each figure and round and %d bytes a message. The run took %v.\n\n",
 		c.command(), time.Now().Format("2 January 2006"), c.rounds, c.work.duration, messageBytes, r.took.Round(time.Second))
 	if r.unfinished > 0 {
 		fmt.Fprintf(w, "**%d turns were left** when the time was up.\n\n", r.unfinished)
 	}
-	fmt.Fprintf(w, "Machine: %s. Load average %s before the run, %s after it; the run itself is part of the latter.\n\n", machine(), r.loadBefore, r.loadAfter)
+	fmt.Fprintf(w, "Machine: %s. Load average %s before the run, %s after it. The latter includes the run itself.\n\n", machine(), r.loadBefore, r.loadAfter)
 	fmt.Fprintf(w, "Versions: %s.\n\n", c.versions())
-	fmt.Fprint(w, "*Floor* is write(2) and nothing else. SSE marks event streams, the others are WebSockets. CPU is that of the server\n"+
-		"process. × realtime, and × in parentheses, is by this package's figure on the same transport, or on WebSockets as long\n"+
-		"as it has none. Load is how much of a core the load generator used. Lost are messages that did not come, in all rounds\n"+
-		"together, and clients that the server disconnected.\n\n")
+	fmt.Fprint(w, "*Floor* is write(2) and nothing else. SSE marks event streams; the others are WebSockets. CPU is the time of the server\n"+
+		"process. × realtime, and × in parentheses, is the ratio to this package's figure on the same transport, or on WebSockets\n"+
+		"if there is none. Load is how much of a core the load generator used. Lost messages are those that did not arrive, in\n"+
+		"all rounds together. Lost clients are those that the server disconnected.\n\n")
 	for _, n := range c.clients {
 		fmt.Fprintf(w, "## %s clients\n\n", thousands(float64(n)))
 		r.summarize(w, n)
@@ -295,7 +295,7 @@ func deliveryColumns(of func(f *figures) *delivery) []column {
 		column{"p99", func(f *figures) float64 { return of(f).toLast.p99 / 1e3 }, digits3})
 }
 
-// writeBehind tells where others do better than this package.
+// writeBehind lists the figures in which others do better than this package.
 func (r *results) writeBehind(w io.Writer) {
 	var lines []string
 	for _, n := range r.comparison.clients {
@@ -315,8 +315,7 @@ func (r *results) writeBehind(w io.Writer) {
 	}
 }
 
-// writeFailures tells of turns that came to nothing, and of clients that were
-// lost.
+// writeFailures lists the turns that failed, and the losses.
 func (r *results) writeFailures(w io.Writer) {
 	var lines []string
 	for _, one := range r.all {
@@ -335,13 +334,13 @@ func (r *results) writeFailures(w io.Writer) {
 	}
 }
 
-// oneLine returns text as it can stand between backquotes.
+// oneLine makes text fit between backquotes.
 func oneLine(s string) string {
 	return strings.ReplaceAll(strings.Join(strings.Fields(s), " "), "`", "'")
 }
 
-// publish prints the results and, unless dir is empty, writes them and the
-// charts to it. The error also tells of failures.
+// publish prints the results. Unless dir is empty, it writes them and the charts
+// to it. The error also names contenders that failed.
 func (r *results) publish(w io.Writer, dir string) error {
 	var text bytes.Buffer
 	r.write(&text)
@@ -377,7 +376,7 @@ func (c *comparison) command() string {
 	return strings.TrimSpace("cd bench && go run . " + strings.Join(c.args, " "))
 }
 
-// versions lists what was compared.
+// versions lists the contenders' modules and their versions.
 func (c *comparison) versions() string {
 	var all []string
 	for _, contender := range c.contenders {
@@ -395,8 +394,8 @@ func (c *comparison) versions() string {
 	return strings.Join(all, ", ")
 }
 
-// thisTree says which commit is checked out, as far as git tells. What has not
-// been committed was measured too, and makes it dirty.
+// thisTree names the commit that is checked out, if git knows it. Changes that
+// are not committed are measured too, and make it dirty.
 func thisTree() string {
 	commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
 	if err != nil {
@@ -405,7 +404,7 @@ func thisTree() string {
 	return "of this tree, " + strings.TrimSpace(string(commit))
 }
 
-// machine describes where the run took place.
+// machine describes the machine of the run.
 func machine() string {
 	model := "unknown processor"
 	info, _ := os.ReadFile("/proc/cpuinfo")
@@ -430,8 +429,7 @@ func loadAverage() string {
 	return first
 }
 
-// digits3 shows a number with three digits, or nothing for what was not
-// measured.
+// digits3 shows a number with three digits. Zero was not measured and is a dash.
 func digits3(v float64) string {
 	switch {
 	case v == 0:
@@ -446,7 +444,8 @@ func digits3(v float64) string {
 	return fmt.Sprintf("%.3f", v)
 }
 
-// times shows a ratio, to the second decimal where it is about who is ahead.
+// times shows a ratio. Near 1 it has two decimals, so that it shows which of two
+// is ahead.
 func times(v float64) string {
 	switch {
 	case v >= 9.95:

@@ -22,14 +22,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serveFlag, with a name behind it, makes this program that contender's server.
+// serveFlag, followed by a name, makes this program that contender's server.
 const serveFlag = "-serve"
 
-// serve is a contender's process. It prints the port it listens on, then does
-// what standard input says, a line each, until that ends:
+// serve is a contender's process. It prints the port it listens on. Then it runs
+// the commands on standard input, a line each, until the input ends:
 //
 //	publish N       publish N messages
-//	gc              collect garbage and return what is free, then print "done"
+//	gc              collect garbage and return free memory, then print "done"
 //	profile FILE    begin a CPU profile, or end it if there is no name
 func serve(name string, in io.Reader, out io.Writer) error {
 	c := find(name)
@@ -84,7 +84,7 @@ func serve(name string, in io.Reader, out io.Writer) error {
 	return lines.Err()
 }
 
-// A server is a contender's process, seen from outside.
+// A server is a contender's process, as its parent controls it.
 type server struct {
 	port    int
 	cmd     *exec.Cmd
@@ -93,13 +93,13 @@ type server struct {
 	log     bytes.Buffer // its standard error
 }
 
-// startServer starts this program once more, as the server of a contender. It
-// has to be stopped; it also ends with ctx, and with this process.
+// startServer starts another process of this program as a contender's server. The
+// caller must stop it. It also ends with ctx and with this process.
 func startServer(ctx context.Context, name string) (*server, error) {
 	return startProcess(ctx, serveFlag, name)
 }
 
-// startProcess starts this program once more, to be a server.
+// startProcess starts another process of this program as a server.
 func startProcess(ctx context.Context, args ...string) (*server, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -129,13 +129,13 @@ func startProcess(ctx context.Context, args ...string) (*server, error) {
 	return s, nil
 }
 
-// publish has the server publish n messages, and does not wait for it.
+// publish lets the server publish n messages. It does not wait for that.
 func (s *server) publish(n int) error {
 	_, err := fmt.Fprintf(s.in, "publish %d\n", n)
 	return err
 }
 
-// gc has the server give back the memory that it does not use.
+// gc lets the server return the memory that it does not use.
 func (s *server) gc() error {
 	if _, err := io.WriteString(s.in, "gc\n"); err != nil {
 		return err
@@ -144,19 +144,17 @@ func (s *server) gc() error {
 	return err
 }
 
-// profile has the server write a CPU profile to a file until it gets an empty
-// name.
+// profile lets the server write a CPU profile to a file. An empty name ends it.
 func (s *server) profile(file string) error {
 	_, err := fmt.Fprintf(s.in, "profile %s\n", file)
 	return err
 }
 
-// cpu returns the processor time that the process has used, user and system,
-// by the clock that the kernel has for it: /proc says the same, but in ticks
-// of 10 ms.
+// cpu returns the CPU time that the process has used, user and system. It is from
+// the kernel's clock for the process. /proc has the same, but in ticks of 10 ms.
 func (s *server) cpu() time.Duration { return processCPU(s.cmd.Process.Pid) }
 
-// processCPU returns the processor time of a process, or of this one for 0.
+// processCPU returns the CPU time of a process. 0 means this process.
 func processCPU(pid int) time.Duration {
 	const schedClock = 2                 // CPUCLOCK_SCHED of the kernel's posix-timers.h
 	clock := int32(^pid)<<3 | schedClock // as clock_getcpuclockid(3) does
@@ -167,25 +165,25 @@ func processCPU(pid int) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// ticks returns user and system time of the process.
+// ticks returns the user and system time of the process.
 func (s *server) ticks() (user, system time.Duration) { return processTicks(s.cmd.Process.Pid) }
 
-// processTicks returns user and system time as /proc/PID/stat has them.
+// processTicks returns a process's user and system time from /proc/PID/stat.
 func processTicks(pid int) (user, system time.Duration) {
 	const tick = 10 * time.Millisecond // USER_HZ is 100 wherever Go runs
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, 0
 	}
-	// The name in parentheses may hold blanks. Behind it utime is the twelfth
-	// field, see proc_pid_stat(5).
+	// The name in parentheses may contain blanks. After it, utime is the twelfth
+	// field: see proc_pid_stat(5).
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	u, _ := strconv.Atoi(fields[11])
 	k, _ := strconv.Atoi(fields[12])
 	return time.Duration(u) * tick, time.Duration(k) * tick
 }
 
-// resident returns the bytes of memory that the process has.
+// resident returns the resident memory of the process in bytes.
 func (s *server) resident() (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 	if err != nil {
@@ -200,15 +198,15 @@ func (s *server) resident() (int64, error) {
 	return n << 10, err
 }
 
-// stop ends the process, which has some seconds to do so by itself. The error
-// says how it ended, if not well.
+// stop ends the process. It kills a process that has not ended by itself after
+// 3 s. The error says how the process ended, unless it ended well.
 func (s *server) stop() error {
 	s.in.Close()
 	late := time.AfterFunc(3*time.Second, func() { s.cmd.Process.Kill() })
 	defer late.Stop()
 	io.Copy(io.Discard, s.answers)
 	if err := s.cmd.Wait(); err != nil {
-		said := s.log.Bytes() // a crash may say very much
+		said := s.log.Bytes() // a crash may print very much
 		return fmt.Errorf("the server: %w %s", err, bytes.TrimSpace(said[:min(len(said), 500)]))
 	}
 	return nil

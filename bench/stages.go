@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// A publisher has the server publish, and knows how much it did.
+// A publisher lets the server publish and counts the messages.
 type publisher struct {
 	load      *load
 	command   func(n int) error
-	stall     time.Duration // without a message, after which what is still to come is lost
+	stall     time.Duration // after so long without a message the missing ones are lost
 	published atomic.Int64
 }
 
@@ -25,8 +25,8 @@ func (p *publisher) publish(n int) {
 	}
 }
 
-// greet publishes until every client has got a message: a server may answer a
-// handshake a little before it has registered the client.
+// greet publishes until every client has got the last message. A server may
+// answer a handshake shortly before it has registered the client.
 func (p *publisher) greet() error {
 	for range 20 {
 		p.publish(1)
@@ -46,7 +46,7 @@ func (p *publisher) greet() error {
 	return fmt.Errorf("%d clients get no messages", p.missed())
 }
 
-// missed returns the number of clients that are there and don't have the last
+// missed returns the number of connected clients that don't have the last
 // message.
 func (p *publisher) missed() (n int) {
 	p.load.each(func(t *thread) {
@@ -59,24 +59,24 @@ func (p *publisher) missed() (n int) {
 	return n
 }
 
-// A broadcast is the stage in which every client gets what is published:
-// batch messages, then the next once all clients have these or, after a stall,
-// what is missing was given up.
+// A broadcast is the stage in which every client gets the published messages.
+// They are published in batches. The next batch follows when all clients have all
+// messages of this one, or when the missing ones count as lost after a stall.
 type broadcast struct {
 	*publisher
 	batch    int
 	duration time.Duration
 	waiting  atomic.Int64  // clients that don't have all of this batch
-	stamp    atomic.Int64  // of this batch's first message
+	stamp    atomic.Int64  // the time of this batch's first message
 	done     chan struct{} // closed after the last batch
 
 	// Owned by the threads.
-	toAny []histogram // from publishing to a client, by thread
+	toAny []histogram // latencies to a client, by thread
 
 	// Guarded by load.mu.
-	until  int64     // when to publish no more
-	due    int64     // deliveries to come, all in all
-	toLast histogram // from publishing to the last client, of whole batches
+	until  int64     // when publishing ends
+	due    int64     // deliveries of all batches, with those that have not come
+	toLast histogram // latencies of whole batches to the last client
 }
 
 // broadcast runs such a stage.
@@ -115,7 +115,7 @@ func (s *broadcast) begin() {
 // next begins another batch, or ends the stage. The load is locked.
 func (s *broadcast) next() {
 	select {
-	case <-s.done: // a client left just now
+	case <-s.done: // has ended because a client was disconnected
 		return
 	default:
 	}
@@ -126,8 +126,7 @@ func (s *broadcast) next() {
 	}
 }
 
-// got counts a delivery. Whoever counts the last one of a batch begins the
-// next.
+// got counts a delivery. After the last one of a batch it begins the next batch.
 func (s *broadcast) got(c *client, m message, now int64) error {
 	if err := c.inOrder(m); err != nil {
 		return err
@@ -152,15 +151,15 @@ func (s *broadcast) gone(c *client) {
 	}
 }
 
-// deliveries returns how many there were, once the stage is over.
+// deliveries returns the number of deliveries, once the stage is over.
 func (s *broadcast) deliveries() int { return int(s.latencies().count) }
 
-// lost returns how many deliveries there should have been beyond those.
+// lost returns the number of deliveries that did not come.
 func (s *broadcast) lost() int {
 	return max(0, int(s.due)-s.deliveries())
 }
 
-// latencies returns those of all clients.
+// latencies returns the latencies to a client, of all threads.
 func (s *broadcast) latencies() *histogram {
 	all := new(histogram)
 	for i := range s.toAny {
@@ -169,24 +168,24 @@ func (s *broadcast) latencies() *histogram {
 	return all
 }
 
-// An echo is the stage in which every client sends a message, waits for its
-// return and sends the next.
+// An echo is the stage in which every client sends a message, waits until it
+// comes back and sends the next.
 type echo struct {
-	until int64         // when to send no more
-	left  atomic.Int64  // clients that still do
-	trips []int64       // messages that have come back, by thread, which owns it
+	until int64         // when sending ends
+	left  atomic.Int64  // clients that wait for an echo
+	trips []int64       // messages that have come back, by thread; each thread owns its own
 	done  chan struct{} // closed when all clients have stopped
 }
 
-// echo runs such a stage and returns the number of round trips, and of clients
-// whose message did not come back.
+// echo runs such a stage. It returns the number of round trips and the number of
+// clients whose message did not come back.
 func (l *load) echo(duration, stall time.Duration) (trips, lost int, err error) {
 	s := &echo{
 		until: time.Now().Add(duration).UnixNano(),
 		trips: make([]int64, len(l.threads)),
 		done:  make(chan struct{}),
 	}
-	l.mu.Lock() // nobody leaves between the count and the stage
+	l.mu.Lock() // no client is lost between the count and the stage
 	s.left.Store(int64(l.open))
 	l.enter(s)
 	l.mu.Unlock()
@@ -213,10 +212,10 @@ func (l *load) echo(duration, stall time.Duration) (trips, lost int, err error) 
 
 func (s *echo) got(c *client, m message, now int64) error {
 	if m.seq < firstEcho {
-		return c.inOrder(m) // was given up for lost
+		return c.inOrder(m) // a late one that already counts as lost
 	}
 	if m.seq != firstEcho+c.echoes {
-		return fmt.Errorf("message %d came back, where %d was sent", m.seq, firstEcho+c.echoes)
+		return fmt.Errorf("message %d came back, but %d was sent", m.seq, firstEcho+c.echoes)
 	}
 	s.trips[c.thread.index]++
 	if now < s.until {
@@ -226,7 +225,7 @@ func (s *echo) got(c *client, m message, now int64) error {
 	return nil
 }
 
-// gone counts a client that sends no more.
+// gone counts a client that doesn't send any more.
 func (s *echo) gone(c *client) {
 	if !c.echoing {
 		return

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// The two ways in which the kernel tells the CPU time must agree, as the tables
+// The kernel reports the CPU time in two ways. They must agree, because the tables
 // have the sum from one and its parts from the other.
 func TestProcessorTime(t *testing.T) {
 	before := processCPU(0)
@@ -25,18 +25,18 @@ func TestProcessorTime(t *testing.T) {
 	user, system := processTicks(os.Getpid())
 	exact, ticks := processCPU(0)-before, user+system-userBefore-systemBefore
 	if diff := (exact - ticks).Abs(); diff > 50*time.Millisecond {
-		t.Errorf("got %v by the clock, %v from /proc", exact, ticks)
+		t.Errorf("got %v from the clock and %v from /proc", exact, ticks)
 	}
 }
 
-// A collector is a sink that notes what it gets.
+// A collector is a sink that records what it gets.
 type collector []string
 
 func (c *collector) open() error               { *c = append(*c, "open"); return nil }
 func (c *collector) text(b []byte) error       { *c = append(*c, "text "+string(b)); return nil }
 func (c *collector) ping(payload []byte) error { *c = append(*c, "ping "+string(payload)); return nil }
 
-// TestDecoder cuts what a server sends into pieces of every size.
+// TestDecoder decodes a server's bytes in pieces of every size.
 func TestDecoder(t *testing.T) {
 	long := strings.Repeat("long ", 60)
 	for _, test := range []struct {
@@ -77,7 +77,7 @@ func TestDecoder(t *testing.T) {
 					if err != nil {
 						t.Fatalf("pieces of %d: %v", size, err)
 					}
-					waiting = slices.Clone(waiting[n:]) // a decoder must not keep what it was given
+					waiting = slices.Clone(waiting[n:]) // a decoder must not keep the bytes it was given
 				}
 				if !slices.Equal(got, test.want) || len(waiting) > 0 {
 					t.Fatalf("pieces of %d: got %q and %q, want %q", size, got, waiting, test.want)
@@ -139,7 +139,7 @@ func TestHistogram(t *testing.T) {
 	}
 }
 
-// madeUp returns results as a run would have them.
+// madeUp returns made-up results of a run.
 func madeUp(t *testing.T) *results {
 	t.Helper()
 	c, err := parse([]string{"-quick", "-clients", "10,20", "-contenders", "floor,realtime,gws,go-sse"})
@@ -173,7 +173,7 @@ func TestResults(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"| gws | 16.0 (1.07 ×) | 0.333 (0.67 ×) |", // medians, and by realtime's 15 and 0.5
+		"| gws | 16.0 (1.07 ×) | 0.333 (0.67 ×) |", // medians, and their ratios to realtime's 15 and 0.5
 		"| 1,234 | 1 |", // losses
 		"- gws, 10 clients: **failed** in `round 4: no port`", // on one line
 		"- gws, 10 clients: `LOST messages: 1,234, clients: 1 (disconnected by <chance>)`",
