@@ -27,26 +27,25 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// patience bounds what should take no time at all.
+// patience bounds every wait. Nothing should take nearly as long.
 const patience = 30 * time.Second
 
-// A stack is a router with middleware; handler serves handle with it, whatever
-// the method.
+// A stack is a router with middleware. The handler that it makes passes requests
+// of every method to handle.
 type stack struct {
 	name    string
 	handler func(handle http.HandlerFunc) http.Handler
 
-	// encodes tells of middleware that has set a Content-Encoding before the
-	// handler runs, so that an event stream's connection is not taken over.
+	// encodes: the middleware sets a Content-Encoding before the handler runs.
+	// Then an event stream's connection is not taken over.
 	encodes bool
 
-	// noDeadline tells of a ResponseWriter with neither SetWriteDeadline nor
-	// Unwrap, so that Server.WriteTimeout ends an event stream which is
-	// answered through it.
+	// noDeadline: the ResponseWriter has neither SetWriteDeadline nor Unwrap.
+	// Server.WriteTimeout then ends an event stream that goes through it.
 	noDeadline bool
 
-	// noFlush tells of a Flush that does nothing before there are so many
-	// bytes that compressing them pays.
+	// noFlush: Flush does nothing until there are enough bytes to be worth
+	// compressing.
 	noFlush bool
 }
 
@@ -126,12 +125,12 @@ func TestMain(m *testing.M) {
 	m.Run()
 }
 
-// A protocol is a way for clients to talk to a server.
+// A protocol is a version of HTTP, with or without TLS.
 type protocol struct {
 	name   string
 	takes  bool // an event stream's connection can be taken over
 	tls    bool
-	client func(server *httptest.Server) *http.Client // as the browser is, in that it decodes nothing by itself
+	client func(server *httptest.Server) *http.Client // makes a client that decodes nothing by itself
 }
 
 var (
@@ -156,7 +155,7 @@ func plainClient(server *httptest.Server) *http.Client {
 	return client
 }
 
-// http10 speaks HTTP/1.0, as nginx does to its upstream unless told otherwise.
+// http10 speaks HTTP/1.0, as nginx does to its upstream by default.
 type http10 struct{}
 
 func (http10) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -179,7 +178,7 @@ func (http10) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// A connBody has a connection to itself.
+// A connBody is a response's body that closes its connection.
 type connBody struct {
 	io.Reader
 	conn net.Conn
@@ -187,8 +186,8 @@ type connBody struct {
 
 func (b *connBody) Close() error { return b.conn.Close() }
 
-// serve serves the handler on loopback. When the test ends, it fails if
-// net/http has complained, unless the middleware is known to be noisy.
+// serve serves the handler on loopback. If net/http logs an error, the test
+// fails when it ends. noisy is for middleware that is known to cause some.
 func serve(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 	t.Helper()
 	server := prepare(t, handler, noisy)
@@ -196,7 +195,7 @@ func serve(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 	return server
 }
 
-// prepare does what serve does, but for the start.
+// prepare does what serve does, but doesn't start the server.
 func prepare(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 	t.Helper()
 	var complaints syncBuffer
@@ -211,7 +210,7 @@ func prepare(t *testing.T, handler http.Handler, noisy bool) *httptest.Server {
 	return server
 }
 
-// start starts a server that was prepared and returns a client of it.
+// start starts a prepared server and returns a client for it.
 func (p protocol) start(server *httptest.Server) *http.Client {
 	if p.tls {
 		server.EnableHTTP2 = true
@@ -239,7 +238,7 @@ func (b *syncBuffer) String() string {
 	return b.buf.String()
 }
 
-// newHub returns a hub that tells everybody what it is told.
+// newHub returns a hub that sends each message it gets to all clients.
 func newHub(t *testing.T) *realtime.Hub {
 	t.Helper()
 	hub := realtime.NewHub()

@@ -1,4 +1,4 @@
-// Package compat holds tests of package realtime behind the routers, the
-// middleware and the reverse proxy that Go services use. It is a module of its
-// own, so that nobody who imports realtime gets any of them.
+// Package compat has tests of package realtime behind routers, middleware and a
+// reverse proxy that Go services use. It is a module of its own, so that users
+// of realtime don't get them as requirements.
 package compat

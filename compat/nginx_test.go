@@ -27,18 +27,18 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// The headers that make nginx pass on an upgrade, from its documentation
+// passUpgrade makes nginx pass an upgrade on. It is from nginx's documentation
 // (https://nginx.org/en/docs/http/websocket.html).
 const passUpgrade = `
 	proxy_http_version 1.1;
 	proxy_set_header Upgrade $http_upgrade;
 	proxy_set_header Connection $connection_upgrade;`
 
-// setups are what people write beside proxy_pass. None of them says anything
-// about buffering: that is what the hub's X-Accel-Buffering is for.
+// setups are common settings beside proxy_pass. None of them sets buffering: the
+// hub's X-Accel-Buffering header does.
 var setups = []struct {
 	name, location string
-	upstream       string // the protocol that the hub is talked to in
+	upstream       string // the protocol from nginx to the hub
 	http2          bool   // from the client to nginx
 }{
 	{name: "defaults", upstream: "HTTP/1.0"},
@@ -51,14 +51,14 @@ var setups = []struct {
 	{name: "HTTP 2 to the client and HTTP 1.1", http2: true, location: passUpgrade, upstream: "HTTP/1.1"},
 }
 
-// An nginx is a reverse proxy on loopback, run by the user who runs the test.
+// An nginx is a reverse proxy on loopback. It runs as the test's user.
 type nginx struct {
 	t      *testing.T
 	path   string // of the program
 	dir    string // for its files
-	config string // PORT is to be replaced
+	config string // with PORT in the place of the port
 	scheme string
-	url    string // where clients find it; empty: it has no port yet
+	url    string // for clients; empty while it has no port
 	client *http.Client
 	log    syncBuffer
 	noisy  bool // its complaints are expected
@@ -69,11 +69,11 @@ type nginx struct {
 
 const needsNginx = "nginx is not installed: apt-get install -y --no-install-recommends nginx"
 
-// findNginx returns the path of nginx. Where there is none, the test fails on
-// machines that check changes, and is skipped on others.
+// findNginx returns the path of nginx. Without nginx the test fails if $CI is set
+// and is skipped otherwise.
 func findNginx(t *testing.T) string {
 	t.Helper()
-	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx"} { // which are not in everybody's PATH
+	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx"} { // sbin is not in everybody's PATH
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
@@ -85,8 +85,8 @@ func findNginx(t *testing.T) string {
 	return ""
 }
 
-// startNginx starts an nginx with the given location in front of a server, and
-// fails the test when it ends if nginx has complained.
+// startNginx starts an nginx in front of a server, with the given settings of its
+// location. If nginx logs an error, the test fails when it ends.
 func startNginx(t *testing.T, upstream *httptest.Server, location string, http2 bool) *nginx {
 	t.Helper()
 	n := &nginx{t: t, path: findNginx(t), dir: t.TempDir(), scheme: "http", client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
@@ -107,7 +107,7 @@ func startNginx(t *testing.T, upstream *httptest.Server, location string, http2 
 		n.write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 		tls = "ssl http2; ssl_certificate cert.pem; ssl_certificate_key key.pem"
 	}
-	// A single process, so that killing it leaves nothing behind.
+	// It is a single process, so that killing it leaves nothing behind.
 	n.config = fmt.Sprintf(`
 daemon off;
 master_process off;
@@ -150,7 +150,7 @@ http {
 		for line := range strings.Lines(n.log.String()) {
 			if t.Failed() {
 				t.Logf("nginx says: %s", line)
-			} else if !n.noisy && !strings.Contains(line, "[warn]") && !strings.Contains(line, "bind()") { // for which run tries again
+			} else if !n.noisy && !strings.Contains(line, "[warn]") && !strings.Contains(line, "bind()") { // after which run tries again
 				t.Errorf("nginx complains: %s", line)
 			}
 		}
@@ -165,7 +165,7 @@ func (n *nginx) write(name string, data []byte) {
 	}
 }
 
-// run starts nginx and waits until it serves: on its port, or on a free one if
+// run starts nginx and waits until it serves. It uses its port, or a free one if
 // it has none yet.
 func (n *nginx) run() {
 	n.t.Helper()
@@ -200,7 +200,8 @@ func (n *nginx) run() {
 	n.t.Fatalf("nginx does not start: %s", n.log.String())
 }
 
-// free returns a URL with a port that nobody has: not for long, maybe.
+// free returns a URL with a free port. Another process may take the port before
+// nginx does.
 func (n *nginx) free() string {
 	n.t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -211,7 +212,7 @@ func (n *nginx) free() string {
 	return n.scheme + "://" + listener.Addr().String()
 }
 
-// serves reports whether it is n that serves at url, and nobody else.
+// serves reports whether n serves at url, and not another process.
 func (n *nginx) serves(url string) bool {
 	ctx, cancel := context.WithTimeout(n.t.Context(), time.Second)
 	defer cancel()
@@ -228,14 +229,14 @@ func (n *nginx) serves(url string) bool {
 	return err == nil && string(body) == n.dir
 }
 
-// kill ends nginx by a signal.
+// kill ends nginx with a signal.
 func (n *nginx) kill(signal syscall.Signal) {
 	n.cmd.Process.Signal(signal)
 	<-n.exited
 }
 
-// serveHub serves the hub at / and /plain/, and counts the handlers that run
-// and the requests by their protocol.
+// serveHub serves the hub at / and /plain/. inside counts the handlers that run,
+// and protos has the protocols of the requests.
 func serveHub(t *testing.T, hub *realtime.Hub) (server *httptest.Server, inside *atomic.Int64, protos *sync.Map) {
 	t.Helper()
 	inside, protos = new(atomic.Int64), new(sync.Map)
@@ -275,35 +276,35 @@ func TestNginxStreams(t *testing.T) {
 			other.opened()
 			l.end()
 			if err := left.one(t); err != io.EOF {
-				t.Errorf("the stream left for %v, want EOF", err)
+				t.Errorf("the stream left with %v, want EOF", err)
 			}
-			hub.Broadcast <- []byte("to who is left")
-			if got := other.next(); got != "to who is left" {
+			hub.Broadcast <- []byte("to the other stream")
+			if got := other.next(); got != "to the other stream" {
 				t.Errorf("got %q", got)
 			}
 
 			head := ask(t, n.client, "HEAD", n.url)
 			head.check()
 			if body, err := io.ReadAll(head.resp.Body); err != nil || len(body) > 0 {
-				t.Errorf("HEAD brings %q, %v, want no body", body, err)
+				t.Errorf("HEAD got %q, %v, want no body", body, err)
 			}
 			post := ask(t, n.client, "POST", n.url)
 			if post.resp.StatusCode != http.StatusMethodNotAllowed || post.resp.Header.Get("Allow") != "GET, HEAD, OPTIONS" {
-				t.Errorf("POST brings %s with %v, want 405", post.resp.Status, post.resp.Header)
+				t.Errorf("POST got %s with %v, want 405", post.resp.Status, post.resp.Header)
 			}
 
 			var stopping sync.WaitGroup
 			stopping.Go(func() { shutdown(t, hub) })
 			other.ended()
 			if err := left.one(t); !errors.Is(err, realtime.ErrHubClosed) {
-				t.Errorf("the stream left for %v, want ErrHubClosed", err)
+				t.Errorf("the stream left with %v, want ErrHubClosed", err)
 			}
 			stopping.Wait()
 			listen(t, n.client, n.url).ended()
 			wait(t, "all handlers have returned", func() bool { return inside.Load() == 0 })
 			protos.Range(func(proto, _ any) bool {
 				if proto != setup.upstream {
-					t.Errorf("nginx talks %v to the hub, want %s", proto, setup.upstream)
+					t.Errorf("nginx speaks %v to the hub, want %s", proto, setup.upstream)
 				}
 				return true
 			})
@@ -336,7 +337,7 @@ func TestNginxWebSocket(t *testing.T) {
 		t.Errorf("Close: %v", err)
 	}
 	if err := left.one(t); websocket.CloseStatus(err) != 4321 {
-		t.Errorf("a client that closes left for %v, want 4321", err)
+		t.Errorf("a client that closes left with %v, want 4321", err)
 	}
 	b.CloseNow()
 	left.one(t)
@@ -352,12 +353,12 @@ func TestNginxWebSocket(t *testing.T) {
 	l.ended()
 	stopping.Wait()
 	if _, resp, err := websocket.Dial(ctx, n.url, nil); err == nil || resp == nil || resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("after Shutdown a newcomer gets %v, %v, want 503 with Retry-After", resp, err)
+		t.Errorf("after Shutdown a new client got %v, %v, want 503 with Retry-After", resp, err)
 	}
 }
 
-// Where nginx keeps the upgrade to itself, a client learns of it at once, and
-// may take the event stream.
+// If nginx doesn't pass the upgrade on, a client gets 426 at once. It can then
+// use the event stream.
 func TestNginxWithoutUpgrade(t *testing.T) {
 	for _, location := range []string{"", "proxy_http_version 1.1;"} {
 		hub := newHub(t)
@@ -373,7 +374,7 @@ func TestNginxWithoutUpgrade(t *testing.T) {
 	}
 }
 
-// SameOrigin works where nginx tells which host was asked for.
+// SameOrigin works if nginx passes on the host that the client asked for.
 func TestNginxOrigins(t *testing.T) {
 	for _, location := range []string{"proxy_set_header Host $http_host;", "proxy_set_header X-Forwarded-Host $http_host;"} {
 		hub := newHub(t)
@@ -400,8 +401,8 @@ func TestNginxOrigins(t *testing.T) {
 	}
 }
 
-// Heartbeats keep nginx from taking a silent client for a dead one, which it
-// does after 60 s by default, when PingInterval is 54.
+// Heartbeats keep nginx from closing the connection of a silent client. By
+// default nginx does so after 60 s, and PingInterval is 54 s.
 func TestNginxKeepsSilentClients(t *testing.T) {
 	t.Parallel() // it sleeps
 	hub, left := newWatchedHub(t)
@@ -414,7 +415,7 @@ func TestNginxKeepsSilentClients(t *testing.T) {
 	l.opened()
 	conn := dial(t, ctx, n.url)
 	got := make(chan error, 1)
-	go func() { // which answers pings
+	go func() { // reads, and so answers pings
 		_, data, err := conn.Read(ctx)
 		if err == nil && string(data) != "late" {
 			err = fmt.Errorf("got %q", data)
@@ -423,7 +424,7 @@ func TestNginxKeepsSilentClients(t *testing.T) {
 	}()
 	select {
 	case err := <-left:
-		t.Fatalf("a silent client left for %v", err)
+		t.Fatalf("a silent client left with %v", err)
 	case <-time.After(7 * time.Second):
 	}
 	hub.Broadcast <- []byte("late")
@@ -435,22 +436,22 @@ func TestNginxKeepsSilentClients(t *testing.T) {
 	}
 }
 
-// A client that doesn't read is sent away through nginx as well, and holds
-// back nobody.
+// A client that doesn't read is disconnected behind nginx too, and doesn't delay
+// other clients.
 func TestNginxSlowReader(t *testing.T) {
 	for _, location := range []string{"", passUpgrade} {
 		hub, left := newWatchedHub(t)
 		hub.SendBuffer = 4
 		server, inside, _ := serveHub(t, hub)
 		n := startNginx(t, server, location, false)
-		n.noisy = true // of the reset that ends the connection
+		n.noisy = true // it logs the reset that ends the connection
 		listen(t, n.client, n.url)
 		reader := listen(t, n.client, n.url)
 		data := []byte(strings.Repeat("x", 256<<10))
 		var err error
 		for deadline := time.Now().Add(patience); err == nil; {
 			if time.Now().After(deadline) {
-				t.Fatalf("%q: it is still there: %+v", location, hub.Stats())
+				t.Fatalf("%q: the client is still connected: %+v", location, hub.Stats())
 			}
 			hub.Broadcast <- data
 			if got := reader.next(); len(got) != len(data) {
@@ -462,13 +463,13 @@ func TestNginxSlowReader(t *testing.T) {
 			}
 		}
 		if !errors.Is(err, realtime.ErrSlowClient) || hub.ClientCount() != 1 {
-			t.Errorf("%q: %v, and %d clients are left; want ErrSlowClient, and one", location, err, hub.ClientCount())
+			t.Errorf("%q: got %v and %d other clients, want ErrSlowClient and 1", location, err, hub.ClientCount())
 		}
 		wait(t, "its handler has returned", func() bool { return inside.Load() <= 1 })
 	}
 }
 
-// Clients that come back when nginx does get every event once, in order.
+// Clients that reconnect after a restart of nginx get every event once, in order.
 func TestNginxRestarts(t *testing.T) {
 	const events, clients = 2000, 2 // clients of each kind
 	hub := newHub(t)
@@ -480,7 +481,7 @@ func TestNginxRestarts(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 
-	var seen atomic.Int64 // by all together
+	var seen atomic.Int64 // events, by all clients together
 	kinds := []func(lastID string) (follower, error){
 		func(lastID string) (follower, error) { return follow(ctx, t, n, "/", lastID) },
 		func(lastID string) (follower, error) { return follow(ctx, t, n, "/plain/", lastID) },
@@ -519,7 +520,7 @@ func TestNginxRestarts(t *testing.T) {
 		}
 	}
 	all := len(kinds) * clients
-	wait(t, "all have come", func() bool { return hub.ClientCount() == all })
+	wait(t, "all clients are connected", func() bool { return hub.ClientCount() == all })
 	running.Go(func() {
 		for i := range events {
 			if err := hub.PublishAll(ctx, realtime.Event{Data: strconv.AppendInt(nil, int64(i), 10)}); err != nil {
@@ -530,14 +531,14 @@ func TestNginxRestarts(t *testing.T) {
 		}
 	})
 	for i, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGKILL} {
-		wait(t, "clients follow", func() bool { return seen.Load() > int64((i+1)*all*events/5) })
+		wait(t, "clients have got more events", func() bool { return seen.Load() > int64((i+1)*all*events/5) })
 		n.kill(signal)
-		time.Sleep(20 * time.Millisecond) // in which events are published that nobody gets
+		time.Sleep(20 * time.Millisecond) // meanwhile events are published without clients
 		n.run()
 	}
 	running.Wait()
 	if err := ctx.Err(); err != nil {
-		t.Errorf("%d of %d events have come: %v", seen.Load(), all*events, err)
+		t.Errorf("clients got %d of %d events: %v", seen.Load(), all*events, err)
 	}
 	wait(t, "all have left", func() bool { return hub.ClientCount() == 0 })
 	if st := hub.Stats(); st.Resumed < int64(3*all) || st.Resets != 0 {
@@ -545,8 +546,8 @@ func TestNginxRestarts(t *testing.T) {
 	}
 }
 
-// A follower is a client's connection that tells of events as package
-// realtime's Subprotocol does.
+// A follower is a client's connection. Its events look like those of package
+// realtime's Subprotocol, whatever the transport.
 type follower struct {
 	event func() (followed, error)
 	end   func()

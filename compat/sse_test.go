@@ -23,19 +23,19 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// A stream is what a browser's EventSource is (WHATWG HTML §9.2), but that it
-// comes back only when told to.
+// A stream does what a browser's EventSource does (WHATWG HTML §9.2), except that
+// it doesn't reconnect.
 type stream struct {
 	t    *testing.T
 	resp *http.Response
 	br   *bufio.Reader // of the body, decoded
 	end  func()        // cuts the connection
 
-	lastID string // of the last complete event, as the browser would send it back
+	lastID string // of the last complete event; a browser would send it to resume
 }
 
-// ask sends a request as a browser's EventSource does and returns the answer,
-// which is cut off after patience. The header comes as names and values.
+// ask sends a request as a browser's EventSource does and returns the answer. The
+// answer is cut off after patience. header is a list of names and values.
 func ask(t *testing.T, client *http.Client, method, url string, header ...string) *stream {
 	t.Helper()
 	s, err := tryAsk(t.Context(), t, client, method, url, header...)
@@ -70,7 +70,7 @@ func tryAsk(ctx context.Context, t *testing.T, client *http.Client, method, url 
 	}}, nil
 }
 
-// listen joins an event-stream client, or fails the test.
+// listen connects an event-stream client, or fails the test.
 func listen(t *testing.T, client *http.Client, url string, header ...string) *stream {
 	t.Helper()
 	s := ask(t, client, "GET", url, header...)
@@ -91,8 +91,8 @@ func (s *stream) check() {
 	}
 }
 
-// A decoder decodes what its answer says it is encoded in. It begins with the
-// first Read, as middleware may not send the encoding's own header at once.
+// A decoder decodes an answer's body by its Content-Encoding. It begins with the
+// first Read, because middleware may delay the header of the encoded data.
 type decoder struct {
 	resp *http.Response
 	from io.Reader
@@ -108,7 +108,7 @@ func (d *decoder) Read(p []byte) (n int, err error) {
 		case "zstd":
 			d.from, err = zstd.NewReader(d.resp.Body, zstd.WithDecoderConcurrency(1))
 		default:
-			err = fmt.Errorf("Content-Encoding %q, which nobody asked for", encoding)
+			err = fmt.Errorf("got Content-Encoding %q, which was not requested", encoding)
 		}
 		if err != nil {
 			return 0, err
@@ -117,7 +117,7 @@ func (d *decoder) Read(p []byte) (n int, err error) {
 	return d.from.Read(p)
 }
 
-// A heard is an event as a script in the browser gets it, or a retry alone.
+// A heard is an event as a browser's script gets it, or a retry field alone.
 type heard struct {
 	name, data string
 	retry      bool
@@ -156,7 +156,7 @@ func (s *stream) event() (ev heard, err error) {
 		case field == "retry":
 			ev.retry = true
 		default:
-			return ev, fmt.Errorf("strange line %q", line)
+			return ev, fmt.Errorf("unknown field in line %q", line)
 		}
 	}
 }
@@ -175,7 +175,7 @@ func (s *stream) next() string {
 	}
 }
 
-// opened reads the delay that a hub sends at once, before any event.
+// opened reads the retry field that a hub sends at once, before any event.
 func (s *stream) opened() {
 	s.t.Helper()
 	if ev, err := s.event(); err != nil || !ev.retry {
@@ -183,8 +183,8 @@ func (s *stream) opened() {
 	}
 }
 
-// ended fails the test unless the stream ends in good order, and with a delay
-// after which to come back.
+// ended fails the test unless the hub sends a retry field and then ends the
+// stream in good order.
 func (s *stream) ended() {
 	s.t.Helper()
 	s.opened()
@@ -193,7 +193,7 @@ func (s *stream) ended() {
 	}
 }
 
-// A watch tells why clients have left.
+// A watch gets the reason for which each client has left.
 type watch chan error
 
 // newWatchedHub returns a hub and a watch of it.
@@ -205,14 +205,14 @@ func newWatchedHub(t *testing.T) (*realtime.Hub, watch) {
 	return hub, left
 }
 
-// one waits for a client's leaving and returns why it left.
+// one waits until a client has left and returns the reason.
 func (w watch) one(t *testing.T) error {
 	t.Helper()
 	select {
 	case err := <-w:
 		return err
 	case <-time.After(patience):
-		t.Fatal("the client's leaving was not noticed")
+		t.Fatal("no client has left")
 		return nil
 	}
 }
@@ -222,7 +222,7 @@ func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("timed out waiting until %s", what)
 		}
 	}
 }
@@ -238,8 +238,8 @@ func both(hub *realtime.Hub) http.HandlerFunc {
 	}
 }
 
-// eachStack runs test with each stack and protocol that an event stream of a
-// hub comes through.
+// eachStack runs test with each combination of a stack and a protocol that passes
+// a hub's event streams on.
 func eachStack(t *testing.T, test func(t *testing.T, s stack, p protocol)) {
 	for _, s := range stacks {
 		for _, p := range protocols {
@@ -282,18 +282,18 @@ func TestServeSSE(t *testing.T) {
 			}
 			l.end()
 			if err := left.one(t); err != io.EOF {
-				t.Errorf("the stream left for %v, want EOF", err)
+				t.Errorf("the stream left with %v, want EOF", err)
 			}
 
 			head := ask(t, client, "HEAD", server.URL+path)
 			head.check()
 			if body, err := io.ReadAll(head.resp.Body); err != nil || len(body) > 0 {
-				t.Errorf("HEAD brings %q, %v, want no body", body, err)
+				t.Errorf("HEAD got %q, %v, want no body", body, err)
 			}
 			post := ask(t, client, "POST", server.URL+path)
 			body, err := io.ReadAll(post.br)
 			if err != nil || post.resp.StatusCode != http.StatusMethodNotAllowed || post.resp.Header.Get("Allow") != "GET, HEAD, OPTIONS" || !strings.Contains(string(body), "POST") {
-				t.Errorf("POST brings %s with %v and %q, %v; want 405", post.resp.Status, post.resp.Header, body, err)
+				t.Errorf("POST got %s with %v and %q, %v, want 405", post.resp.Status, post.resp.Header, body, err)
 			}
 		}
 		if p.takes {
@@ -315,7 +315,7 @@ func TestServeSSE(t *testing.T) {
 		for _, l := range last {
 			l.ended()
 			if err := left.one(t); !errors.Is(err, realtime.ErrHubClosed) {
-				t.Errorf("the stream left for %v, want ErrHubClosed", err)
+				t.Errorf("the stream left with %v, want ErrHubClosed", err)
 			}
 		}
 		stopping.Wait()
@@ -324,8 +324,8 @@ func TestServeSSE(t *testing.T) {
 	})
 }
 
-// Event streams outlive the server's time limits, however silent they are,
-// unless a ResponseWriter hides its deadline.
+// Event streams outlive the server's timeouts, even if they are silent. A stream
+// whose ResponseWriter hides SetWriteDeadline does not.
 func TestServeSSEOutlivesWriteTimeout(t *testing.T) {
 	t.Parallel()                    // it sleeps
 	const timeout = 5 * time.Second // for TLS handshakes too
@@ -341,7 +341,7 @@ func TestServeSSEOutlivesWriteTimeout(t *testing.T) {
 				continue
 			}
 			hub := newHub(t)
-			hub.WriteTimeout = timeout // the deadline that must be lifted as well
+			hub.WriteTimeout = timeout // its deadline must be lifted as well
 			server := prepare(t, s.handler(hub.ServeHTTP), false)
 			server.Config.WriteTimeout = timeout
 			server.Config.ReadTimeout = timeout
@@ -364,8 +364,8 @@ func TestServeSSEOutlivesWriteTimeout(t *testing.T) {
 	}
 }
 
-// Sessions are saved. What the middleware adds when the answer is written goes
-// out where the connection isn't taken over, as for Upgrade.
+// Sessions are saved. Some middleware adds headers when the answer is written.
+// These are lost if the connection is taken over, as with Upgrade.
 func TestServeSSEWithSession(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
@@ -405,15 +405,15 @@ func TestServeSSEWithSession(t *testing.T) {
 	}
 }
 
-// An event stream does not end with the context of its request where its
-// connection is taken over, and does where the answer stays in the handler.
+// If an event stream's connection is taken over, the stream does not end with the
+// context of its request. If the answer stays in the handler, it does.
 func TestServeSSEWithTimeout(t *testing.T) {
 	for _, p := range protocols {
 		t.Run(p.name, func(t *testing.T) {
 			hub, left := newWatchedHub(t)
 			expired := make(chan struct{}, 1)
-			// The middleware answers 504 after the headers are out, of which
-			// net/http complains.
+			// The middleware answers 504 after the headers are sent. net/http
+			// logs an error about it.
 			server := prepare(t, chiStack(chimiddleware.Timeout(100*time.Millisecond))(func(w http.ResponseWriter, r *http.Request) {
 				hub.ServeSSE(w, r)
 				<-r.Context().Done()
@@ -429,7 +429,7 @@ func TestServeSSEWithTimeout(t *testing.T) {
 					t.Errorf("got %+v, %v, want EOF", ev, err)
 				}
 				if err := left.one(t); err != io.EOF {
-					t.Errorf("the stream left for %v, want EOF", err)
+					t.Errorf("the stream left with %v, want EOF", err)
 				}
 				return
 			}

@@ -18,7 +18,7 @@ import (
 func TestNewStream(t *testing.T) {
 	for _, s := range stacks {
 		if s.noFlush {
-			continue // its stream comes in one piece, and late
+			continue // its stream arrives in one piece at the end
 		}
 		t.Run(s.name, func(t *testing.T) {
 			released := make(chan struct{})
@@ -86,8 +86,8 @@ func readEvent(t *testing.T, body *bufio.Reader) string {
 	}
 }
 
-// Headers, and a session with them, go out with the first event at the latest,
-// through the middleware that saves it.
+// The headers are sent with the first event at the latest. They go through the
+// middleware, so the session is saved and its cookie is set.
 func TestStreamSavesSession(t *testing.T) {
 	sessions := scs.New()
 	server := serve(t, sessions.LoadAndSave(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -109,8 +109,8 @@ func TestStreamSavesSession(t *testing.T) {
 // A stream ends with the context of its request.
 func TestStreamEndsWithTimeout(t *testing.T) {
 	closed := make(chan bool, 1)
-	// The middleware answers 504 after the headers are out, of which net/http
-	// complains.
+	// The middleware answers 504 after the headers are sent. net/http logs an
+	// error about it.
 	server := serve(t, chiStack(chimiddleware.Timeout(50*time.Millisecond))(func(w http.ResponseWriter, r *http.Request) {
 		stream := realtime.NewStream(w, r)
 		defer stream.Close()

@@ -16,7 +16,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// dial connects as a browser does, which offers to take compressed answers.
+// dial connects as a browser does. It says that it accepts compressed answers.
 func dial(t *testing.T, ctx context.Context, url string) *websocket.Conn {
 	t.Helper()
 	conn, _, err := websocket.Dial(ctx, url, &websocket.DialOptions{
@@ -67,10 +67,10 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// What middleware has put into the header goes out with the answer to the
-// handshake. What it would put in when the answer is written does not, as
-// Upgrade takes the connection over before: a session that is changed in
-// OnConnect is saved, but one that is begun there gets no cookie.
+// Headers that middleware sets before the handler are sent with the handshake's
+// answer. Headers that it would set when the answer is written are lost, because
+// Upgrade has taken the connection over by then. So a session that is changed in
+// OnConnect is saved, but one that begins there gets no cookie.
 func TestUpgradeWithSession(t *testing.T) {
 	sessions := scs.New()
 	hub := newHub(t)
@@ -130,8 +130,8 @@ func TestUpgradeWithSession(t *testing.T) {
 func TestClientOutlivesTimeout(t *testing.T) {
 	hub := newHub(t)
 	returned := make(chan struct{})
-	// The middleware answers 504 after the connection was taken over, of which
-	// net/http complains.
+	// The middleware answers 504 after the connection was taken over. net/http
+	// logs an error about it.
 	server := serve(t, chiStack(chimiddleware.Timeout(time.Millisecond))(func(w http.ResponseWriter, r *http.Request) {
 		defer close(returned)
 		if err := realtime.Upgrade(w, r, hub); err != nil {
@@ -154,7 +154,7 @@ func TestClientOutlivesTimeout(t *testing.T) {
 // opaque hides everything but the three methods of a ResponseWriter.
 type opaque struct{ http.ResponseWriter }
 
-// hiders are middleware behind which nothing can be taken over or flushed.
+// hiders are middleware that hides Hijack and Flush from the handler.
 var hiders = []struct {
 	name    string
 	culprit string // its ResponseWriter's type
@@ -166,8 +166,7 @@ var hiders = []struct {
 	{"wrapper without Unwrap", "*compat_test.opaque", func(handle http.HandlerFunc) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { handle(&opaque{w}, r) })
 	}},
-	// What is nearer to the handler has Hijack and Flush of its own, which can
-	// only fail.
+	// The inner wrapper has Hijack and Flush, but they can only fail.
 	{"the same around scs", "*compat_test.opaque", func(handle http.HandlerFunc) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			scs.New().LoadAndSave(handle).ServeHTTP(&opaque{w}, r)
