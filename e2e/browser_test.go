@@ -18,8 +18,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// patience is how long anything may take: this bounds a test that has gone
-// wrong, and says nothing of how long things should take.
+// patience bounds every wait. It ends a test that has gone wrong, and is no
+// measure of how long anything should take.
 const patience = time.Minute
 
 // chromium returns the browser to use.
@@ -34,24 +34,24 @@ func chromium(t *testing.T) string {
 			return path
 		}
 	}
-	t.Fatalf("these tests need a Chromium, and there is none of %s: install one (apt-get install chromium) or set $CHROMIUM to its path",
+	t.Fatalf("these tests need Chromium, and found none of %s: install it (apt-get install chromium) or set $CHROMIUM to its path",
 		strings.Join(names, ", "))
 	return ""
 }
 
-// newBrowser starts a browser that ends with the test, and returns its
-// context, for newTab.
+// newBrowser starts a browser that ends with the test. It returns the context
+// that newTab needs.
 func newBrowser(t *testing.T) context.Context {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath(chromium(t)),
-		chromedp.NoSandbox, // which root can't have; all pages are our own
+		chromedp.NoSandbox, // root can't have one, and all pages are our own
 		chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
 		chromedp.WSURLReadTimeout(patience),
 	)
-	// Not t.Context(): the browser is to be closed, not to be killed.
+	// With t.Context() the browser would be killed. It should be closed.
 	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(cancel)
 	browser, cancel := chromedp.NewContext(allocator)
@@ -69,9 +69,9 @@ func newBrowser(t *testing.T) context.Context {
 	return browser
 }
 
-// A tab is a page with cookies, storage and cache of its own, as on a computer
-// of its own. A complaint of the browser about the page (an exception, a
-// violation of its policy, a warning) fails the test.
+// A tab is a page with its own cookies, storage and cache, like a page on
+// another computer. The test fails if the browser complains about it: of an
+// exception, a violation of the page's policy or a warning.
 type tab struct {
 	*testing.T
 	name string
@@ -79,7 +79,7 @@ type tab struct {
 
 	mu         sync.Mutex
 	complaints []string
-	outage     bool // the server is known to be down: that is no complaint
+	outage     bool // the server may be down: that is no complaint
 }
 
 func newTab(t *testing.T, browser context.Context, name string) *tab {
@@ -102,8 +102,7 @@ func newTab(t *testing.T, browser context.Context, name string) *tab {
 }
 
 // hear collects complaints. It runs on the goroutine that reads from the
-// browser, so that what happened before the answer to a command is known with
-// the answer.
+// browser. So it has heard everything that happened before a command's answer.
 func (tab *tab) hear(ev any) {
 	var complaint string
 	switch ev := ev.(type) {
@@ -131,13 +130,13 @@ func (tab *tab) hear(ev any) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if tab.outage && (strings.HasPrefix(complaint, "network error: ") ||
-		strings.HasPrefix(complaint, "javascript error: EventSource's response has ")) { // cut in its header
+		strings.HasPrefix(complaint, "javascript error: EventSource's response has ")) { // the response was cut in its header
 		return
 	}
 	tab.complaints = append(tab.complaints, complaint)
 }
 
-// expectOutage says whether the server is known to be down.
+// expectOutage sets whether the server may be down.
 func (tab *tab) expectOutage(down bool) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
@@ -169,8 +168,8 @@ func (tab *tab) write(selector, text string) {
 	tab.do("writing into "+selector, chromedp.SendKeys(chromedp.CSS(selector), text))
 }
 
-// enter presses the Enter key. SendKeys would type a line break even where the
-// page has prevented that.
+// enter presses the Enter key. SendKeys would type a line break even if the page
+// prevents that.
 func (tab *tab) enter() {
 	tab.Helper()
 	press := input.DispatchKeyEventParams{
@@ -200,21 +199,21 @@ func eval[T any](tab *tab, js string) T {
 	return v
 }
 
-// until waits for the JavaScript condition to become true. It asks again and
-// again from outside, because the page's policy forbids what chromedp.Poll
-// does inside: to make code of a string.
+// until waits for the JavaScript condition to become true. It polls from
+// outside. chromedp.Poll makes code from a string inside the page, which the
+// page's policy forbids.
 func (tab *tab) until(condition string) {
 	tab.Helper()
 	again := time.NewTicker(25 * time.Millisecond)
 	defer again.Stop()
 	for deadline := time.Now().Add(patience); !eval[bool](tab, "Boolean("+condition+")"); <-again.C {
 		if time.Now().After(deadline) {
-			tab.Fatalf("%s has waited in vain for %s; the page reads:\n%s", tab.name, condition, eval[string](tab, "document.body.innerText"))
+			tab.Fatalf("%s: timed out waiting for %s; the page's text is:\n%s", tab.name, condition, eval[string](tab, "document.body.innerText"))
 		}
 	}
 }
 
-// screenshot saves how the tab looks.
+// screenshot saves a picture of the tab.
 func (tab *tab) screenshot() {
 	ctx, cancel := context.WithTimeout(tab.ctx, patience)
 	defer cancel()

@@ -16,7 +16,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// JavaScript that the tests ask with.
+// JavaScript expressions for the tests.
 const (
 	lastAuthor = `document.querySelector("#log article:last-of-type b")?.textContent`
 	lastText   = `document.querySelector("#log article:last-of-type p")?.textContent`
@@ -25,13 +25,13 @@ const (
 	atEnd      = `(log => log.scrollHeight - log.scrollTop - log.clientHeight < 2)(document.querySelector("#log"))`
 )
 
-// state is whether the chat ("state") or the feed ("feed-state") is in a state
-// and says so.
+// state returns a condition: the chat ("state") or the feed ("feed-state") is in
+// that state and shows those words.
 func state(id, state, words string) string {
 	return fmt.Sprintf(`(e => e.dataset.state === %q && e.textContent === %q)(document.getElementById(%q))`, state, words, id)
 }
 
-// join opens the chat and gives the tab's name.
+// join opens the chat and joins it with the tab's name.
 func (tab *tab) join(url string) {
 	tab.Helper()
 	tab.open(url)
@@ -63,8 +63,7 @@ func (tab *tab) sees(author, text string) {
 	tab.until(fmt.Sprintf(`%s === %q && %s === %q`, lastAuthor, author, lastText, text))
 }
 
-// TestChat is an evening of two people in the chat, in the course of which the
-// server is restarted.
+// TestChat lets two people chat while the server is restarted.
 func TestChat(t *testing.T) {
 	browser := newBrowser(t)
 	path := build(t, "chat")
@@ -87,11 +86,11 @@ func TestChat(t *testing.T) {
 	bob.sees("Ann", html)
 	for _, tab := range []*tab{ann, bob} {
 		if eval[bool](tab, `"hacked" in window || document.querySelector("#log :is(script, img)") !== null`) {
-			t.Errorf("%s's page has taken a message for HTML", tab.name)
+			t.Errorf("%s's page has parsed a message as HTML", tab.name)
 		}
 	}
 
-	// A server that goes away, and what is written meanwhile.
+	// The server ends. A text that is written then is kept.
 	server.interrupt(ann, bob)
 	for _, tab := range []*tab{ann, bob} {
 		tab.until(state("state", "offline", "Offline"))
@@ -100,7 +99,7 @@ func TestChat(t *testing.T) {
 	ann.write("#text", "Are you back?")
 	ann.enter()
 	if got := eval[string](ann, `document.querySelector("#text").value`); got != "Are you back?" {
-		t.Errorf("of a text that can't be sent %q is left", got)
+		t.Errorf("the text that can't be sent is now %q", got)
 	}
 
 	_, addr, _ := strings.Cut(server.url, "//")
@@ -116,13 +115,13 @@ func TestChat(t *testing.T) {
 	bob.say("Here I am again.")
 	ann.sees("Bob", "Here I am again.")
 
-	// A name that is kept, and one that is changed.
+	// A name is kept, and then changed.
 	ann.open(server.url)
 	ann.online()
 	ann.say("Still me.")
 	bob.sees("Ann", "Still me.")
 	ann.click("#rename")
-	ann.write("#name", "ie") // the name is selected: this replaces it
+	ann.write("#name", "ie") // replaces the name, which is selected
 	ann.enter()
 	ann.online()
 	ann.say("Call me otherwise.")
@@ -131,8 +130,8 @@ func TestChat(t *testing.T) {
 	server.interrupt(ann, bob)
 }
 
-// TestReading checks that the log follows the conversation, but leaves alone
-// who reads further up.
+// TestReading checks that the log follows the conversation. It must not scroll
+// while somebody reads further up.
 func TestReading(t *testing.T) {
 	browser := newBrowser(t)
 	server := start(t, build(t, "chat"), "localhost:0")
@@ -145,7 +144,7 @@ func TestReading(t *testing.T) {
 		long := text + strings.Repeat(" and so on", 95)
 		eval[chromedp.Void](bob, fmt.Sprintf(`void (document.querySelector("#text").value = %q)`, long))
 		bob.write("#text", ".")
-		bob.until(`!document.querySelector("#send").disabled`) // the one before has come back
+		bob.until(`!document.querySelector("#send").disabled`) // the previous message has come back
 		bob.enter()
 		ann.sees("Bob", long+".")
 	}
@@ -161,15 +160,16 @@ func TestReading(t *testing.T) {
 	talk("Epilogue")
 	ann.until(`!document.querySelector("#newer").hidden`)
 	if top := eval[float64](ann, `document.querySelector("#log").scrollTop`); top != 0 {
-		t.Errorf("the log has moved by %v px while Ann was reading", top)
+		t.Errorf("the log scrolled by %v px while Ann was reading", top)
 	}
 	ann.click("#newer")
 	ann.until(atEnd + ` && document.querySelector("#newer").hidden`)
 	server.interrupt(ann, bob)
 }
 
-// TestFeedRefused checks that the page starts the feed anew after an answer for
-// which a browser gives it up: that of a proxy whose server is down.
+// TestFeedRefused checks that the page restarts the feed when the browser has
+// given it up. The browser does that after the 502 of a proxy whose server is
+// down.
 func TestFeedRefused(t *testing.T) {
 	browser := newBrowser(t)
 	chat := start(t, build(t, "chat"), "localhost:0")
@@ -201,7 +201,7 @@ func TestFeedRefused(t *testing.T) {
 	select {
 	case <-refused:
 	case <-time.After(patience):
-		t.Fatal("the browser doesn't come back")
+		t.Fatal("the browser doesn't reconnect")
 	}
 	ann.until(state("feed-state", "offline", "Not live"))
 	down.Store(false)
@@ -227,7 +227,7 @@ func TestPhone(t *testing.T) {
 		resize(size[0], size[1])
 		phone.until(fmt.Sprintf("screen.width === %d", size[0]))
 		if got := eval[int](phone, "innerWidth"); got != int(size[0]) {
-			t.Errorf("at %v the page is zoomed out to %d px, to fit", size, got)
+			t.Errorf("at %v the page doesn't fit: it is zoomed out to %d px", size, got)
 		}
 		for _, box := range []string{"document.documentElement", `document.querySelector("#log")`} {
 			if over := eval[int](phone, fmt.Sprintf("%[1]s.scrollWidth - %[1]s.clientWidth", box)); over > 0 {

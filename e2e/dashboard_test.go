@@ -10,7 +10,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// JavaScript that the tests of the dashboard ask with.
+// JavaScript expressions for the tests of the dashboard.
 const (
 	requests = `document.querySelector("[data-metric=requests] b")?.textContent`
 	curve    = `document.querySelector("[data-metric=requests] .curve").getAttribute("d")`
@@ -19,15 +19,14 @@ const (
 	notice   = `!document.querySelector("#notice").hidden`
 )
 
-// moves waits until the number of requests has changed, and is live.
+// moves waits until the dashboard is live and the number of requests changes.
 func (tab *tab) moves() {
 	tab.Helper()
 	tab.until(state("state", "live", "Live"))
 	tab.until(fmt.Sprintf(`%s !== %q`, requests, eval[string](tab, requests)))
 }
 
-// TestDashboard is a morning with the dashboard: topics are chosen, the
-// connection is lost, and the server is restarted.
+// TestDashboard chooses topics, cuts the connection and restarts the server.
 func TestDashboard(t *testing.T) {
 	t.Parallel()
 	browser := newBrowser(t)
@@ -58,11 +57,11 @@ func TestDashboard(t *testing.T) {
 	ann.click("[value=traffic]")
 	ann.moves()
 	if eval[bool](ann, notice) {
-		t.Error("the page says that something is missing")
+		t.Error("the page says that samples are missing")
 	}
 
-	// A connection that is lost for longer than a gap in the chart may be: what
-	// the page has missed comes by itself.
+	// The connection is lost for so long that the chart would show a gap. The
+	// page gets what it missed, so there is none.
 	ann.expectOutage(true)
 	proxy.setLimit(func() int { return 0 })
 	proxy.cut()
@@ -72,11 +71,11 @@ func TestDashboard(t *testing.T) {
 	ann.click("#again")
 	ann.moves()
 	if eval[bool](ann, notice) || eval[string](ann, gaps) != "" {
-		t.Errorf("after the connection was lost the chart has the gaps %q, and the page says %q", eval[string](ann, gaps),
+		t.Errorf("after the connection was lost the chart has the gaps %q and the page says %q", eval[string](ann, gaps),
 			eval[string](ann, `document.querySelector("#notice").textContent`))
 	}
 
-	// A server that is restarted, whose samples of between don't exist.
+	// The server is restarted. There are no samples of the time in between.
 	server.interrupt(ann)
 	ann.until(state("state", "lost", "Offline"))
 	before := eval[string](ann, requests)
@@ -90,8 +89,8 @@ func TestDashboard(t *testing.T) {
 	ann.moves()
 }
 
-// TestDashboardLatest checks that a page has the latest values at once, however
-// long the next ones take, and also those of a topic that is chosen later.
+// TestDashboardLatest checks that a page has the latest values at once, long
+// before the next samples. It also checks this for a topic that is chosen later.
 func TestDashboardLatest(t *testing.T) {
 	t.Parallel()
 	browser := newBrowser(t)
@@ -127,7 +126,7 @@ func TestDashboardPhone(t *testing.T) {
 			chromedp.EmulateMobile, chromedp.EmulateTouch, chromedp.EmulateScale(3)))
 		phone.until(fmt.Sprintf("screen.width === %d", size[0]))
 		if got := eval[int](phone, "innerWidth"); got != int(size[0]) {
-			t.Errorf("at %v the page is zoomed out to %d px, to fit", size, got)
+			t.Errorf("at %v the page doesn't fit: it is zoomed out to %d px", size, got)
 		}
 		if over := eval[int](phone, `document.documentElement.scrollWidth - document.documentElement.clientWidth`); over > 0 {
 			t.Errorf("at %v the page is %d px too wide", size, over)

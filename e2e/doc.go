@@ -1,11 +1,11 @@
-// Package e2e drives a real browser, Debian's Chromium, against the programs in
-// examples, against realtime.js behind a proxy that cuts connections, and
-// against the JavaScript that the documentation shows. It has tests alone, and is a module of its own so that nobody who uses realtime
-// pays for the driver.
+// Package e2e has tests that drive a real browser, Debian's Chromium. They test
+// the programs in examples, realtime.js behind a proxy that cuts connections, and
+// the JavaScript that the documentation shows. The package is a module of its
+// own, so that users of realtime don't get the driver.
 //
 //	apt-get install chromium
 //	go test ./...
 //
 // $CHROMIUM names another browser to use, such as google-chrome. A test that
-// fails leaves a screenshot of each tab: add -artifacts to keep them.
+// fails saves a screenshot of each tab. With -artifacts they are kept.
 package e2e

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// build builds the example of that name, with the race detector if the test has
-// it, and returns the program's path.
+// build builds the example of that name and returns the program's path. The
+// program has the race detector if the test has it.
 func build(t *testing.T, example string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), example+".exe")
@@ -20,7 +20,7 @@ func build(t *testing.T, example string) string {
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if s.Key == "-race" && s.Value == "true" {
-				args = append(args, "-race") // what it finds makes the exit code 66
+				args = append(args, "-race") // a race makes the exit code 66
 			}
 		}
 	}
@@ -33,10 +33,10 @@ func build(t *testing.T, example string) string {
 	return path
 }
 
-// noteSources opens what the program is made of, and go test doesn't know of:
-// else it would take an old result for that of a new page. It looks whether
-// the files have changed that a test has opened, if their path begins with the
-// module's. So the path goes through this directory, and isn't cleaned.
+// noteSources opens the program's sources, so that go test doesn't use a cached
+// result after a page has changed. go test checks the files that a test has
+// opened, but only those whose path begins with the module's. So the path goes
+// through this directory and isn't cleaned.
 func noteSources(t *testing.T, example string) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -63,7 +63,7 @@ type process struct {
 	exited chan error
 }
 
-// start starts the program and waits until it says where it is.
+// start starts the program and waits until it prints its URL.
 func start(t *testing.T, path, addr string, args ...string) *process {
 	t.Helper()
 	p := &process{T: t, cmd: exec.Command(path, append(args, "-addr", addr)...), exited: make(chan error, 1)}
@@ -80,15 +80,15 @@ func start(t *testing.T, path, addr string, args ...string) *process {
 	_, url, ok := strings.Cut(strings.TrimSpace(line), " is at ")
 	if !ok {
 		err := p.cmd.Wait()
-		t.Fatalf("%v says %q, not where it is: %v\n%s", p.cmd, line, err, &p.stderr)
+		t.Fatalf("%v prints %q instead of its URL: %v\n%s", p.cmd, line, err, &p.stderr)
 	}
 	p.url = url
 	go func() { p.exited <- p.cmd.Wait() }()
 	return p
 }
 
-// interrupt stops the program as Ctrl-C does, and checks that it ends well. It
-// is no surprise for the tabs that they can't reach it then.
+// interrupt stops the program as Ctrl-C does and checks that it ends with exit
+// code 0. It tells the tabs that their server will be down.
 func (p *process) interrupt(tabs ...*tab) {
 	p.Helper()
 	for _, tab := range tabs {
@@ -105,6 +105,6 @@ func (p *process) interrupt(tabs ...*tab) {
 		}
 		p.Logf("the program ended %v after SIGINT", time.Since(began).Round(time.Millisecond))
 	case <-time.After(patience):
-		p.Fatalf("the program is still there %v after SIGINT", patience)
+		p.Fatalf("the program still runs %v after SIGINT", patience)
 	}
 }

@@ -7,18 +7,18 @@ import (
 	"testing"
 )
 
-// A proxy passes TCP connections on, and does to them what networks do.
+// A proxy passes TCP connections on. Tests can break them as networks do.
 type proxy struct {
-	url    string // where browsers find the server
+	url    string // the proxy's, for browsers
 	target string // the server's address
 
 	mu    sync.Mutex         // guards the fields below
-	conns map[*conn]struct{} // those that are passed on
-	limit func() int         // how many bytes the next one brings to the browser before it is killed; nil: all
-	kills int                // how many have been killed
+	conns map[*conn]struct{} // the open connections
+	limit func() int         // returns how many bytes the next connection brings to the browser before it is killed; nil: all
+	kills int                // connections that were killed
 }
 
-// newProxy starts a proxy for the server at target that ends with the test.
+// newProxy starts a proxy for the server at target. It ends with the test.
 func newProxy(t *testing.T, target string) *proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", "localhost:0")
@@ -44,20 +44,20 @@ func newProxy(t *testing.T, target string) *proxy {
 	return p
 }
 
-// A conn is two connections, of the browser and to the server.
+// A conn is a pair of connections, from the browser and to the server.
 type conn struct {
 	browser, server *net.TCPConn
 	limit           int // negative: none
 
-	mu   sync.Mutex // held through a write; guards the field below
-	dead bool       // passes nothing on, and tells nobody
+	mu   sync.Mutex // held during a write; guards the field below
+	dead bool       // passes nothing on, but stays open
 }
 
 // pass serves a connection to its end.
 func (p *proxy) pass(browser *net.TCPConn) {
 	server, err := net.Dial("tcp", p.target)
 	if err != nil {
-		browser.Close() // as a server behind a proxy that is down
+		browser.Close() // as a proxy does when its server is down
 		return
 	}
 	c := &conn{browser: browser, server: server.(*net.TCPConn), limit: -1}
@@ -83,7 +83,8 @@ func (p *proxy) pass(browser *net.TCPConn) {
 	p.mu.Unlock()
 }
 
-// copy passes up to limit bytes on, and reports whether there were more.
+// copy passes up to limit bytes on and reports whether it reached the limit. A
+// negative limit means all.
 func (c *conn) copy(to io.Writer, from io.Reader, limit int) bool {
 	buf := make([]byte, 4096)
 	for {
@@ -94,7 +95,7 @@ func (c *conn) copy(to io.Writer, from io.Reader, limit int) bool {
 		}
 		c.mu.Lock()
 		if !c.dead {
-			to.Write(buf[:n]) // a reader that is gone ends the other direction
+			to.Write(buf[:n]) // if its reader is gone, the other direction ends
 		}
 		c.mu.Unlock()
 		if more || err != nil {
@@ -106,7 +107,7 @@ func (c *conn) copy(to io.Writer, from io.Reader, limit int) bool {
 	}
 }
 
-// kill ends c, every other time with a reset.
+// kill closes c. Every second time it sends a reset.
 func (p *proxy) kill(c *conn) {
 	p.mu.Lock()
 	p.kills++
@@ -119,7 +120,7 @@ func (p *proxy) kill(c *conn) {
 	c.server.Close()
 }
 
-// each calls f with every connection there is.
+// each calls f with every open connection.
 func (p *proxy) each(f func(*conn)) {
 	p.mu.Lock()
 	var conns []*conn
@@ -135,8 +136,8 @@ func (p *proxy) each(f func(*conn)) {
 // cut kills all connections.
 func (p *proxy) cut() { p.each(p.kill) }
 
-// unplug makes all connections pass nothing on any more, though they stay
-// open, as if the browser's computer slept or had gone to another network.
+// unplug makes all open connections pass nothing on any more. They stay open, as
+// if the browser's computer slept or had moved to another network.
 func (p *proxy) unplug() {
 	p.each(func(c *conn) {
 		c.mu.Lock()
@@ -145,7 +146,8 @@ func (p *proxy) unplug() {
 	})
 }
 
-// setLimit says how many bytes new connections bring to the browser; nil: all.
+// setLimit sets how many bytes each new connection brings to the browser before
+// it is killed. Nil means all.
 func (p *proxy) setLimit(limit func() int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

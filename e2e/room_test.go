@@ -13,8 +13,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/examples/room"
 )
 
-// The room of several nodes: each page knows which node it is at, hears those at
-// the other, and is told when they can't be reached.
+// In the room on two nodes each page shows its node and gets the messages from
+// both. It also shows when the other node can't be reached.
 func TestRoom(t *testing.T) {
 	engine := brokertest.NewMemory()
 	failed := make(chan error, 2)

@@ -19,7 +19,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// eachTransport runs test over both transports, side by side, in one browser.
+// eachTransport runs test over both transports, in parallel, in one browser.
 func eachTransport(t *testing.T, test func(t *testing.T, browser context.Context, transport string)) {
 	t.Parallel()
 	browser := newBrowser(t)
@@ -40,12 +40,12 @@ type site struct {
 	server *httptest.Server
 
 	mu       sync.Mutex       // guards the fields below
-	live     http.HandlerFunc // what is at /live: the hub, until answer
+	live     http.HandlerFunc // serves /live: the hub, until answer replaces it
 	requests []*http.Request  // for /live
 }
 
-// newSite starts a site whose hub has been set up by setup, at addr if it isn't
-// empty.
+// newSite starts a site. setup, unless it is nil, sets up the hub. An empty addr
+// means a free port.
 func newSite(t *testing.T, addr string, setup func(*realtime.Hub)) *site {
 	t.Helper()
 	s := &site{T: t, hub: realtime.NewHub()}
@@ -79,7 +79,7 @@ func newSite(t *testing.T, addr string, setup func(*realtime.Hub)) *site {
 	return s
 }
 
-// stop stops the site; once more does no harm.
+// stop stops the site. It may be called again.
 func (s *site) stop() {
 	s.Helper()
 	if err := s.hub.Shutdown(context.Background()); err != nil {
@@ -91,14 +91,14 @@ func (s *site) stop() {
 
 func (s *site) addr() string { return s.server.Listener.Addr().String() }
 
-// answer puts live in the hub's place.
+// answer lets live serve /live instead of the hub.
 func (s *site) answer(live http.HandlerFunc) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.live = live
 }
 
-// asked returns the requests for /live.
+// asked returns all requests for /live.
 func (s *site) asked() []*http.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,8 +123,9 @@ func (s *site) publishEvent(topic string, e realtime.Event) {
 	}
 }
 
-// watch makes the page keep a diary of the connection live: what happens to it
-// in told, the events' data in got, the times that it waits for in delays.
+// watch makes the page record what the connection live does: its open, close and
+// reset events in told, the data of its events in got. A test may record the
+// times that it waits in delays.
 const watch = `
 	globalThis.told = [];
 	globalThis.got = [];
@@ -153,13 +154,13 @@ func (tab *tab) run(js string) {
 	}
 }
 
-// tells waits for the diary to say so.
+// tells waits until told has exactly these entries.
 func (tab *tab) tells(want ...string) {
 	tab.Helper()
 	line := strings.Join(want, ", ")
 	tab.until(fmt.Sprintf(`told.join(", ") === %q || (told.length >= %d && %q)`, line, len(want), "something else"))
 	if got := eval[string](tab, `told.join(", ")`); got != line {
-		tab.Errorf("%s was told %q, want %q", tab.name, got, line)
+		tab.Errorf("%s got the events %q, want %q", tab.name, got, line)
 	}
 }
 
@@ -181,7 +182,7 @@ func TestScript(t *testing.T) {
 		tab.connect(site.server.URL, options(transport, `topics: ["prices", "a&b=ü ?"]`))
 		tab.until(`live.lastEventId !== ""`)
 		if got := eval[string](tab, `[live.transport, live.state, ...live.topics].join("|")`); got != transport+"|open|prices|a&b=ü ?" {
-			t.Errorf("the connection says of itself %q", got)
+			t.Errorf("the connection's properties are %q", got)
 		}
 		tab.run(`
 			globalThis.calls = [];
@@ -223,7 +224,7 @@ func TestScript(t *testing.T) {
 		if transport == "websocket" {
 			eval[chromedp.Void](tab, `live.send("Hello!")`)
 			if got := <-heard; got != "Hello!" {
-				t.Errorf("the hub heard %q", got)
+				t.Errorf("the hub got %q, want Hello!", got)
 			}
 		} else if got := eval[string](tab, `(() => { try { live.send("x") } catch (e) { return e.name } })()`); got != "InvalidStateError" {
 			t.Errorf("send over an event stream throws %q", got)
@@ -287,8 +288,8 @@ func TestScriptOnConnect(t *testing.T) {
 	})
 }
 
-// TestScriptFallback checks that a page behind a proxy that knows no WebSockets
-// gets its events nevertheless.
+// TestScriptFallback checks that a page gets its events behind a proxy without
+// WebSockets.
 func TestScriptFallback(t *testing.T) {
 	t.Parallel()
 	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
@@ -319,9 +320,9 @@ func TestScriptFallback(t *testing.T) {
 	}
 }
 
-// TestScriptCuts cuts the page's connections again and again, wherever in
-// their bytes, while publishers run on. The page must get every event, once,
-// and each publisher's in order.
+// TestScriptCuts cuts the page's connections again and again, at any byte, while
+// publishers go on. The page must get every event once, and each publisher's
+// events in order.
 func TestScriptCuts(t *testing.T) {
 	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
 		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
@@ -333,13 +334,13 @@ func TestScriptCuts(t *testing.T) {
 
 		cuts := 60
 		if transport == "eventsource" {
-			cuts = 6 // the browser comes back after 1 to 5 s, as the hub says
+			cuts = 6 // the browser reconnects after 1 to 5 s, which the hub sets
 		}
 		stop := make(chan struct{})
 		counts := make([]int, 4)
 		var publishers sync.WaitGroup
 		for i := range counts {
-			topic := []string{"a", "b", "c", ""}[i] // nobody has c
+			topic := []string{"a", "b", "c", ""}[i] // the page doesn't have c
 			publishers.Go(func() {
 				for {
 					select {
@@ -356,7 +357,7 @@ func TestScriptCuts(t *testing.T) {
 				}
 			})
 		}
-		// Some are not even answered, as while a proxy restarts.
+		// Some connections get no byte at all, as while a proxy restarts.
 		proxy.setLimit(func() int { return max(0, rand.IntN(70_000)-10_000) })
 		proxy.cut()
 		for deadline := time.Now().Add(patience); proxy.killed() < cuts; time.Sleep(10 * time.Millisecond) {
@@ -372,7 +373,7 @@ func TestScriptCuts(t *testing.T) {
 
 		want := counts[0] + counts[1] + counts[3]
 		tab.until(fmt.Sprintf(`got.length >= %d`, want))
-		site.publish("a", "", "end") // after what may come twice
+		site.publish("a", "", "end") // comes after any event that came twice
 		tab.until(`got.at(-1) === "end"`)
 		next := make([]int, len(counts))
 		for _, data := range eval[[]string](tab, `got.slice(0, -1)`) {
@@ -388,10 +389,10 @@ func TestScriptCuts(t *testing.T) {
 		}
 		told := eval[[]string](tab, `told`)
 		if slices.Contains(told, "reset") {
-			t.Error("the page was told of a reset")
+			t.Error("the page got a reset")
 		}
 		stats := site.hub.Stats()
-		t.Logf("%d events, %d connections killed, %d requests, %d lines told, %d resumed", want, proxy.killed(), len(site.asked()), len(told), stats.Resumed)
+		t.Logf("%d events, %d connections killed, %d requests, %d entries in told, %d resumed", want, proxy.killed(), len(site.asked()), len(told), stats.Resumed)
 	})
 }
 
@@ -402,8 +403,8 @@ func publishTo(hub *realtime.Hub, topic string, e realtime.Event) error {
 	return hub.Publish(context.Background(), topic, e)
 }
 
-// TestScriptRestart restarts the server of a page, whose new hub knows nothing
-// of the old one's events.
+// TestScriptRestart restarts a page's server. The new hub knows nothing of the
+// old one's events.
 func TestScriptRestart(t *testing.T) {
 	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
 		setup := func(hub *realtime.Hub) { hub.History = keep }
@@ -430,13 +431,13 @@ func TestScriptRestart(t *testing.T) {
 			t.Errorf("the page got %s", got)
 		}
 		if got := eval[string](tab, `live.lastEventId`); got == id || got == "" {
-			t.Errorf("the page's last id is %q, was %q", got, id)
+			t.Errorf("the page's last id is %q, want another than %q", got, id)
 		}
 	})
 }
 
-// TestScriptWithoutHistory checks that a page learns that it may have missed
-// events where the hub can't know.
+// TestScriptWithoutHistory checks that a page that reconnects gets a reset if the
+// hub has no History.
 func TestScriptWithoutHistory(t *testing.T) {
 	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
 		site := newSite(t, "", nil)
@@ -452,8 +453,8 @@ func TestScriptWithoutHistory(t *testing.T) {
 	})
 }
 
-// TestScriptRefusedStream checks that the module goes on where a browser gives
-// an event stream up, after an answer other than 200, and from where it was.
+// TestScriptRefusedStream checks that the module reconnects and resumes after an
+// answer other than 200, when a browser gives an event stream up.
 func TestScriptRefusedStream(t *testing.T) {
 	t.Parallel()
 	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
@@ -483,13 +484,13 @@ func TestScriptRefusedStream(t *testing.T) {
 		case i == 0 && header+query != "",
 			i == 1 && header != id, // the browser, after the hub's retry
 			i > 1 && query != id:   // the module
-			t.Errorf("request %d has the id %q in its header and %q in its query, last seen was %q", i, header, query, id)
+			t.Errorf("request %d has the id %q in its header and %q in its query, the page's last id was %q", i, header, query, id)
 		}
 	}
 }
 
-// TestScriptCloseCodes checks what a page does after the server has closed its
-// WebSocket: how long it waits, or that it stays away.
+// TestScriptCloseCodes checks how long a page waits after the server has closed
+// its WebSocket, or that it doesn't reconnect.
 func TestScriptCloseCodes(t *testing.T) {
 	t.Parallel()
 	clients := make(chan *realtime.Client, 1)
@@ -502,7 +503,7 @@ func TestScriptCloseCodes(t *testing.T) {
 	tab := newTab(t, newBrowser(t), "Ann")
 	for _, tt := range []struct {
 		code     websocket.StatusCode
-		from, to float64 // milliseconds to the first attempt; zero: none comes
+		from, to float64 // milliseconds to the first attempt; zero: there is none
 	}{
 		{websocket.StatusNormalClosure, 0, 0},
 		{websocket.StatusPolicyViolation, 0, 0},
@@ -532,8 +533,8 @@ func TestScriptCloseCodes(t *testing.T) {
 	}
 }
 
-// TestScriptBackoff checks how a page's attempts become rarer, and that they go
-// round the transports, while no server can be reached.
+// TestScriptBackoff checks that a page without a server waits longer and longer
+// between its attempts, and that it tries the transports in turn.
 func TestScriptBackoff(t *testing.T) {
 	t.Parallel()
 	site := newSite(t, "", nil)
@@ -552,7 +553,7 @@ func TestScriptBackoff(t *testing.T) {
 				close() {}
 			};
 			globalThis.setTimeout = (f, ms) => {
-				if (ms === 15_000) return; // for an answer
+				if (ms === 15_000) return; // the time for an answer
 				delays.push(ms);
 				if (delays.length < 10) queueMicrotask(f);
 			};
@@ -573,8 +574,9 @@ func TestScriptBackoff(t *testing.T) {
 	}
 }
 
-// TestPlainClients checks that pages need no module: what a browser has does,
-// with the topics in the URL, and an EventSource also misses nothing.
+// TestPlainClients checks that pages need no module. A browser's own EventSource
+// and WebSocket work, with the topics in the URL. An EventSource also resumes
+// without a loss.
 func TestPlainClients(t *testing.T) {
 	t.Parallel()
 	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
@@ -612,9 +614,9 @@ func TestPlainClients(t *testing.T) {
 	eval[chromedp.Void](tab, `source.close()`)
 }
 
-// TestScriptWakes checks that a page gets what it has missed as soon as its
-// computer is back from sleep, or on another network, though the connection of
-// before still looks alive.
+// TestScriptWakes checks that a page gets what it missed as soon as its computer
+// wakes from sleep or changes networks. Its old connection still looks alive
+// then.
 func TestScriptWakes(t *testing.T) {
 	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
 		for name, wake := range map[string]string{
@@ -636,9 +638,9 @@ func TestScriptWakes(t *testing.T) {
 				proxy.unplug()
 				site.publish("a", "", "2")
 				site.publish("a", "", "3")
-				time.Sleep(100 * time.Millisecond) // in which they would have come
+				time.Sleep(100 * time.Millisecond) // enough for them to come if they could
 				if got := eval[string](tab, `got.join() + live.state`); got != "1open" {
-					t.Errorf("unplugged, the page has %q", got)
+					t.Errorf("the unplugged page has %q, want 1open", got)
 				}
 				eval[chromedp.Void](tab, wake+"; undefined")
 				tab.until(`got.length >= 3`)

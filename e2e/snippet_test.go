@@ -14,8 +14,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// The JavaScript of the documentation, but for the address. Nothing of it may
-// be changed to make a test pass: users have it in their pages.
+// The JavaScript of the documentation, except for the address. It must not be
+// changed to make a test pass: users have it in their pages.
 const (
 	webSocketSnippet = `
 const socket = new WebSocket("ws://HOST/ws/chat");
@@ -43,8 +43,8 @@ es.addEventListener("update", (event) => {
 `
 )
 
-// TestSnippets runs them in a page, against a server as the documentation
-// writes it.
+// TestSnippets runs the snippets in a page, against the server that the
+// documentation shows.
 func TestSnippets(t *testing.T) {
 	hub := realtime.NewHub()
 	go hub.Run()
@@ -86,7 +86,7 @@ func TestSnippets(t *testing.T) {
 		if err := hub.Shutdown(context.Background()); err != nil {
 			t.Error(err)
 		}
-		server.CloseClientConnections() // the stream's handler knows of no hub
+		server.CloseClientConnections() // ends the stream, whose handler doesn't end with the hub
 		server.Close()
 	})
 
