@@ -147,7 +147,7 @@ func (h *Hub) refused(err error) error {
 // refuseSetup answers a request that can't become a client for what is
 // between it and the hub.
 func (h *Hub) refuseSetup(w http.ResponseWriter, err error) error {
-	h.log.error(logSetup, "client refused: "+err.Error())
+	h.shared.log.error(logSetup, "client refused: "+err.Error())
 	return h.refuse(w, http.StatusNotImplemented, http.StatusText(http.StatusNotImplemented), err)
 }
 
@@ -170,7 +170,7 @@ func (h *Hub) refuseAs(w http.ResponseWriter, r *http.Request, err error) error 
 	if answer, ok := errors.AsType[*refusal](err); ok {
 		return h.refuse(w, answer.status, answer.reason, cmp.Or(answer.cause, err))
 	}
-	h.log.warn(logRefused, "client refused by OnConnect", "err", err, "remote", r.RemoteAddr)
+	h.shared.log.warn(logRefused, "client refused by OnConnect", "err", err, "remote", r.RemoteAddr)
 	return h.refuse(w, http.StatusForbidden, http.StatusText(http.StatusForbidden), err)
 }
 
@@ -187,7 +187,7 @@ func (h *Hub) admitOrigin(w http.ResponseWriter, r *http.Request) (err error) {
 		return nil
 	}
 	origin, host := clip(r.Header.Get("Origin")), clip(r.Host)
-	h.log.warn(logRefused, "origin refused: see Hub.CheckOrigin and realtime.AllowOrigins", "origin", origin, "host", host)
+	h.shared.log.warn(logRefused, "origin refused: see Hub.CheckOrigin and realtime.AllowOrigins", "origin", origin, "host", host)
 	return h.refuse(w, http.StatusForbidden, "origin not allowed", fmt.Errorf("origin %q is not allowed for host %q", origin, host))
 }
 
@@ -208,7 +208,7 @@ func (h *Hub) panicked(handler string, v any, c *Client) error {
 	if c != nil {
 		args = append(args, "client", c.ID())
 	}
-	h.log.error(logPanic, handler+" panicked", args...)
+	h.shared.log.error(logPanic, handler+" panicked", args...)
 	return fmt.Errorf("realtime: %s panicked: %v", handler, v)
 }
 

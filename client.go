@@ -285,7 +285,7 @@ func (c *Client) outboxFinished() { c.transport.finished(c) }
 func (c *Client) cutSlow() {
 	if c.abort(ErrSlowClient) {
 		c.hub.shared.slowClients.Add(1)
-		c.hub.log.warn(logSlow, "client disconnected: it reads too slowly", "client", c.ID())
+		c.hub.shared.log.warn(logSlow, "client disconnected: it reads too slowly", "client", c.ID())
 	}
 }
 
@@ -297,7 +297,7 @@ func (c *Client) open() {
 	c.admitted = true
 	if c.state == clientJoining {
 		c.state = clientOpen
-		c.hub.count.Add(1)
+		c.hub.shared.members.Add(1)
 	}
 }
 
@@ -311,7 +311,7 @@ func (c *Client) end(cause error) bool {
 		return false
 	}
 	if c.state == clientOpen {
-		c.hub.count.Add(-1)
+		c.hub.shared.members.Add(-1)
 	}
 	c.state, c.cause = clientClosing, cause
 	if c.ctx != nil {
@@ -364,7 +364,7 @@ func (c *Client) limitClosing() {
 // there is none. It blocks until what waits is written, and OnDisconnect has
 // returned.
 func (c *Client) gone() {
-	defer c.hub.remove(c)
+	defer c.hub.registry.remove(c)
 	defer c.wire.linger()
 	defer c.disconnected() // which may also be a runtime.Goexit
 	c.end(errors.New("realtime: a handler has ended its client's goroutine"))

@@ -52,7 +52,7 @@ func TestCluster(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		for i, s := range sites {
-			if got := s.hub.ClusterClientCount(); got != 3 {
+			if got := s.hub.Stats().ClusterClients; got != 3 {
 				t.Errorf("node %d counts %d clients, want 3", i, got)
 			}
 			if st := s.hub.Stats(); st.Gaps != 0 || st.Unsent != 0 || st.Published != int64(i%2+1) {
@@ -186,7 +186,7 @@ func TestNodeGoes(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(10 * time.Second)
-		if got := sites[0].hub.ClusterClientCount(); got != 1 {
+		if got := sites[0].hub.Stats().ClusterClients; got != 1 {
 			t.Errorf("%d clients are counted, want 1", got)
 		}
 	})
@@ -404,18 +404,18 @@ func TestNodeIsBack(t *testing.T) {
 		s := newPipeSite(t, hub)
 		s.listen("")
 		time.Sleep(5 * time.Second)
-		if got := hub.ClusterClientCount(); got != 2 {
+		if got := hub.Stats().ClusterClients; got != 2 {
 			t.Errorf("%d clients are counted, want 2", got)
 		}
 		cut.Store(true)
 		time.Sleep(20 * time.Second)
-		if got := hub.ClusterClientCount(); got != 1 {
+		if got := hub.Stats().ClusterClients; got != 1 {
 			t.Errorf("%d clients are counted, want 1", got)
 		}
 		cut.Store(false)
 		time.Sleep(5 * time.Second)
-		if st := hub.Stats(); st.Gaps != 1 || hub.ClusterClientCount() != 2 {
-			t.Errorf("%d gaps, %d clients; want 1 and 2", st.Gaps, hub.ClusterClientCount())
+		if st := hub.Stats(); st.Gaps != 1 || hub.Stats().ClusterClients != 2 {
+			t.Errorf("%d gaps, %d clients; want 1 and 2", st.Gaps, hub.Stats().ClusterClients)
 		}
 	})
 }

@@ -8,6 +8,10 @@ import (
 	"strings"
 )
 
+// nodesTopic is where heartbeats go. Users' topics are valid UTF-8, so none
+// equals it.
+const nodesTopic = "\xff"
+
 // brokerName returns what the broker gets as the name of a topic: none is empty
 // there, and the hub's own can't be mistaken for a user's.
 func brokerName(topic string) string {
@@ -172,9 +176,9 @@ const (
 	brokeredCut    brokeredKind = 'c'
 )
 
-// encode returns the record of events.
-func (j *journal) encode(events []*ownEvent) []byte {
-	b := j.begin(brokeredRecord, events[0].number, len(events))
+// encodeRecord returns the record of a node's events.
+func encodeRecord(node nodeID, events []*ownEvent) []byte {
+	b := beginRecord(brokeredRecord, node, events[0].number, len(events))
 	for _, e := range events {
 		b = appendText(b, e.topic)
 		b = appendHead(b, &e.Event)
@@ -183,28 +187,33 @@ func (j *journal) encode(events []*ownEvent) []byte {
 	return b
 }
 
-// cut returns the record that tells of a cut.
-func (j *journal) cut() []byte {
-	if j.topics[""] {
-		j.topics = map[string]bool{"": true}
-	}
-	b := j.begin(brokeredCut, j.gone, len(j.topics))
-	for topic := range j.topics {
+// encodeCut returns the record of a cut: the events of a node up to number are
+// lost to others, unless they are in the log before, on the given topics.
+func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
+	b := beginRecord(brokeredCut, node, number, len(topics))
+	for topic := range topics {
 		b = appendText(b, topic)
 	}
 	return b
 }
 
-// begin returns what all records begin with: version, kind, node, a number and
-// how much of the kind follows.
-func (j *journal) begin(kind brokeredKind, number uint64, n int) []byte {
+// beginRecord returns what all records begin with: version, kind, node, a number
+// and how much of the kind follows.
+func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
 	b := []byte{brokeredVersion, byte(kind)}
-	b = append(b, j.cluster.node[:]...)
+	b = append(b, node[:]...)
 	b = binary.AppendUvarint(b, number)
 	return binary.AppendUvarint(b, uint64(n))
 }
 
-// parseRecord is the reverse of encode and cut. It may keep b.
+// fits reports whether a record can be one of this node, which has published as
+// many events as last says.
+func (r *record) fits(last uint64) bool {
+	end := r.number + uint64(max(len(r.events), 1)) - 1
+	return end >= r.number && end <= last
+}
+
+// parseRecord is the reverse of encodeRecord and encodeCut. It may keep b.
 func parseRecord(b []byte) (r record, err error) {
 	p := parser{b: b}
 	r.kind = p.begin(&r.node)

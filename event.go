@@ -63,16 +63,13 @@ func (f format) index() int {
 // An event is an Event on its way to many clients. Its frames are made at
 // most once for each format, by whoever asks first.
 type event struct {
-	Event             // with an ID where the hub keeps a history
-	topic   string    // whose subscribers get it; empty: all clients do
-	seq     uint64    // its place in the hub's history; zero: none
-	notice  notice    // what else it is
-	private bool      // it was sent to one client alone
-	arrived bool      // from the broker, for which nothing is left to do
-	local   uint64    // its place among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
-	except  *[16]byte // the id of the client that is passed over
-
-	appended chan error // has room for what its publisher waits for; nil: he doesn't
+	Event              // with an ID where the hub keeps a history
+	topic    string    // whose subscribers get it; empty: all clients do
+	seq      uint64    // its position in the hub's history; zero: none
+	notice   notice    // what else it is
+	private  bool      // it was sent to one client alone
+	unshared uint64    // its position among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
+	except   *[16]byte // the id of the client that is passed over
 
 	mu   sync.Mutex       // guards the fields below
 	bufs [formats]*buffer // made at first use
@@ -92,7 +89,7 @@ func newEvent(topic string, e Event) *event {
 
 // compare tells which of two events is the first in the history.
 func (ev *event) compare(other *event) int {
-	return cmp.Or(cmp.Compare(ev.seq, other.seq), cmp.Compare(ev.local, other.local))
+	return cmp.Or(cmp.Compare(ev.seq, other.seq), cmp.Compare(ev.unshared, other.unshared))
 }
 
 // isFor reports whether the client with the given id may get ev.
@@ -114,7 +111,7 @@ const (
 )
 
 // resetEvent tells a client that it may have missed events.
-var resetEvent = &event{notice: resetNotice, arrived: true, Event: Event{Name: "reset"}}
+var resetEvent = &event{notice: resetNotice, Event: Event{Name: "reset"}}
 
 // buffer returns the event in the given format.
 func (ev *event) buffer(f format) *buffer {
@@ -298,7 +295,7 @@ const (
 type run struct {
 	events   []*event
 	messages int                // how many of the events are messages
-	seq      uint64             // the highest of the events' places in the history
+	seq      uint64             // the highest of the events' positions in the history
 	bufs     [formats][]*buffer // the events joined, made at first use
 }
 

@@ -4,7 +4,7 @@ import "time"
 
 // Kick does to all clients what the sweeper does to those that have been idle.
 func Kick(h *Hub) {
-	for _, c := range h.all() {
+	for _, c := range h.registry.all() {
 		if !c.wire.parked.Load() {
 			c.wire.kick()
 		}
@@ -15,11 +15,11 @@ func Kick(h *Hub) {
 func Stall(h *Hub, d time.Duration) { h.shared.clock.lost.Add(-int64(d)) }
 
 // Joined returns how many clients have a slot: all of whom something is left.
-func Joined(h *Hub) int { return len(h.all()) }
+func Joined(h *Hub) int { return len(h.registry.all()) }
 
 // Kept returns how many clients the shards have of a hub that is shut down.
 func Kept(h *Hub) (n int) {
-	for _, s := range h.shards {
+	for _, s := range h.registry.allShards() {
 		n += len(s.clients)
 	}
 	return n

@@ -164,7 +164,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 			c.leaveHub()
 		}
 		synctest.Wait()
-		for _, s := range hub.shards {
+		for _, s := range hub.registry.allShards() {
 			if len(s.topics) != 0 || len(s.clients) != 0 {
 				t.Errorf("a shard keeps %d topics and %d clients", len(s.topics), len(s.clients))
 			}

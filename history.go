@@ -34,65 +34,65 @@ func (h History) settled() History {
 	return h
 }
 
-// A history is the events that a hub keeps, each with a place in one sequence.
+// A history is the events that a hub keeps, each with a position in one sequence.
 // It is owned by the hub's loop.
 type history struct {
 	limit History
 	epoch string // tells this sequence from others; empty: the engine's is not known yet
-	base  uint64 // what a place has more than the number in its id
-	seq   uint64 // the place of the newest event
+	base  uint64 // what a position has more than the number in its id
+	seq   uint64 // the position of the newest event
 	begin uint64 // of what came up to here nothing is known
 
-	// local has the topics of which clients of this node have seen what they
+	// unshared has the topics of which clients of this node have seen what they
 	// can't get from the engine: while there is one, no node resumes the ids
 	// that they get.
-	local  map[string]bool
-	locals uint64 // events of theirs so far
-	topics map[string]*past
-	oldest *memory // of all topics, and from there on by age
-	newest *memory
+	unshared       map[string]bool
+	unsharedEvents uint64 // of theirs so far
+	topics         map[string]*topicLog
+	oldest         *keptEvent // of all topics, and from there on by age
+	newest         *keptEvent
 
-	// floor is the highest place of an event of topics that are forgotten, as
+	// floor is the highest position of an event of topics that are forgotten, as
 	// nothing of them is left.
 	floor uint64
 
-	here *event // the position after seq; nil: to be made
+	last *event // the notice of the position seq; nil: to be made
 }
 
-// A past is what is kept of one topic. The empty topic is what was published
+// A topicLog is what is kept of one topic. The empty topic is what was published
 // to all.
-type past struct {
+type topicLog struct {
 	topic  string
-	kept   []*memory // oldest first
-	forgot uint64    // the highest place of an event that isn't kept any more
+	kept   []*keptEvent // oldest first
+	forgot uint64       // the highest position of an event that isn't kept any more
 }
 
-// A memory is one event that is kept.
-type memory struct {
+// A keptEvent is one of them.
+type keptEvent struct {
 	event        *event
-	past         *past
+	log          *topicLog
 	at           time.Time
-	older, newer *memory
+	older, newer *keptEvent
 }
 
 func newHistory(limit History) *history {
 	var epoch [6]byte
 	rand.Read(epoch[:]) // never fails
-	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*past)}
+	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*topicLog)}
 }
 
-// id returns the event id of a place.
+// id returns the event id of a position.
 func (h *history) id(seq uint64) string {
 	id := h.epoch + "-" + strconv.FormatUint(seq-h.base, 10)
-	if len(h.local) > 0 {
+	if len(h.unshared) > 0 {
 		id += "-local"
 	}
 	return id
 }
 
-// place returns the place that an event id names, and reports whether it is
+// seqOf returns the position that an event id names, and reports whether it is
 // one of this history.
-func (h *history) place(id string) (seq uint64, ok bool) {
+func (h *history) seqOf(id string) (seq uint64, ok bool) {
 	epoch, number, ok := parseEventID(id)
 	return h.base + number, ok && epoch == h.epoch && number <= h.seq-h.base
 }
@@ -104,19 +104,19 @@ func parseEventID(id string) (epoch string, number uint64, ok bool) {
 	return epoch, number, err == nil
 }
 
-// add gives ev the next place and keeps it.
+// add gives ev the next position and keeps it.
 func (h *history) add(ev *event, now time.Time) { h.addAt(ev, h.seq+1, now) }
 
-// addAt gives ev a place, which is not before the newest event's, and keeps it.
+// addAt gives ev a position, which is not before the newest event's, and keeps it.
 func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	h.move(seq)
 	ev.seq, ev.ID = seq, h.id(seq)
 	p := h.topics[ev.topic]
 	if p == nil {
-		p = &past{topic: ev.topic, forgot: h.floor}
+		p = &topicLog{topic: ev.topic, forgot: h.floor}
 		h.topics[ev.topic] = p
 	}
-	m := &memory{event: ev, past: p, at: now, older: h.newest}
+	m := &keptEvent{event: ev, log: p, at: now, older: h.newest}
 	if h.newest != nil {
 		h.newest.newer = m
 	} else {
@@ -129,36 +129,36 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	}
 }
 
-// addLocal keeps an event of this node's that the engine has not brought, for its
-// Key alone. Its place is between two of records.
-func (h *history) addLocal(ev *event, now time.Time) {
+// addUnshared keeps an event of this node's that the engine has not brought, for its
+// Key alone. Its position is between two of records.
+func (h *history) addUnshared(ev *event, now time.Time) {
 	at := h.seq
 	if at&wholeRecord != 0 {
 		at = h.seq | wholeRecord + 1
 	}
-	if h.local == nil {
-		h.local = make(map[string]bool)
+	if h.unshared == nil {
+		h.unshared = make(map[string]bool)
 	}
-	h.local[ev.topic] = true
-	h.locals++
-	ev.local = h.locals
+	h.unshared[ev.topic] = true
+	h.unsharedEvents++
+	ev.unshared = h.unsharedEvents
 	h.addAt(ev, at, now)
 }
 
-// restart makes places those of another sequence, whose numbers begin anew. What
+// restart makes positions those of another sequence, whose numbers begin anew. What
 // is kept stays, for its Keys.
 func (h *history) restart(epoch string) {
 	h.epoch = epoch
 	h.base = (h.seq>>recordBits + 1) << recordBits
-	h.here = nil
+	h.last = nil
 }
 
-// move makes seq the newest place, whose event may be one that is not kept.
-func (h *history) move(seq uint64) { h.seq, h.here = seq, nil }
+// move makes seq the newest position, whose event may be one that is not kept.
+func (h *history) move(seq uint64) { h.seq, h.last = seq, nil }
 
 // forget drops m, the oldest of its topic.
-func (h *history) forget(m *memory) {
-	p := m.past
+func (h *history) forget(m *keptEvent) {
+	p := m.log
 	p.forgot = m.event.seq
 	p.kept[0] = nil
 	p.kept = p.kept[1:]
@@ -166,7 +166,7 @@ func (h *history) forget(m *memory) {
 		h.floor = max(h.floor, p.forgot)
 		delete(h.topics, p.topic)
 		if len(h.topics) == 0 {
-			h.topics = make(map[string]*past) // a map never shrinks
+			h.topics = make(map[string]*topicLog) // a map never shrinks
 		}
 	}
 	if m.older != nil {
@@ -196,10 +196,10 @@ func (h *history) expire(now time.Time) time.Duration {
 
 // position returns the notice of how far the history has come.
 func (h *history) position() *event {
-	if h.here == nil {
-		h.here = newPosition(h.seq, h.id(h.seq))
+	if h.last == nil {
+		h.last = newPosition(h.seq, h.id(h.seq))
 	}
-	return h.here
+	return h.last
 }
 
 func newPosition(seq uint64, id string) *event {
@@ -215,7 +215,7 @@ type replay struct {
 
 	// Filled in by the history.
 	lost     bool     // it may have missed events
-	seen     uint64   // the place of last; zero: there is none
+	seen     uint64   // the position of last; zero: there is none
 	missed   []*event // what came after last
 	newest   []*event // the newest of each Key, if it is new or has lost the thread
 	position *event   // nil: there is no history
@@ -229,7 +229,7 @@ func (h *history) fill(r *replay) {
 	}
 	r.position = h.position()
 	if r.last != "" {
-		seq, ok := h.place(r.last)
+		seq, ok := h.seqOf(r.last)
 		if ok && h.complete(r.topics, seq) {
 			r.seen, r.missed = seq, h.since(r, seq)
 			return
@@ -245,7 +245,7 @@ func (h *history) complete(topics []string, seq uint64) bool {
 		return false
 	}
 	for _, topic := range topics {
-		if h.local[topic] {
+		if h.unshared[topic] {
 			return false
 		}
 		forgot := h.floor
@@ -268,7 +268,7 @@ func (h *history) complete(topics []string, seq uint64) bool {
 func (h *history) since(r *replay, seq uint64) (events []*event) {
 	for _, topic := range r.topics {
 		for _, m := range h.after(topic, seq) {
-			if m.event.isFor(&r.id) && m.event.local == 0 {
+			if m.event.isFor(&r.id) && m.event.unshared == 0 {
 				events = append(events, m.event)
 			}
 		}
@@ -278,12 +278,12 @@ func (h *history) since(r *replay, seq uint64) (events []*event) {
 }
 
 // after returns what is kept of a topic behind seq.
-func (h *history) after(topic string, seq uint64) []*memory {
+func (h *history) after(topic string, seq uint64) []*keptEvent {
 	p := h.topics[topic]
 	if p == nil {
 		return nil
 	}
-	i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *memory, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
+	i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *keptEvent, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
 	return p.kept[i:]
 }
 
@@ -312,7 +312,7 @@ func sortEvents(events []*event) {
 
 // before returns early, which is what came for a client while it joined, with
 // what r has of the past. What was sent to the client alone comes first; what
-// was published meanwhile may be of the past as well, and has its place in it.
+// was published meanwhile may be of the past as well, and has its position in it.
 func (r *replay) before(early []*event) []*event {
 	var all, live []*event
 	if r.lost {

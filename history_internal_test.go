@@ -18,7 +18,7 @@ func TestHistoryIsBounded(t *testing.T) {
 				t.Errorf("topic %q is kept for nothing", p.topic)
 			}
 		}
-		var last *memory
+		var last *keptEvent
 		for m := h.oldest; m != nil; m = m.newer {
 			if m.older != last || last != nil && last.event.seq >= m.event.seq {
 				t.Fatal("the list by age is torn")

@@ -149,36 +149,25 @@ type Hub struct {
 	Logger *slog.Logger
 
 	// Set at construction, never changed.
-	publish   chan handover // of events, taken by the loop until done is closed
-	changes   chan handover // of clients, taken by the loop until stop is closed
-	done      chan struct{} // closed when Shutdown begins
-	clustered chan struct{} // closed when the hub has a cluster
-	flushed   chan struct{} // closed when all that was published has reached the outboxes
-	stop      chan struct{} // closed when nothing but the hub's own goroutines is left
-	looped    chan struct{} // closed when the loop has ended
-	finished  chan struct{} // closed when Shutdown is over
-	log       logbook
+	publish  chan publication // taken by the loop until done is closed
+	changes  chan change      // taken by the loop until stop is closed
+	done     chan struct{}    // closed when Shutdown begins
+	flushed  chan struct{}    // closed when all that was published has reached the outboxes
+	stop     chan struct{}    // closed when nothing but the hub's own goroutines is left
+	looped   chan struct{}    // closed when the loop has ended
+	finished chan struct{}    // closed when Shutdown is over
 
-	started      atomic.Bool // the loop has been, or must not be any more
-	settled      sync.Once   // guards shared's settings, and the making of past and cluster
-	shared       shared
-	cluster      atomic.Pointer[cluster] // nil: there is none, or the settings are not settled yet
-	past         *history                // owned by the loop, but for what never changes
-	lastPosition *event                  // owned by the sweeper: the position it told last
-	count        atomic.Int64            // of members
+	started  atomic.Bool   // the loop has been, or must not be any more
+	settling sync.Once     // guards shared's settings and order
+	settled  chan struct{} // closed when they are set
+	shared   shared
+	order    order
 
-	parkOnce sync.Once // guards parker
-	parker   *parker   // nil: there is none
-
-	mu       sync.Mutex     // guards the fields below
-	own      sync.WaitGroup // shards, sweeper and parker
-	shards   []*shard       // made for the first client
-	slots    []*Client      // a client's slot never changes; nil: free
-	free     []int          // slots that are free
-	clients  int            // slots that aren't
-	sweeping bool
-	closed   bool
-	empty    chan struct{} // closed when the hub is closed and has no clients
+	registry     registry
+	own          sync.WaitGroup // shards, sweeper and parker
+	parkOnce     sync.Once      // guards parker
+	parker       *parker        // nil: there is none
+	lastPosition *event         // owned by the sweeper: the position it told last
 }
 
 // NewHub returns a hub. It costs about 7 KB and no goroutine until it is
@@ -186,18 +175,18 @@ type Hub struct {
 func NewHub() *Hub {
 	h := &Hub{
 		Broadcast: make(chan []byte, 256),
-		publish:   make(chan handover),
-		changes:   make(chan handover),
+		publish:   make(chan publication),
+		changes:   make(chan change),
 		done:      make(chan struct{}),
-		clustered: make(chan struct{}),
 		flushed:   make(chan struct{}),
 		stop:      make(chan struct{}),
 		looped:    make(chan struct{}),
 		finished:  make(chan struct{}),
-		empty:     make(chan struct{}),
+		settled:   make(chan struct{}),
+		registry:  registry{empty: make(chan struct{})},
 	}
 	h.shared.clock.start = time.Now()
-	h.log.shared = &h.shared
+	h.shared.done = h.done
 	return h
 }
 
@@ -214,7 +203,8 @@ func (h *Hub) usable() error {
 
 // settle reads the settings. Each default stands here.
 func (h *Hub) settle() {
-	h.settled.Do(func() {
+	h.settling.Do(func() {
+		defer close(h.settled)
 		s := &h.shared
 		s.sendBuffer = positive(h.SendBuffer, 256)
 		s.maxMessageBytes = positive(h.MaxMessageBytes, 512<<10)
@@ -224,12 +214,21 @@ func (h *Hub) settle() {
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
 		s.history = h.History.settled()
-		h.past = newHistory(s.history)
-		s.logger = cmp.Or(h.Logger, slog.Default())
-		if h.Broker != nil {
-			h.startCluster(h.Broker)
-		}
+		s.log.logger = cmp.Or(h.Logger, slog.Default())
+		h.order = h.newOrder()
 	})
+}
+
+// newOrder returns the order that the settings ask for.
+func (h *Hub) newOrder() order {
+	s := &h.shared
+	if h.Broker == nil || h.closing() && len(h.Broadcast) == 0 { // a hub that ends unused needs no broker
+		return &local{s, newHistory(s.history)}
+	}
+	if broker, ok := h.Broker.(HistoryBroker); ok && s.history.keeps() {
+		return newJournal(s, broker)
+	}
+	return newRelay(s, h.Broker)
 }
 
 // positive returns v, or def where v is not positive.
@@ -276,9 +275,12 @@ func (h *Hub) Done() <-chan struct{} {
 // ended is closed.
 var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
-func (h *Hub) closing() bool {
+func (h *Hub) closing() bool { return isClosed(h.done) }
+
+// isClosed reports whether c, on which nobody sends, is closed.
+func isClosed(c <-chan struct{}) bool {
 	select {
-	case <-h.done:
+	case <-c:
 		return true
 	default:
 		return false
@@ -301,16 +303,10 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	if err := h.usable(); err != nil {
 		return fmt.Errorf("realtime: shutdown: %w", err)
 	}
-	h.mu.Lock()
-	if !h.closed {
-		h.closed = true
-		if h.clients == 0 {
-			close(h.empty)
-		}
+	if h.registry.close() {
 		close(h.done)
 		go h.end()
 	}
-	h.mu.Unlock()
 	select {
 	case <-h.finished:
 		return nil
@@ -321,7 +317,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 	}
-	for _, c := range h.all() {
+	for _, c := range h.registry.all() {
 		c.abort(ErrHubClosed)
 	}
 	grace := time.NewTimer(time.Second)
@@ -339,22 +335,20 @@ func (h *Hub) end() {
 	h.start() // for what Broadcast holds
 	<-h.flushed
 	cause := &closedError{websocket.CloseError{Code: websocket.StatusGoingAway, Reason: "server is shutting down"}, ErrHubClosed}
-	for _, c := range h.all() {
+	for _, c := range h.registry.all() {
 		c.close(cause.status, cause)
 	}
-	<-h.empty
+	<-h.registry.empty
 	close(h.stop)
 	<-h.looped
-	if c := h.cluster.Load(); c != nil {
-		c.close()
-	}
-	for _, s := range h.shards { // they don't change any more
+	h.order.close()
+	for _, s := range h.registry.allShards() {
 		s.inbox.close()
 	}
 	if h.parker != nil { // made by a client, and they are gone
 		h.parker.close()
 	}
 	h.own.Wait()
-	<-h.log.written()
+	<-h.shared.log.written()
 	close(h.finished)
 }

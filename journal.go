@@ -1,78 +1,63 @@
 package realtime
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
 const (
-	maxOwn          = 1024                   // events of this node that the log hasn't brought back
-	maxRecordEvents = 1000                   // in one record
-	maxRecordBytes  = 256 << 10              // the same in bytes, and one event more
-	recordBits      = 10                     // of a place for those within a record
-	wholeRecord     = 1<<recordBits - 1      // the place in it of its last event
-	journalPatience = 2 * time.Second        // for the log to take an event, and to bring it back
-	journalTick     = 500 * time.Millisecond // between two looks at that
-	appendRetry     = 50 * time.Millisecond  // between two tries of one record
-	maxLostTopics   = 100                    // that a cut names
-	maxNodes        = 10_000                 // of which the last event is known
+	maxOwn          = 1024              // events of this node that the log hasn't brought back
+	maxRecordEvents = 1000              // in one record
+	maxRecordBytes  = 256 << 10         // the same in bytes, and one event more
+	recordBits      = 10                // of a position for those within a record
+	wholeRecord     = 1<<recordBits - 1 // the position in it of its last event
+	maxNodes        = 10_000            // of which the last event is known
 )
 
-// A journal is a hub's part in a log that all nodes have in common. An event of
-// this node's is handed to the goroutine append, and goes to clients when the log
-// brings it back, so that all nodes have one order and its id holds everywhere.
+// A journal is the order of a hub whose engine keeps one log for all nodes. An
+// event of this node goes to the log first, and to clients when the log brings
+// it back. So all nodes have one order, and an id holds everywhere.
+//
+//	publish ──▶ appender ──▶ the engine's log ──▶ Record ──▶ arrive ──▶ clients
+//	                │                                           ▲
+//	                └───── passCut: what the log doesn't take ──┘
 //
 // What the log doesn't take in time is a cut: events go to the clients of this
-// node alone, in their order and with ids that nobody resumes. When the log works
-// again the cut is told in it, to all nodes: who comes back with an id from before
-// gets a reset.
+// node alone, in their order and with ids that resume nowhere. When the log
+// works again the cut is told in it, to all nodes. Clients that reconnect with
+// an id from before it get a reset.
 type journal struct {
 	// Set at construction, never changed.
-	cluster *cluster
-	broker  HistoryBroker
+	shared  *shared
+	past    *history // owned by the loop, but for what never changes
+	peers   *peers
+	out     *appender
 	started time.Time
-	queue   chan *ownEvent // filled by the loop, with room for all of own
-	wake    chan struct{}  // has room for one word that live or cutSeen has changed
-	current chan struct{}  // closed when it was for the first time
-
-	down    atomic.Bool   // there is a cut
-	live    atomic.Bool   // the log is current
-	seen    atomic.Uint64 // the last event of this node that the log has brought back
-	cutSeen atomic.Uint64 // the number of the last cut of this node that it has brought back
+	current chan struct{} // closed when this node had the whole log for the first time
 
 	// Owned by the loop.
-	own     []*ownEvent       // that have not reached clients yet
-	local   uint64            // the last event of this node that clients got without the log
-	last    uint64            // the last record that has come
-	numbers map[nodeID]uint64 // of the last event of each node
-	early   bool              // there are clients that didn't wait until the log was current
+	number     uint64            // of this node's last event
+	own        []*ownEvent       // that have not reached clients yet
+	passed     uint64            // the last event of this node that clients got without the log
+	lastRecord uint64            // that has come
+	numbers    map[nodeID]uint64 // of the last event of each node
+	early      bool              // there are clients that didn't wait until the log was current
 
-	// Owned by the goroutine append.
-	next     *ownEvent       // taken from the queue, but not yet for a record
-	appended uint64          // the last event of this node that the log has taken
-	gone     uint64          // the last one that clients of this node got without it
-	topics   map[string]bool // of those that it has not taken, since the last cut; the empty one stands for all
-	moved    time.Time       // when seen was last found to move, or to have nothing to wait for
-	movedTo  uint64          // seen, then
-
-	mu      sync.Mutex // guards the fields below
-	epoch   string     // the history's
-	base    uint64     // the same
-	place   uint64     // the same
+	mu      sync.Mutex // guards the fields below, which are the history's
+	epoch   string
+	base    uint64
+	seq     uint64
 	waiters int
-	changed chan struct{} // closed, and made anew, when place grows while there are waiters
+	changed chan struct{} // closed, and made again, when seq grows while there are waiters
 }
 
 // An ownEvent is one that was published on this node.
 type ownEvent struct {
 	*event
-	number uint64       // its place among all of the node's
-	result chan<- error // has room for one; nil: nobody waits
+	number uint64       // its position among all of the node's
+	result chan<- error // has room for what its publisher waits for
 }
 
 // size returns about how many bytes e has in a record.
@@ -80,232 +65,71 @@ func (e *ownEvent) size() int {
 	return len(e.Data) + len(e.topic) + len(e.Name) + len(e.Key) + len(e.Except) + 16
 }
 
-// startJournal begins it; startCluster calls it, on the loop.
-func (c *cluster) startJournal(broker HistoryBroker) {
+// newJournal returns a journal that is running; close ends it.
+func newJournal(s *shared, broker HistoryBroker) *journal {
 	j := &journal{
-		cluster: c,
-		broker:  broker,
+		shared:  s,
+		past:    newHistory(s.history),
+		peers:   newPeers(s, broker),
 		started: time.Now(),
-		queue:   make(chan *ownEvent, 2*maxOwn), // a round of the loop takes 257 at the most
-		wake:    make(chan struct{}, 1),
 		current: make(chan struct{}),
-		topics:  make(map[string]bool),
 		numbers: make(map[nodeID]uint64),
 		changed: make(chan struct{}),
 	}
-	c.journal = j
-	c.hub.past.epoch = ""
-	c.hub.past.seq = wholeRecord // zero is no place
-	if err := broker.Follow(j, c.hub.shared.history.Age); err != nil {
-		c.failed(err)
+	j.past.epoch = ""
+	j.past.seq = wholeRecord // zero is no position
+	j.out = newAppender(j, broker)
+	j.peers.start(j)
+	if err := broker.Follow(j, s.history.Age); err != nil {
+		j.peers.failed(err)
 	}
-	c.own.Go(j.append)
+	j.peers.own.Go(j.out.run)
+	return j
 }
 
-// enqueue takes an event of this node's. The loop calls it; it never waits.
-func (j *journal) enqueue(e *ownEvent) {
+// publish hands the event to the appender, for which it never waits. The loop
+// sees to it by isFull.
+func (j *journal) publish(ev *event, _ time.Time, _ *batch) receipt {
+	j.shared.published.Add(1)
+	j.number++
+	result := make(chan error, 1)
+	e := &ownEvent{ev, j.number, result}
 	j.own = append(j.own, e)
-	j.queue <- e
+	j.out.queue <- e
+	return receipt{later: result}
 }
 
-// append is the goroutine that appends events to the log. It ends with the hub.
-func (j *journal) append() {
-	ticker := time.NewTicker(journalTick)
-	defer ticker.Stop()
-	probed := make(chan error, 1)
-	probing := false
-	var told uint64 // the last event that was told of
-	var toldAt time.Time
-	for {
-		look := false
-		select {
-		case e := <-j.queue:
-			for j.next = e; j.next != nil; {
-				j.handle(j.collect())
-			}
-		case err := <-probed:
-			probing = false
-			if err != nil {
-				toldAt = time.Time{}
-			}
-			look = err == nil || j.generalize(err)
-		case <-ticker.C:
-			j.checkProgress()
-			look = true
-		case <-j.wake:
-			look = true
-		case <-j.cluster.done:
-			if j.down.Load() && !probing {
-				j.tell(j.cluster.ctx)
-			}
-			return
-		}
-		switch {
-		case !look || !j.down.Load() || probing:
-		case told > 0 && j.cutSeen.Load() >= told:
-			j.heal(told)
-			told, toldAt = 0, time.Time{}
-		case j.live.Load() && time.Since(toldAt) > brokerTimeout:
-			// It may take as long as it likes: events go on without it.
-			probing, told, toldAt = true, j.gone, time.Now()
-			record := j.cut()
-			j.cluster.own.Go(func() {
-				ctx, cancel := context.WithTimeout(j.cluster.ctx, brokerTimeout)
-				defer cancel()
-				probed <- j.broker.Append(ctx, record)
-			})
-		}
+func (j *journal) arrivals() <-chan arrival { return j.peers.in }
+func (j *journal) isFull() bool             { return len(j.own) >= maxOwn }
+func (j *journal) isPending() bool          { return len(j.own) > 0 }
+
+// fill notes whether there is a client that couldn't wait for the log.
+func (j *journal) fill(r *replay) {
+	j.past.fill(r)
+	j.early = j.early || !isClosed(j.current)
+}
+
+func (j *journal) expire(now time.Time) time.Duration { return j.past.expire(now) }
+
+// want waits for the log, which has all topics.
+func (j *journal) want([]string) []<-chan struct{} { return []<-chan struct{}{j.current} }
+func (j *journal) unwant([]string)                 {}
+
+func (j *journal) elsewhere() (clients int, down bool) { return j.peers.clients(), j.out.down.Load() }
+func (j *journal) close()                              { j.peers.close() }
+
+// Deliver takes what the broker brings beside the log: heartbeats. See
+// [BrokerHandler].
+func (j *journal) Deliver(name string, msg []byte) {
+	if _, m, ok := j.peers.parse(name, msg); ok {
+		j.peers.mu.Lock()
+		defer j.peers.mu.Unlock()
+		j.peers.hearLocked(&m)
 	}
 }
 
-// collect returns the events of the next record, j.next first.
-func (j *journal) collect() []*ownEvent {
-	events, bytes := []*ownEvent{j.next}, j.next.size()
-	for j.next = nil; len(events) < maxRecordEvents; {
-		select {
-		case e := <-j.queue:
-			if bytes += e.size(); bytes > maxRecordBytes {
-				j.next = e
-				return events
-			}
-			events = append(events, e)
-		default:
-			return events
-		}
-	}
-	return events
-}
-
-// handle appends events to the log or, where that fails, lets them go without
-// it.
-func (j *journal) handle(events []*ownEvent) {
-	last := events[len(events)-1].number
-	err := error(ErrBrokerUnavailable)
-	if !j.down.Load() {
-		err = j.record(j.encode(events))
-		switch {
-		case err == nil:
-			j.appended = last
-		case errors.Is(err, ErrEventTooLarge) && len(events) > 1:
-			j.handle(events[:len(events)/2])
-			j.handle(events[len(events)/2:])
-			return
-		}
-	}
-	if err != nil {
-		j.cluster.hub.shared.brokerLost.Add(int64(len(events)))
-		for _, e := range events {
-			j.miss(e.topic)
-		}
-		j.let(last)
-	}
-	for _, e := range events {
-		if e.result != nil {
-			e.result <- err
-		}
-	}
-	if errors.Is(err, ErrEventTooLarge) {
-		j.cluster.hub.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
-		j.heal(0) // the log works
-	}
-}
-
-// record appends a record. It tries again for a while: nodes drop one that comes
-// twice.
-func (j *journal) record(record []byte) error {
-	until := time.Now().Add(journalPatience)
-	if start := j.started.Add(brokerTimeout); until.Before(start) && !j.isCurrent() {
-		until = start // the engine isn't away, but not yet found
-	}
-	ctx, cancel := context.WithDeadline(j.cluster.ctx, until)
-	defer cancel()
-	for {
-		err := j.broker.Append(ctx, record)
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, ErrEventTooLarge) {
-			return ErrEventTooLarge
-		}
-		select {
-		case <-time.After(appendRetry):
-		case <-ctx.Done():
-		}
-		if ctx.Err() != nil {
-			j.cluster.hub.log.error(logBroker, "broker is unavailable", "err", err)
-			return ErrBrokerUnavailable
-		}
-	}
-}
-
-// let has clients get this node's events up to the given one without the log,
-// which is a cut.
-func (j *journal) let(last uint64) {
-	j.gone = last
-	j.down.Store(true)
-	j.cluster.pass(letGo(last))
-}
-
-// miss notes that other nodes have missed an event of a topic.
-func (j *journal) miss(topic string) {
-	if len(j.topics) < maxLostTopics {
-		j.topics[topic] = true
-	} else {
-		j.topics[""] = true // which is all
-	}
-}
-
-// checkProgress finds out whether the log brings back what it takes: where that
-// lasts too long, clients of this node don't wait for it.
-func (j *journal) checkProgress() {
-	now := time.Now()
-	seen := max(j.seen.Load(), j.gone)
-	switch {
-	case seen != j.movedTo || seen >= j.appended || j.down.Load():
-		j.moved, j.movedTo = now, seen
-	case now.Sub(j.moved) >= journalPatience:
-		j.cluster.hub.log.error(logBroker, "broker is unavailable", "err", errNotBack)
-		j.let(j.appended)
-	}
-}
-
-var errNotBack = errors.New("it takes events and doesn't deliver them")
-
-// heal ends a cut that has been told, and come back: so the log works. Events
-// that went by it since have to be told as well, for which those that come now
-// wait.
-func (j *journal) heal(told uint64) {
-	if j.gone > told {
-		ctx, cancel := context.WithTimeout(j.cluster.ctx, journalPatience)
-		defer cancel()
-		if err := j.tell(ctx); err != nil {
-			j.cluster.hub.log.error(logBroker, "broker is unavailable", "err", err)
-			return
-		}
-	}
-	clear(j.topics)
-	j.moved = time.Now()
-	j.down.Store(false)
-}
-
-// tell appends a cut.
-func (j *journal) tell(ctx context.Context) error {
-	err := j.broker.Append(ctx, j.cut())
-	if j.generalize(err) {
-		err = j.broker.Append(ctx, j.cut())
-	}
-	return err
-}
-
-// generalize makes the next cut one of all topics, if err says that there were
-// too many, and reports whether it has.
-func (j *journal) generalize(err error) bool {
-	if !errors.Is(err, ErrEventTooLarge) || j.topics[""] {
-		return false
-	}
-	j.topics[""] = true
-	return true
-}
+// Gap does nothing: no event comes that way. See [BrokerHandler].
+func (j *journal) Gap(error) {}
 
 // Record takes a record of the log; see [HistoryHandler].
 func (j *journal) Record(epoch string, seq uint64, b []byte) {
@@ -314,17 +138,17 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 	}
 	r, err := parseRecord(b)
 	if err != nil {
-		j.cluster.hub.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
+		j.shared.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
 	}
 	r.epoch, r.seq = epoch, seq
-	j.cluster.pass(&r) // also of one that says nothing: it has its place
+	j.peers.pass(&r) // also of one that says nothing: it has its position
 }
 
 // Current takes the broker's word that all records have come; see
 // [HistoryHandler].
 func (j *journal) Current(epoch string, last uint64) {
 	if j.isEpoch(epoch) {
-		j.cluster.pass(currency{epoch, last})
+		j.peers.pass(caughtUp{epoch, last})
 	}
 }
 
@@ -334,29 +158,29 @@ func (j *journal) isEpoch(epoch string) bool {
 		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	})
 	if !is {
-		j.cluster.hub.log.error(logBroker, "broker is faulty: an epoch is at most 32 letters and digits", "epoch", clip(epoch))
+		j.shared.log.error(logBroker, "broker is faulty: an epoch is at most 32 letters and digits", "epoch", clip(epoch))
 	}
 	return is
 }
 
 // Away takes the broker's word that none will come; see [HistoryHandler].
 func (j *journal) Away(err error) {
-	j.live.Store(false)
-	j.cluster.hub.log.warn(logBroker, "broker brings nothing", "err", err)
+	j.out.live.Store(false)
+	j.shared.log.warn(logBroker, "broker brings nothing", "err", err)
 }
 
 // await waits until the history is there, which it is soon after the start or the
 // engine is away, and has come as far as an event id that a client may have got on
 // another node; each for no longer than brokerTimeout.
 func (j *journal) await(id string) {
-	if !j.isCurrent() {
+	if !isClosed(j.current) {
 		starting := time.NewTimer(time.Until(j.started.Add(brokerTimeout)))
 		defer starting.Stop()
 		select {
 		case <-j.current:
 		case <-starting.C:
 			return
-		case <-j.cluster.hub.done:
+		case <-j.shared.done:
 			return
 		}
 	}
@@ -367,7 +191,7 @@ func (j *journal) await(id string) {
 	epoch, number, ok := parseEventID(id)
 	j.waiters++
 	defer func() { j.waiters-- }()
-	for ok && j.epoch == epoch && number > j.place-j.base {
+	for ok && j.epoch == epoch && number > j.seq-j.base {
 		changed := j.changed
 		j.mu.Unlock()
 		select {
@@ -376,181 +200,189 @@ func (j *journal) await(id string) {
 		case <-patience.C:
 			j.mu.Lock()
 			return
-		case <-j.cluster.hub.done:
+		case <-j.shared.done:
 			j.mu.Lock()
 			return
 		}
 	}
 }
 
-// tellPlace lets those go on who wait for the history's place. The loop calls it.
-func (j *journal) tellPlace(p *history) {
+// tellPosition lets those go on who wait for the history's position. The loop
+// calls it.
+func (j *journal) tellPosition() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.epoch, j.base, j.place = p.epoch, p.base, p.seq
+	j.epoch, j.base, j.seq = j.past.epoch, j.past.base, j.past.seq
 	if j.waiters > 0 {
 		close(j.changed)
 		j.changed = make(chan struct{})
 	}
 }
 
-// A letGo lets clients have the events of this node up to its number that have
-// not come back.
-type letGo uint64
+// What arrives at a journal.
+type (
+	// A passCut lets clients have the events of this node up to its number that
+	// have not come back.
+	passCut uint64
 
-func (l letGo) arrive(h *Hub, batch []entry) []entry {
-	j, p := h.cluster.Load().journal, h.past
-	now := time.Now()
-	j.local = uint64(l)
-	for len(j.own) > 0 && j.own[0].number <= j.local {
+	// A caughtUp is the word that the log has been handed over up to a record.
+	caughtUp struct {
+		epoch string
+		last  uint64
+	}
+
+	// The third is a *record.
+)
+
+func (j *journal) arrive(a arrival, now time.Time, out *batch) {
+	switch a := a.(type) {
+	case *record:
+		j.take(a, now, out)
+	case passCut:
+		j.passCut(uint64(a), now, out)
+	case caughtUp:
+		j.catchUp(a, out)
+	}
+}
+
+func (j *journal) passCut(last uint64, now time.Time, out *batch) {
+	j.passed = last
+	for len(j.own) > 0 && j.own[0].number <= last {
 		ev := j.own[0].event
-		ev.arrived = true
-		p.addLocal(ev, now)
-		batch = append(batch, entry{event: ev})
+		j.past.addUnshared(ev, now)
+		out.add(ev)
 		j.own = j.own[1:]
 	}
-	return batch
 }
 
-// A currency is the word that the log has been handed over up to a record.
-type currency struct {
-	epoch string
-	last  uint64
-}
-
-func (c currency) arrive(h *Hub, batch []entry) []entry {
-	j, p := h.cluster.Load().journal, h.past
-	batch = j.reach(p, c.epoch, c.last, batch)
-	j.tellPlace(p)
-	j.live.Store(true)
-	if !j.isCurrent() {
+func (j *journal) catchUp(c caughtUp, out *batch) {
+	j.reach(c.epoch, c.last, out)
+	j.tellPosition()
+	j.out.live.Store(true)
+	if !isClosed(j.current) {
 		close(j.current)
 		if j.early {
-			batch = j.lost(batch, "the broker was not there when this node was started")
+			j.lost(out, "the broker was not there when this node was started")
 		}
 	}
-	j.poke()
-	return batch
-}
-
-// poke has the goroutine append look at what has changed.
-func (j *journal) poke() {
-	select {
-	case j.wake <- struct{}{}:
-	default:
-	}
-}
-
-// isCurrent reports whether the log was current at some time.
-func (j *journal) isCurrent() bool {
-	select {
-	case <-j.current:
-		return true
-	default:
-		return false
-	}
+	j.out.look()
 }
 
 // reach notes that all records up to last have come: those that haven't are lost.
-func (j *journal) reach(p *history, epoch string, last uint64, batch []entry) []entry {
+func (j *journal) reach(epoch string, last uint64, out *batch) {
+	p := j.past
 	switch {
 	case epoch != p.epoch:
 		if p.epoch != "" {
-			batch = j.lost(batch, "the engine has another history than before")
+			j.lost(out, "the engine has another history than before")
 		}
 		p.restart(epoch)
-	case last > j.last:
-		batch = j.lost(batch, fmt.Sprintf("%d records are no longer in the engine's history", last-j.last))
+	case last > j.lastRecord:
+		j.lost(out, fmt.Sprintf("%d records are no longer in the engine's history", last-j.lastRecord))
 	default:
-		return batch
+		return
 	}
-	j.last = last
+	j.lastRecord = last
 	p.move(p.base + last<<recordBits | wholeRecord)
 	p.begin = p.seq
-	return batch
 }
 
 // lost counts a gap, and tells clients of it: ids that they get from now on will
 // not show it.
-func (j *journal) lost(batch []entry, why string) []entry {
+func (j *journal) lost(out *batch, why string) {
 	j.gap(why)
-	if !j.isCurrent() {
-		return batch
+	if isClosed(j.current) {
+		out.add(resetEvent)
 	}
-	return append(batch, entry{event: resetEvent})
 }
 
 func (j *journal) gap(why string) {
-	j.cluster.hub.shared.gaps.Add(1)
-	j.cluster.hub.log.warn(logBroker, "events may be missing", "why", why)
+	j.shared.gaps.Add(1)
+	j.shared.log.warn(logBroker, "events may be missing", "why", why)
 }
 
-func (r *record) arrive(h *Hub, batch []entry) []entry {
-	j, p := h.cluster.Load().journal, h.past
-	if r.epoch == p.epoch && r.seq <= j.last {
-		return batch
+// take takes the next record.
+func (j *journal) take(r *record, now time.Time, out *batch) {
+	p := j.past
+	if r.epoch == p.epoch && r.seq <= j.lastRecord {
+		return
 	}
-	batch = j.reach(p, r.epoch, r.seq-1, batch)
-	j.last = r.seq
-	now := time.Now()
+	j.reach(r.epoch, r.seq-1, out)
+	j.lastRecord = r.seq
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
-	if last := r.number + uint64(max(len(r.events), 1)) - 1; r.node == j.cluster.node && (last < r.number || last > j.cluster.seq) {
+	if r.node == j.peers.node && !r.fits(j.number) {
 		*r = record{} // somebody else has made it
 	}
 	for i, ev := range r.events {
-		number := r.number + uint64(i)
-		if !j.isNew(r.node, number) {
+		if !j.isNew(r.node, r.number+uint64(i)) {
 			continue
 		}
-		live := j.isCurrent() // or it is from before this node was started
-		if r.node == j.cluster.node {
-			live = number > j.local && live
-			for len(j.own) > 0 && j.own[0].number < number { // which the engine had, and has lost
-				lost := j.own[0].event
-				lost.arrived = true
-				p.addAt(lost, p.seq, now)
-				batch = append(batch, entry{event: lost})
-				j.own = j.own[1:]
-			}
-			if len(j.own) > 0 && j.own[0].number == number {
-				ev = j.own[0].event
-				j.own = j.own[1:]
-				live = true
-			}
-			j.seen.Store(number)
-		}
+		ev, live := j.claim(r, i, ev, now, out)
 		at := start + uint64(i) + 1
 		if i == len(r.events)-1 {
 			at = end
 		}
-		ev.arrived = true
 		p.addAt(ev, at, now)
 		if live {
-			batch = append(batch, entry{event: ev})
+			out.add(ev)
 		}
 	}
 	if r.kind == brokeredCut {
-		j.isNew(r.node, r.number) // and what comes late isn't
-		for _, topic := range r.topics {
-			p.addAt(newGap(topic), end, now)
-		}
-		if len(r.topics) > 0 {
-			j.gap("a node could not reach the broker")
-		}
+		j.takeCut(r, end, now)
 	}
 	p.move(end)
-	if r.kind == brokeredCut && r.node == j.cluster.node {
-		if r.number >= j.local && len(p.local) > 0 {
-			p.local = nil
-			here := p.position()
-			batch = append(batch, entry{op: opNote, note: func(s *shard) { s.last.Store(here) }})
-		}
-		j.cutSeen.Store(r.number)
-		j.poke()
+	if r.kind == brokeredCut && r.node == j.peers.node {
+		j.endCut(r.number, out)
 	}
-	j.tellPlace(p)
-	return batch
+	j.tellPosition()
+}
+
+// claim returns the event at index i of a record, or the one of this node that it
+// is, and reports whether clients get it: it isn't from before this node was
+// started, and they don't have it yet.
+func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) (_ *event, live bool) {
+	live = isClosed(j.current)
+	if r.node != j.peers.node {
+		return ev, live
+	}
+	number := r.number + uint64(i)
+	live = live && number > j.passed
+	for len(j.own) > 0 && j.own[0].number < number { // which the engine had, and has lost
+		lost := j.own[0].event
+		j.past.addAt(lost, j.past.seq, now)
+		out.add(lost)
+		j.own = j.own[1:]
+	}
+	if len(j.own) > 0 && j.own[0].number == number {
+		ev, live = j.own[0].event, true
+		j.own = j.own[1:]
+	}
+	j.out.seen.Store(number)
+	return ev, live
+}
+
+// takeCut notes what a node has not got into the log.
+func (j *journal) takeCut(r *record, at uint64, now time.Time) {
+	j.isNew(r.node, r.number) // and what comes late isn't
+	for _, topic := range r.topics {
+		j.past.addAt(newGap(topic), at, now)
+	}
+	if len(r.topics) > 0 {
+		j.gap("a node could not reach the broker")
+	}
+}
+
+// endCut ends the cut of this node that the log has brought back: ids resume
+// again.
+func (j *journal) endCut(number uint64, out *batch) {
+	if number >= j.passed && len(j.past.unshared) > 0 {
+		j.past.unshared = nil
+		position := j.past.position()
+		*out = append(*out, entry{op: opNote, note: func(s *shard) { s.last.Store(position) }})
+	}
+	j.out.cutSeen.Store(number)
+	j.out.look()
 }
 
 // isNew reports whether no event of the node with this number or a higher one

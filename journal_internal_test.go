@@ -8,17 +8,18 @@ import (
 
 // records returns some of a journal.
 func records() (all [][]byte) {
-	j := &journal{cluster: &cluster{node: nodeID{1, 2, 3}}, gone: 1 << 40, topics: map[string]bool{"a": true}}
+	node := nodeID{1, 2, 3}
 	var events []*ownEvent
 	for i, e := range []Event{{Data: []byte("d")}, {}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
 		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
-		all = append(all, j.encode(events))
+		all = append(all, encodeRecord(node, events))
 	}
-	all = append(all, j.cut())
+	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
+	all = append(all, a.cut())
 	for range maxLostTopics + 5 {
-		j.miss(string(rune('a' + len(j.topics))))
+		a.noteLost(string(rune('a' + len(a.topics))))
 	}
-	return append(all, j.cut())
+	return append(all, a.cut())
 }
 
 func TestRecord(t *testing.T) {
@@ -64,12 +65,11 @@ func FuzzRecord(f *testing.F) {
 		if err != nil || r.kind != brokeredRecord || len(r.events) == 0 {
 			return
 		}
-		j := &journal{cluster: &cluster{node: r.node}}
 		var events []*ownEvent
 		for _, ev := range r.events {
 			events = append(events, &ownEvent{event: ev, number: r.number})
 		}
-		again, err := parseRecord(j.encode(events))
+		again, err := parseRecord(encodeRecord(r.node, events))
 		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Errorf("%+v came as %+v, %v", r, again, err)
 		}

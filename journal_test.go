@@ -160,7 +160,7 @@ func TestJournal(t *testing.T) {
 			})
 		}
 		time.Sleep(3 * time.Second)
-		if n := fresh.hub.ClusterClientCount(); n != 7 {
+		if n := fresh.hub.Stats().ClusterClients; n != 7 {
 			t.Errorf("%d clients are counted, want 7", n)
 		}
 	})

@@ -27,7 +27,7 @@ const maxLogLines = 64
 // while there are any: a Logger may block, or call the hub. What it can't
 // take is counted, and the next line of that kind says how many there were.
 type logbook struct {
-	shared *shared // has the Logger, once the hub is settled
+	logger *slog.Logger // set once, before the first line
 
 	mu      sync.Mutex // guards the fields below
 	lines   []func()
@@ -59,7 +59,7 @@ func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) {
 		args = append(args, "skipped", n)
 	}
 	l.lines = append(l.lines, func() {
-		l.shared.logger.Log(context.Background(), level, "realtime: "+msg, args...)
+		l.logger.Log(context.Background(), level, "realtime: "+msg, args...)
 	})
 	if !l.writing {
 		l.writing = true

@@ -3,7 +3,6 @@ package realtime
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -50,41 +49,40 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 		return ErrHubClosed
 	}
 	h.start()
-	var result acceptance
-	hand := handover{event: newEvent(topic, e), result: &result, taken: make(chan struct{})}
+	h.settle()
+	var what receipt
+	p := publication{event: newEvent(topic, e), receipt: &what, taken: make(chan struct{})}
 	select {
-	case h.publish <- hand:
-		<-hand.taken
+	case h.publish <- p:
+		<-p.taken
 	case <-h.done:
 		return ErrHubClosed
 	case <-ctx.Done():
 		return fmt.Errorf("realtime: publish: %w", ctx.Err())
 	}
-	if result.appended == nil {
-		return result.err
+	if what.later == nil {
+		return what.err
 	}
 	select {
-	case err := <-result.appended:
+	case err := <-what.later:
 		return err
 	case <-ctx.Done():
 		return fmt.Errorf("realtime: publish: the event was taken, but its way to other nodes not waited for: %w", ctx.Err())
 	}
 }
 
-// An acceptance is what becomes of an event for which there is a broker.
-type acceptance struct {
-	err      error
-	appended <-chan error // brings it; nil: err is it
+// A publication is what a publisher gives to the loop. It waits until the loop
+// has closed taken. Without that it could send to Broadcast what is to come
+// later before the loop has looked at what Broadcast holds.
+type publication struct {
+	event   *event
+	receipt *receipt // filled in by the loop
+	taken   chan struct{}
 }
 
-// A handover is what a publisher or a client gives to the loop. Its giver
-// waits until the loop has closed taken. Without that, a publisher could send to
-// Broadcast what is to come later before the loop has looked at what Broadcast
-// holds, and a client could leave its shard before it has joined.
-type handover struct {
-	event  *event      // or a change of a client:
-	result *acceptance // of the event
-
+// A change is what a client gives to the loop. It waits until the loop has
+// closed taken. Without that it could leave its shard before it has joined.
+type change struct {
 	client  *Client
 	entries []entry // for its shard
 	replay  *replay // nil, or what the loop fills in, to come behind entries
@@ -93,76 +91,72 @@ type handover struct {
 
 // hand gives a client's change to the loop and reports whether it was taken:
 // a hub that has ended takes none.
-func (h *Hub) hand(hand handover) bool {
-	hand.taken = make(chan struct{})
+func (h *Hub) hand(c change) bool {
+	c.taken = make(chan struct{})
 	select {
-	case h.changes <- hand:
-		<-hand.taken
+	case h.changes <- c:
+		<-c.taken
 		return true
 	case <-h.stop:
 		return false
 	}
 }
 
-// loop takes events and newcomers from everybody and gives them to the
-// shards. It waits for nothing but a shard whose inbox is full. Run, or what
-// starts the hub, starts it; Shutdown ends it and waits for it.
+// loop takes events and newcomers from everybody, has the order say which events
+// clients get, and gives all to the shards. It waits for nothing but a shard
+// whose inbox is full. Run, or what starts the hub, starts it; Shutdown ends it
+// and waits for it.
+//
+//	Publish ──▶ publish ─┐
+//	Broadcast ───────────┤                       ┌─▶ shard ──▶ outboxes
+//	other nodes ─────────┼─▶ loop ⇄ the order ───┼─▶ shard ──▶ outboxes
+//	clients ──▶ changes ─┘                       └─▶ …
 func (h *Hub) loop() {
 	defer close(h.looped)
 	var shards []*shard
-	var batch []entry
-	expiry := time.NewTimer(time.Hour) // of the history's oldest event
+	var out batch
+	expiry := time.NewTimer(time.Hour) // of the oldest event that is kept
 	expiry.Stop()
 	defer expiry.Stop()
 	expiring := false
-	var past *history // nil: nothing has been published, and the settings are not settled yet
-	clustered := h.clustered
-	for done := h.done; done != nil || h.owes(); {
-		var arrivals chan arrival
-		if c := h.cluster.Load(); c != nil {
-			arrivals = c.in
-		}
+	h.begin()
+	order := h.order
+	for done := h.done; done != nil || order.isPending(); {
 		broadcast, publish := h.Broadcast, h.publish
-		if done == nil || h.isBehind() {
+		if done == nil || order.isFull() {
 			broadcast, publish = nil, nil
 		}
 		select {
 		case data := <-broadcast:
-			batch = h.takeBroadcast(append(batch, h.text(data)))
-		case hand := <-h.changes:
-			shards, past = h.allShards(), h.past
-			h.change(&hand)
-		case a := <-arrivals:
-			batch = a.arrive(h, batch)
-			for range len(arrivals) {
-				batch = (<-arrivals).arrive(h, batch)
+			h.publishText(data, &out)
+			h.takeBroadcast(&out)
+		case p := <-publish:
+			h.takeBroadcast(&out) // what its publisher has put in before comes before it
+			*p.receipt = order.publish(p.event, time.Now(), &out)
+			close(p.taken)
+		case c := <-h.changes:
+			shards = h.registry.allShards()
+			h.change(&c)
+		case a := <-order.arrivals():
+			order.arrive(a, time.Now(), &out)
+			for range len(order.arrivals()) {
+				order.arrive(<-order.arrivals(), time.Now(), &out)
 			}
-		case <-clustered: // by another goroutine: there are arrivals now
-			clustered = nil
 		case <-expiry.C:
 			expiring = false
-		case hand := <-publish:
-			h.settle()
-			// What its publisher has put into Broadcast before comes before it.
-			batch = append(h.takeBroadcast(batch), entry{event: hand.event})
-			if c := h.cluster.Load(); c != nil {
-				*hand.result = c.accept(hand.event, len(batch))
-			}
-			close(hand.taken)
 		case <-done:
-			batch, done = h.takeBroadcast(batch), nil
+			h.takeBroadcast(&out)
+			done = nil
 		}
-		if len(batch) > 0 {
-			past = h.past
-			batch = h.remember(batch)
+		if len(out) > 0 {
 			for _, s := range shards {
-				s.inbox.put(batch...)
+				s.inbox.put(out...)
 			}
-			clear(batch)
-			batch = batch[:0]
+			clear(out)
+			out = out[:0]
 		}
-		if past != nil && !expiring {
-			if wait := past.expire(time.Now()); wait > 0 {
+		if !expiring {
+			if wait := order.expire(time.Now()); wait > 0 {
 				expiry.Reset(wait + time.Second) // so that a busy hub wakes once a second for it
 				expiring = true
 			}
@@ -173,88 +167,65 @@ func (h *Hub) loop() {
 		select {
 		case <-h.Broadcast:
 			h.shared.dropped.Add(1)
-		case hand := <-h.changes: // it was added just before, or has not left yet
-			h.change(&hand)
+		case c := <-h.changes: // it was added just before, or has not left yet
+			h.change(&c)
 		case <-h.stop:
-			h.shared.dropped.Add(int64(len(h.takeBroadcast(nil))))
+			for range len(h.Broadcast) {
+				<-h.Broadcast
+				h.shared.dropped.Add(1)
+			}
 			return
 		}
 	}
 }
 
+// begin waits until the settings are read: by the first client or the first
+// Publish, or here for what Broadcast brings, or for Shutdown.
+func (h *Hub) begin() {
+	select {
+	case <-h.settled:
+	case data := <-h.Broadcast:
+		h.settle()
+		h.publishText(data, new(batch)) // there is no client yet to get it
+	case <-h.done:
+		h.settle()
+	}
+}
+
 // change passes a client's change to its shard. What it gets of the past ends
 // here: all that is published from now on reaches the shard behind it.
-func (h *Hub) change(hand *handover) {
-	entries := hand.entries
-	if r := hand.replay; r != nil {
-		h.past.fill(r)
-		if c := h.cluster.Load(); c != nil && c.journal != nil && !c.journal.isCurrent() {
-			c.journal.early = true
-		}
+func (h *Hub) change(c *change) {
+	entries := c.entries
+	if r := c.replay; r != nil {
+		h.order.fill(r)
 		switch {
 		case r.lost:
 			h.shared.resets.Add(1)
 		case r.last != "":
 			h.shared.resumed.Add(1)
 		}
-		entries = append(entries, entry{op: opReplay, client: hand.client, replay: r})
+		entries = append(entries, entry{op: opReplay, client: c.client, replay: r})
 	}
-	hand.client.home.inbox.put(entries...)
-	close(hand.taken)
+	c.client.home.inbox.put(entries...)
+	close(c.taken)
 }
 
-// remember keeps events, and sends those of this node to the others. It returns
-// those that are for clients.
-func (h *Hub) remember(batch []entry) []entry {
-	c := h.cluster.Load()
-	if h.shared.history.keeps() && (c == nil || c.journal == nil) {
-		now := time.Now()
-		for _, e := range batch {
-			h.past.add(e.event, now)
-		}
-	}
-	if c == nil {
-		h.shared.published.Add(int64(len(batch)))
-		return batch
-	}
-	for _, e := range batch {
-		if e.op == opEvent && !e.event.arrived {
-			h.shared.published.Add(1)
-			c.enqueue(e.event)
-		}
-	}
-	return slices.DeleteFunc(batch, func(e entry) bool {
-		return e.op == opEvent && (e.event.notice == gapNotice || c.journal != nil && !e.event.arrived) // which will arrive
-	})
-}
-
-// owes reports whether events that were published have not arrived yet.
-func (h *Hub) owes() bool {
-	c := h.cluster.Load()
-	return c != nil && c.journal != nil && len(c.journal.own) > 0
-}
-
-// isBehind reports whether those are so many that no more can be taken now.
-func (h *Hub) isBehind() bool { return h.owes() && len(h.cluster.Load().journal.own) >= maxOwn }
-
-// takeBroadcast appends what Broadcast holds.
-func (h *Hub) takeBroadcast(batch []entry) []entry {
+// takeBroadcast publishes what Broadcast holds.
+func (h *Hub) takeBroadcast(out *batch) {
 	for range len(h.Broadcast) {
-		batch = append(batch, h.text(<-h.Broadcast))
+		h.publishText(<-h.Broadcast, out)
 	}
-	return batch
 }
 
-// text makes an event of what came through Broadcast.
-func (h *Hub) text(data []byte) entry {
-	h.settle()
+// publishText publishes what came through Broadcast.
+func (h *Hub) publishText(data []byte, out *batch) {
 	ev := &event{Event: Event{Data: data}}
 	if !utf8.Valid(data) {
 		ev.Binary = true // as text it would make every browser drop its connection
 		h.shared.invalidText.Add(1)
-		h.log.warn(logText, "data sent to Broadcast is not valid UTF-8: sent as binary", "bytes", len(data))
+		h.shared.log.warn(logText, "data sent to Broadcast is not valid UTF-8: sent as binary", "bytes", len(data))
 	}
-	return entry{event: ev}
+	h.order.publish(ev, time.Now(), out)
 }
 
 // flush closes h.flushed when the shards have handed on all they got.

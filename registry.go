@@ -3,57 +3,94 @@ package realtime
 import (
 	"iter"
 	"runtime"
+	"sync"
 )
+
+// A registry has the clients of a hub, each in a slot that never changes, and
+// the shards that share them out.
+type registry struct {
+	mu       sync.Mutex // guards the fields below
+	shards   []*shard   // made for the first client
+	slots    []*Client  // nil: free
+	free     []int32    // slots that are free
+	clients  int        // slots that aren't
+	sweeping bool       // the sweeper is running
+	closed   bool
+	empty    chan struct{} // closed when the registry is closed and has no clients
+}
 
 // add gives the client a slot and a shard, and passes it through the loop to
 // that shard: from then on events wait for it.
 func (h *Hub) add(c *Client) error {
-	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
+	if !h.enter(c) {
 		return ErrHubClosed
 	}
-	if h.shards == nil {
-		for range min(runtime.GOMAXPROCS(0), 16) {
-			s := &shard{stats: &h.shared}
-			s.inbox.init()
-			h.shards = append(h.shards, s)
-			h.own.Go(s.loop)
-		}
-	}
-	if !h.sweeping {
-		h.sweeping = true
-		h.own.Go(h.sweep)
-	}
-	if n := len(h.free); n > 0 {
-		c.slot = int32(h.free[n-1])
-		h.free = h.free[:n-1]
-	} else {
-		c.slot = int32(len(h.slots))
-		h.slots = append(h.slots, nil)
-	}
-	h.slots[c.slot] = c
-	h.clients++
-	c.home = h.shards[int(c.slot)%len(h.shards)]
-	h.mu.Unlock()
-	h.hand(handover{client: c, entries: []entry{{op: opJoin, client: c}}}) // the loop lives on while there are clients
+	h.hand(change{client: c, entries: []entry{{op: opJoin, client: c}}}) // the loop lives on while there are clients
 	return nil
 }
 
-// remove takes the client's slot back. Nothing of the client is left then.
-func (h *Hub) remove(c *Client) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.slots[c.slot] = nil
-	h.clients--
-	if h.clients == 0 {
-		h.slots, h.free = nil, nil
+// enter gives the client a slot and a shard, unless the registry is closed. It
+// starts what the first client needs.
+func (h *Hub) enter(c *Client) bool {
+	g := &h.registry
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	if g.shards == nil {
+		for range min(runtime.GOMAXPROCS(0), 16) {
+			s := &shard{stats: &h.shared}
+			s.inbox.init()
+			g.shards = append(g.shards, s)
+			h.own.Go(s.loop)
+		}
+	}
+	if !g.sweeping {
+		g.sweeping = true
+		h.own.Go(h.sweep)
+	}
+	if n := len(g.free); n > 0 {
+		c.slot = g.free[n-1]
+		g.free = g.free[:n-1]
 	} else {
-		h.free = append(h.free, int(c.slot))
+		c.slot = int32(len(g.slots))
+		g.slots = append(g.slots, nil)
 	}
-	if h.closed && h.clients == 0 {
-		close(h.empty)
+	g.slots[c.slot] = c
+	g.clients++
+	c.home = g.shards[int(c.slot)%len(g.shards)]
+	return true
+}
+
+// remove takes the client's slot back. Nothing of the client is left then.
+func (g *registry) remove(c *Client) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.slots[c.slot] = nil
+	g.clients--
+	if g.clients == 0 {
+		g.slots, g.free = nil, nil
+	} else {
+		g.free = append(g.free, c.slot)
 	}
+	if g.closed && g.clients == 0 {
+		close(g.empty)
+	}
+}
+
+// close lets no more clients in, and reports whether this call was the first.
+func (g *registry) close() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return false
+	}
+	g.closed = true
+	if g.clients == 0 {
+		close(g.empty)
+	}
+	return true
 }
 
 // parking returns the hub's parker, or nil where it can have none. The first
@@ -63,7 +100,7 @@ func (h *Hub) parking() *parker {
 	h.parkOnce.Do(func() {
 		p, err := newParker()
 		if err != nil {
-			h.log.error(logSetup, "idle clients keep their goroutines", "err", err)
+			h.shared.log.error(logSetup, "idle clients keep their goroutines", "err", err)
 			return
 		}
 		h.parker = p
@@ -72,19 +109,19 @@ func (h *Hub) parking() *parker {
 	return h.parker
 }
 
-// allShards returns the hub's shards.
-func (h *Hub) allShards() []*shard {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.shards
+// allShards returns the shards: none before the first client.
+func (g *registry) allShards() []*shard {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.shards
 }
 
-// all returns the hub's clients, those not counted included.
-func (h *Hub) all() []*Client {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	all := make([]*Client, 0, h.clients)
-	for _, c := range h.slots {
+// all returns the clients, those that don't count yet or any more included.
+func (g *registry) all() []*Client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	all := make([]*Client, 0, g.clients)
+	for _, c := range g.slots {
 		if c != nil {
 			all = append(all, c)
 		}
@@ -98,7 +135,7 @@ func (h *Hub) Clients() iter.Seq[*Client] {
 		if h.usable() != nil {
 			return
 		}
-		for _, c := range h.all() {
+		for _, c := range h.registry.all() {
 			if c.isOpen() && !yield(c) {
 				return
 			}
@@ -111,31 +148,31 @@ func (h *Hub) ClientCount() int {
 	if h == nil {
 		return 0
 	}
-	return int(h.count.Load())
+	return int(h.shared.members.Load())
 }
 
 // sweptEmpty ends the sweeper of a hub without clients: the next client
 // starts another.
-func (h *Hub) sweptEmpty() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sweeping = h.clients > 0
-	return !h.sweeping
+func (g *registry) sweptEmpty() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.sweeping = g.clients > 0
+	return !g.sweeping
 }
 
 // hasPhase reports whether the sweeper has anything to look at in a phase.
-func (h *Hub) hasPhase(phase int) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return phase < len(h.slots)
+func (g *registry) hasPhase(phase int) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return phase < len(g.slots)
 }
 
 // inPhase appends the clients of a phase to dst.
-func (h *Hub) inPhase(phase int, dst []*Client) []*Client {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := phase; i < len(h.slots); i += phases {
-		if c := h.slots[i]; c != nil {
+func (g *registry) inPhase(phase int, dst []*Client) []*Client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for i := phase; i < len(g.slots); i += phases {
+		if c := g.slots[i]; c != nil {
 			dst = append(dst, c)
 		}
 	}

@@ -30,21 +30,21 @@ func TestRegistry(t *testing.T) {
 		a, b, c := add(), add(), add()
 		b.leaveHub()
 		time.Sleep(2 * revolution) // the sweeper copes with the gap
-		if got := hub.all(); len(got) != 2 || got[0] != a || got[1] != c {
+		if got := hub.registry.all(); len(got) != 2 || got[0] != a || got[1] != c {
 			t.Errorf("the hub has %d clients, want the first and the third", len(got))
 		}
 		d, e := add(), add()
-		if d.slot != b.slot || e.slot != 3 || len(hub.slots) != 4 {
-			t.Errorf("got slots %d and %d of %d, want the free one and the next", d.slot, e.slot, len(hub.slots))
+		if d.slot != b.slot || e.slot != 3 || len(hub.registry.slots) != 4 {
+			t.Errorf("got slots %d and %d of %d, want the free one and the next", d.slot, e.slot, len(hub.registry.slots))
 		}
 		for _, c := range []*Client{a, c, d, e} {
 			c.leaveHub()
 		}
 		synctest.Wait()
-		if hub.slots != nil || hub.free != nil || hub.clients != 0 {
-			t.Errorf("an empty hub has %d slots, %d of them free, for %d clients", len(hub.slots), len(hub.free), hub.clients)
+		if hub.registry.slots != nil || hub.registry.free != nil || hub.registry.clients != 0 {
+			t.Errorf("an empty hub has %d slots, %d of them free, for %d clients", len(hub.registry.slots), len(hub.registry.free), hub.registry.clients)
 		}
-		for _, s := range hub.shards {
+		for _, s := range hub.registry.shards {
 			if len(s.clients) != 0 {
 				t.Errorf("a shard of an empty hub has %d clients", len(s.clients))
 			}

@@ -1,7 +1,6 @@
 package realtime
 
 import (
-	"log/slog"
 	"sync/atomic"
 	"time"
 )
@@ -9,22 +8,23 @@ import (
 // Stats is what a hub has been doing. But for the first two, the figures grow
 // from NewHub on.
 type Stats struct {
-	Clients     int   // connected now
-	Queued      int64 // messages that wait for a client now
-	Published   int64 // events taken from publishers
-	Delivered   int64 // messages written to a client's connection
-	Received    int64 // messages from clients
-	Replaced    int64 // messages that a newer one with their Key took the place of
-	Resumed     int64 // clients that came back and got all they had missed
-	Resets      int64 // clients that came back and may have missed events
-	Dropped     int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
-	SlowClients int64 // clients disconnected for ErrSlowClient
-	Gaps        int64 // times that events of other nodes may have been lost on their way
-	Unsent      int64 // events that could not be handed to the broker
-	BrokerDown  bool  // the last event couldn't be
-	Refused     int64 // requests that were turned down
-	InvalidText int64 // events that Broadcast sent as binary because they were not valid UTF-8
-	Panics      int64 // of handlers
+	Clients        int   // of this node, connected now
+	ClusterClients int   // of all nodes, connected now; one that has crashed is counted for 7 s more
+	Queued         int64 // messages that wait for a client now
+	Published      int64 // events taken from publishers
+	Delivered      int64 // messages written to a client's connection
+	Received       int64 // messages from clients
+	Replaced       int64 // messages that a newer one with their Key took the place of
+	Resumed        int64 // clients that came back and got all they had missed
+	Resets         int64 // clients that came back and may have missed events
+	Dropped        int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
+	SlowClients    int64 // clients disconnected for ErrSlowClient
+	Gaps           int64 // times that events of other nodes may have been lost on their way
+	Unsent         int64 // events that could not be handed to the broker
+	BrokerDown     bool  // the last event couldn't be
+	Refused        int64 // requests that were turned down
+	InvalidText    int64 // events that Broadcast sent as binary because they were not valid UTF-8
+	Panics         int64 // of handlers
 }
 
 // Stats returns what the hub has been doing. The figures are each right, but
@@ -34,43 +34,39 @@ func (h *Hub) Stats() Stats {
 		return Stats{}
 	}
 	s := &h.shared
-	cluster := h.cluster.Load()
+	elsewhere, down := 0, false
+	if h.usable() == nil && isClosed(h.settled) {
+		elsewhere, down = h.order.elsewhere()
+	}
+	here := h.ClientCount()
 	return Stats{
-		Clients:     h.ClientCount(),
-		Queued:      s.queued.Load(),
-		Published:   s.published.Load(),
-		Delivered:   s.delivered.Load(),
-		Received:    s.received.Load(),
-		Replaced:    s.replaced.Load(),
-		Resumed:     s.resumed.Load(),
-		Resets:      s.resets.Load(),
-		Gaps:        s.gaps.Load(),
-		Unsent:      s.brokerLost.Load(),
-		BrokerDown:  cluster != nil && cluster.isDown(),
-		Dropped:     s.dropped.Load(),
-		SlowClients: s.slowClients.Load(),
-		Refused:     s.refused.Load(),
-		InvalidText: s.invalidText.Load(),
-		Panics:      s.panics.Load(),
+		Clients:        here,
+		ClusterClients: here + elsewhere,
+		Queued:         s.queued.Load(),
+		Published:      s.published.Load(),
+		Delivered:      s.delivered.Load(),
+		Received:       s.received.Load(),
+		Replaced:       s.replaced.Load(),
+		Resumed:        s.resumed.Load(),
+		Resets:         s.resets.Load(),
+		Gaps:           s.gaps.Load(),
+		Unsent:         s.brokerLost.Load(),
+		BrokerDown:     down,
+		Dropped:        s.dropped.Load(),
+		SlowClients:    s.slowClients.Load(),
+		Refused:        s.refused.Load(),
+		InvalidText:    s.invalidText.Load(),
+		Panics:         s.panics.Load(),
 	}
-}
-
-// ClusterClientCount returns the number of clients that are connected to this
-// node and to all others. A node that has crashed is counted for 7 s more.
-func (h *Hub) ClusterClientCount() int {
-	n := h.ClientCount()
-	if h.usable() == nil {
-		if c := h.cluster.Load(); c != nil {
-			n += c.clients()
-		}
-	}
-	return n
 }
 
 // shared is what the parts of a hub have in common: its settings, made
 // definite, its clock and its counters.
 type shared struct {
-	clock clock
+	clock   clock
+	log     logbook
+	done    <-chan struct{} // closed when Shutdown begins
+	members atomic.Int64    // clients that are open
 
 	// Set once, before the first client or event.
 	sendBuffer      int
@@ -81,7 +77,6 @@ type shared struct {
 	writeTimeout    time.Duration
 	compression     bool
 	history         History
-	logger          *slog.Logger
 
 	queued      atomic.Int64
 	published   atomic.Int64

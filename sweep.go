@@ -59,13 +59,13 @@ func (h *Hub) sweep() {
 	due := time.Now()
 	var members []*Client
 	for phase := 0; ; phase = (phase + 1) % phases {
-		if phase == 0 && h.sweptEmpty() {
+		if phase == 0 && h.registry.sweptEmpty() {
 			return
 		}
 		// Phases without a slot are slept through: a hub with one client
 		// wakes once a second.
 		due = due.Add(revolution / phases)
-		if !h.hasPhase(phase) {
+		if !h.registry.hasPhase(phase) {
 			continue
 		}
 		timer.Reset(time.Until(due))
@@ -78,7 +78,7 @@ func (h *Hub) sweep() {
 			due = due.Add(late)
 		}
 		h.shared.clock.wind()
-		members = h.inPhase(phase, members[:0])
+		members = h.registry.inPhase(phase, members[:0])
 		now := h.shared.clock.now()
 		for _, c := range members {
 			c.sweep(now)

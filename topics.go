@@ -84,7 +84,7 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 	if len(entries) == 0 {
 		return nil, nil
 	}
-	hand := handover{client: c, entries: entries}
+	hand := change{client: c, entries: entries}
 	if c.replayed && c.hub.shared.history.keeps() {
 		hand.replay = &replay{id: c.id, topics: added}
 	}
@@ -102,10 +102,7 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 		}
 		slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	}
-	if cluster := c.hub.cluster.Load(); cluster != nil {
-		confirmed = cluster.want(added...)
-	}
-	return confirmed, nil
+	return c.hub.order.want(added), nil
 }
 
 // unlist takes a client that is closing out of its shard, and its topics out of
@@ -115,9 +112,7 @@ func (c *Client) unlist() {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.unlisted = true
-	if cluster := c.hub.cluster.Load(); cluster != nil {
-		cluster.unwant(c.topicNames()...)
-	}
+	c.hub.order.unwant(c.topicNames())
 }
 
 // findTopic returns where a topic is among the client's, or would be, and
@@ -133,19 +128,19 @@ func (c *Client) Unsubscribe(topics ...string) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	var entries []entry
+	var removed []string
 	for _, topic := range topics {
 		if i, has := c.findTopic(topic); has {
 			entries = append(entries, entry{op: opUnsubscribe, sub: c.topics[i]})
 			c.topics = slices.Delete(c.topics, i, i+1)
+			removed = append(removed, topic)
 		}
 	}
 	if len(entries) > 0 {
-		c.hub.hand(handover{client: c, entries: entries}) // behind what was published before
+		c.hub.hand(change{client: c, entries: entries}) // behind what was published before
 	}
-	if cluster := c.hub.cluster.Load(); cluster != nil && !c.unlisted {
-		for _, e := range entries {
-			cluster.unwant(e.sub.name)
-		}
+	if !c.unlisted {
+		c.hub.order.unwant(removed)
 	}
 }
 
@@ -168,9 +163,7 @@ func (c *Client) topicNames() []string {
 // catchUp gives a client that joins what it has to get of the past, given the
 // id of the last event that it saw.
 func (c *Client) catchUp(last string) {
-	if cluster := c.hub.cluster.Load(); cluster != nil && cluster.journal != nil {
-		cluster.journal.await(last)
-	}
+	c.hub.order.await(last)
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.replayed = true
@@ -179,7 +172,7 @@ func (c *Client) catchUp(last string) {
 	}
 	topics := append(c.topicNames(), "")
 	given := make(chan struct{})
-	if c.hub.hand(handover{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
+	if c.hub.hand(change{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
 		<-given // before the outbox opens, for the past to go out first
 	}
 }
@@ -191,7 +184,7 @@ func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 			return
 		}
 		var clients []*Client
-		for _, s := range h.allShards() {
+		for _, s := range h.registry.allShards() {
 			noted := make(chan struct{})
 			note := func(s *shard) {
 				if t := s.topics[topic]; t != nil {

@@ -61,7 +61,7 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 		}
 	})
 	mux.HandleFunc("GET /figures", func(w http.ResponseWriter, _ *http.Request) {
-		json.NewEncoder(w).Encode(figures{hub.Stats(), hub.ClusterClientCount()})
+		json.NewEncoder(w).Encode(figures{hub.Stats(), hub.Stats().ClusterClients})
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

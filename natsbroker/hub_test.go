@@ -77,7 +77,7 @@ func TestHubs(t *testing.T) {
 	for range 3 {
 		sites = append(sites, newSite(t, engine.Broker()))
 	}
-	eventually(t, "cluster", func() bool { return sites[0].ClusterClientCount() == 3 && sites[2].ClusterClientCount() == 3 })
+	eventually(t, "cluster", func() bool { return sites[0].Stats().ClusterClients == 3 && sites[2].Stats().ClusterClients == 3 })
 	for i, s := range sites {
 		text := fmt.Sprint("from ", i)
 		s.say(t, text)

@@ -136,7 +136,7 @@ func TestHubs(t *testing.T) {
 			}
 			expect(want...)
 		}
-		eventually(t, "a count of all clients", func() bool { return hubs[0].ClusterClientCount() >= len(readers) })
+		eventually(t, "a count of all clients", func() bool { return hubs[0].Stats().ClusterClients >= len(readers) })
 		if round == 2 {
 			break
 		}

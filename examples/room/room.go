@@ -133,7 +133,7 @@ func (n *Node) count() {
 		case <-n.hub.Done():
 			return
 		}
-		counts := fmt.Sprintf(`{"here": %d, "everywhere": %d}`, n.hub.ClientCount(), n.hub.ClusterClientCount())
+		counts := fmt.Sprintf(`{"here": %d, "everywhere": %d}`, n.hub.ClientCount(), n.hub.Stats().ClusterClients)
 		for c := range n.hub.Clients() {
 			c.SendEvent(realtime.Event{Name: "count", Key: "count", Data: []byte(counts)})
 		}
