@@ -1,0 +1,414 @@
+package realtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A testBroker is a node's broker of an engine that is driven by hand: it keeps
+// what is published and appended.
+type testBroker struct {
+	handler BrokerHandler
+
+	mu         sync.Mutex
+	away       bool
+	published  []string
+	appended   [][]byte
+	subscribed []string
+}
+
+var errTestAway = errors.New("away")
+
+func (b *testBroker) Start(h BrokerHandler) error { b.handler = h; return nil }
+func (b *testBroker) Unsubscribe(string) error    { return nil }
+func (b *testBroker) Close() error                { return nil }
+
+// setAway makes all calls that reach the engine fail.
+func (b *testBroker) setAway(away bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.away = away
+}
+
+// do runs f unless the engine is away.
+func (b *testBroker) do(f func()) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.away {
+		return errTestAway
+	}
+	f()
+	return nil
+}
+
+func (b *testBroker) Publish(_ context.Context, topic string, msg []byte) error {
+	return b.do(func() {
+		if topic != brokerName(nodesTopic) {
+			b.published = append(b.published, topic+" "+string(msg))
+		}
+	})
+}
+
+func (b *testBroker) Subscribe(_ context.Context, topic string) error {
+	return b.do(func() { b.subscribed = append(b.subscribed, topic) })
+}
+
+// A testLog is the same of an engine with a log.
+type testLog struct{ testBroker }
+
+func (b *testLog) Follow(HistoryHandler, time.Duration) error { return nil }
+
+func (b *testLog) Append(_ context.Context, record []byte) error {
+	return b.do(func() { b.appended = append(b.appended, slices.Clone(record)) })
+}
+
+// newOrderShared returns what an order needs of its hub.
+func newOrderShared(h History) *shared {
+	s := newShared()
+	s.history = h.settled()
+	s.done = make(chan struct{})
+	s.log.logger = slog.New(slog.DiscardHandler)
+	return s
+}
+
+// A driver is the loop of a hub without clients.
+type driver struct {
+	t   *testing.T
+	o   order
+	out batch
+}
+
+func (d *driver) publish(topic, data string) receipt {
+	return d.o.publish(newEvent(topic, Event{Data: []byte(data)}), time.Now(), &d.out)
+}
+
+// arrive takes all that has come.
+func (d *driver) arrive() {
+	synctest.Wait()
+	for {
+		select {
+		case a := <-d.o.arrivals():
+			d.o.arrive(a, time.Now(), &d.out)
+		default:
+			return
+		}
+	}
+}
+
+// want checks what clients have got since it was last called: the data of events,
+// or "reset".
+func (d *driver) want(want ...string) {
+	d.t.Helper()
+	var got []string
+	for _, e := range d.out {
+		switch {
+		case e.op != opEvent:
+		case e.event.notice == resetNotice:
+			got = append(got, "reset")
+		default:
+			got = append(got, string(e.event.Data))
+		}
+	}
+	d.out = nil
+	if !slices.Equal(got, want) {
+		d.t.Errorf("clients got %q, want %q", got, want)
+	}
+}
+
+// since returns what a client gets that comes with an id: "lost", or the data of
+// what it has missed.
+func (d *driver) since(id string, topics ...string) string {
+	r := &replay{topics: append(topics, ""), last: id}
+	d.o.fill(r)
+	if r.lost {
+		return "lost"
+	}
+	var got []string
+	for _, ev := range r.missed {
+		got = append(got, string(ev.Data))
+	}
+	return strings.Join(got, " ")
+}
+
+// last returns the id of the newest event that clients have got.
+func (d *driver) last() string { return d.out[len(d.out)-1].event.ID }
+
+func TestLocalOrder(t *testing.T) {
+	l := newLocal(newOrderShared(History{Age: time.Minute}))
+	d := &driver{t: t, o: &l}
+	if r := d.publish("a", "1"); r.err != nil || r.later != nil {
+		t.Errorf("receipt %+v, want an empty one", r)
+	}
+	first := d.last()
+	d.publish("b", "2")
+	d.publish("", "3")
+	d.want("1", "2", "3")
+	if got := d.since(first, "a"); got != "3" {
+		t.Errorf("a client of a has missed %q, want 3", got)
+	}
+	if got := d.since("another-1", "a"); got != "lost" {
+		t.Errorf("a client of another process has missed %q, want it lost", got)
+	}
+	if l.expire(time.Now().Add(2*time.Minute)) != 0 || d.since(first, "a") != "lost" {
+		t.Error("what is too old is kept")
+	}
+	if l.isFull() || l.isPending() || l.arrivals() != nil || l.want([]string{"a"}) != nil || l.shared.published.Load() != 3 {
+		t.Error("it waits for somebody")
+	}
+	none := newLocal(newOrderShared(History{}))
+	d = &driver{t: t, o: &none}
+	d.publish("", "1")
+	if d.last() != "" || none.past.seq != 0 {
+		t.Error("an event has an id though there is no history")
+	}
+}
+
+// newTestRelay returns a relay whose engine is driven by hand.
+func newTestRelay(t *testing.T) (*driver, *relay, *testBroker) {
+	b := new(testBroker)
+	r := newRelay(newOrderShared(History{Age: time.Minute}), b)
+	t.Cleanup(r.close)
+	synctest.Wait()
+	return &driver{t: t, o: r}, r, b
+}
+
+// from returns a message of another node.
+func from(node byte, seq, before uint64, data string) []byte {
+	return brokered{kind: brokeredEvent, node: nodeID{node}, seq: seq, before: before, event: Event{Data: []byte(data)}}.append(nil)
+}
+
+func TestRelayOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		r.want([]string{"a"})
+		if rc := d.publish("a", "mine"); rc.err != nil || rc.later != nil {
+			t.Errorf("receipt %+v, want an empty one", rc)
+		}
+		d.want("mine") // at once
+		synctest.Wait()
+		if len(b.published) != 1 || !strings.HasPrefix(b.published[0], "topic/a ") || !slices.Contains(b.subscribed, "topic/a") {
+			t.Fatalf("published %q and subscribed %q", b.published, b.subscribed)
+		}
+		_, msg, _ := strings.Cut(b.published[0], " ")
+		r.Deliver("topic/a", []byte(msg)) // an echo
+		r.Deliver("topic/a", from(1, 1, 0, "1"))
+		r.Deliver("topic/a", from(1, 1, 0, "1"))   // twice
+		r.Deliver("topic/b", from(1, 2, 0, "no"))  // which nobody has here
+		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // another node, seen first in its midst
+		r.Deliver("topic/a", []byte("garbage"))
+		d.arrive()
+		if first := d.last(); d.since(first, "a") != "" {
+			t.Error("there is more behind the newest")
+		}
+		d.want("1", "2/7")
+	})
+}
+
+// A message that is missing is told to those who come back, and not to others.
+func TestRelayGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a", "b"})
+		r.Deliver("topic/a", from(1, 1, 0, "a1"))
+		r.Deliver("topic/b", from(1, 2, 0, "b2"))
+		d.arrive()
+		before := d.last()
+		d.want("a1", "b2")
+		r.Deliver("topic/a", from(1, 4, 3, "a4"))
+		d.arrive()
+		after := d.last()
+		d.want("a4")
+		for _, tt := range []struct{ id, topic, want string }{
+			{before, "a", "lost"}, {before, "b", ""}, {after, "a", ""},
+		} {
+			if got := d.since(tt.id, tt.topic); got != tt.want {
+				t.Errorf("from %s on, a client of %s has missed %q, want %q", tt.id, tt.topic, got, tt.want)
+			}
+		}
+		r.Gap(errors.New("the engine was away"))
+		d.arrive()
+		d.want()
+		if got := d.since(after, "b"); got != "lost" || r.shared.gaps.Load() != 2 {
+			t.Errorf("behind a gap of all topics a client has missed %q, %d gaps", got, r.shared.gaps.Load())
+		}
+	})
+}
+
+// An engine that is away, or behind, costs local clients nothing.
+func TestRelayWithoutEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		b.setAway(true)
+		d.publish("a", "1") // of which nothing is known yet
+		synctest.Wait()
+		if rc := d.publish("a", "2"); rc.err != ErrBrokerUnavailable {
+			t.Errorf("receipt %+v, want ErrBrokerUnavailable", rc)
+		}
+		synctest.Wait()
+		d.want("1", "2")
+		if _, down := r.elsewhere(); !down || r.shared.brokerLost.Load() != 2 || r.isFull() || r.isPending() {
+			t.Errorf("down %v, %d lost; want true, 2, and nobody waits", down, r.shared.brokerLost.Load())
+		}
+		b.setAway(false)
+		time.Sleep(2 * heartbeatInterval)
+		if _, down := r.elsewhere(); down {
+			t.Error("it is down though the engine is back")
+		}
+	})
+}
+
+// newTestJournal returns a journal whose log is driven by hand.
+func newTestJournal(t *testing.T) (*driver, *journal, *testLog) {
+	b := new(testLog)
+	j := newJournal(newOrderShared(History{Age: time.Minute}), b)
+	t.Cleanup(j.close)
+	synctest.Wait()
+	return &driver{t: t, o: j}, j, b
+}
+
+// recordOf returns a record of another node.
+func recordOf(node byte, number uint64, data ...string) []byte {
+	var events []*ownEvent
+	for _, d := range data {
+		events = append(events, &ownEvent{event: newEvent("a", Event{Data: []byte(d)})})
+	}
+	events[0].number = number
+	return encodeRecord(nodeID{node}, events)
+}
+
+func TestJournalOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "old"))
+		j.Current("e", 1)
+		d.arrive()
+		d.want() // from before this node was started
+		rc := d.publish("a", "mine")
+		d.want()
+		synctest.Wait()
+		if len(b.appended) != 1 || !j.isPending() || <-rc.later != nil {
+			t.Fatalf("%d records appended, pending %v", len(b.appended), j.isPending())
+		}
+		j.Record("e", 2, recordOf(1, 2, "x", "y"))
+		j.Record("e", 3, b.appended[0])
+		j.Record("e", 4, b.appended[0])         // appended twice
+		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
+		j.Record("e", 6, []byte("from nobody")) // has its number all the same
+		j.Record("e", 7, recordOf(2, 1, "z"))
+		d.arrive()
+		d.want("x", "y", "mine", "z")
+		if j.isPending() || j.shared.gaps.Load() != 0 {
+			t.Errorf("pending %v, %d gaps", j.isPending(), j.shared.gaps.Load())
+		}
+		for id, want := range map[string]string{
+			fmt.Sprint("e-", 1<<recordBits|wholeRecord): "x y mine z", fmt.Sprint("e-", 2<<recordBits|1): "y mine z",
+			fmt.Sprint("e-", 7<<recordBits|wholeRecord): "", fmt.Sprint("other-", 2<<recordBits): "lost",
+		} {
+			if got := d.since(id, "a"); got != want {
+				t.Errorf("from %s on a client has missed %q, want %q", id, got, want)
+			}
+		}
+	})
+}
+
+// What the engine has lost is told to those who are connected, too; a record
+// that another node has forged in this one's name is not taken for its own.
+func TestJournalLoses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "1"))
+		j.Current("e", 1)
+		d.arrive()
+		id := fmt.Sprint("e-", 1<<recordBits|wholeRecord)
+		j.Record("e", 3, recordOf(1, 3, "3"))
+		d.arrive()
+		d.want("reset", "3")
+		if got := d.since(id, "a"); got != "lost" || j.shared.gaps.Load() != 1 {
+			t.Errorf("a client that comes back has missed %q, %d gaps", got, j.shared.gaps.Load())
+		}
+		j.Current("another", 1)
+		d.arrive()
+		d.want("reset")
+		forged := recordOf(1, 1, "forged")
+		copy(forged[2:], j.peers.node[:])
+		j.Record("another", 2, forged)
+		d.arrive()
+		d.want()
+	})
+}
+
+// A cut: events pass by a log that takes none, and when it works again it says
+// so to everybody.
+func TestJournalCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 0)
+		d.arrive()
+		b.setAway(true)
+		rc := d.publish("a", "1")
+		time.Sleep(journalPatience - time.Millisecond)
+		d.arrive()
+		d.want()
+		time.Sleep(appendRetry)
+		d.arrive()
+		if id := d.last(); !strings.HasSuffix(id, "-local") || d.since(id, "a") != "lost" {
+			t.Errorf("the id %s resumes", id)
+		}
+		d.want("1")
+		if err := <-rc.later; err != ErrBrokerUnavailable || j.isPending() {
+			t.Errorf("the publisher got %v, pending %v", err, j.isPending())
+		}
+		if _, down := j.elsewhere(); !down {
+			t.Error("it isn't down")
+		}
+		late := encodeRecord(j.peers.node, []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}})
+		j.Record("e", 1, late) // the engine had it all the same
+		d.arrive()
+		d.want()
+		b.setAway(false)
+		time.Sleep(2 * journalTick) // the goroutine tries again
+		synctest.Wait()
+		if len(b.appended) != 1 {
+			t.Fatalf("%d records appended, want the cut", len(b.appended))
+		}
+		j.Record("e", 2, b.appended[0])
+		d.arrive()
+		d.want()
+		synctest.Wait()
+		if _, down := j.elsewhere(); down {
+			t.Error("it is down though the cut has come back")
+		}
+		rc = d.publish("a", "2")
+		synctest.Wait()
+		j.Record("e", 3, b.appended[1])
+		d.arrive()
+		id := d.last()
+		d.want("2")
+		if err := <-rc.later; err != nil || d.since(id, "a") != "" || j.shared.brokerLost.Load() != 1 {
+			t.Errorf("the publisher got %v, behind %s a client has missed %q, %d lost", err, id, d.since(id, "a"), j.shared.brokerLost.Load())
+		}
+	})
+}
+
+// A hub that was shut down before it was used starts no broker, whoever comes
+// late.
+func TestUnusedHubStartsNoBroker(t *testing.T) {
+	hub := NewHub()
+	b := new(testBroker)
+	hub.Broker = b
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hub.settle()
+	if b.handler != nil {
+		t.Error("the broker was started")
+	}
+}
