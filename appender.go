@@ -33,10 +33,11 @@ type appender struct {
 	queue   chan *ownEvent // filled by the loop, with room for all of its own
 	wake    chan struct{}  // has room for one word that live or cutSeen has changed
 
-	down    atomic.Bool   // there is a cut; stored by the goroutine
-	live    atomic.Bool   // the log is current; stored by the loop and the broker
-	seen    atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
-	cutSeen atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
+	appending outage
+	down      atomic.Bool   // there is a cut; stored by the goroutine
+	live      atomic.Bool   // the log is current; stored by the loop and the broker
+	seen      atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
+	cutSeen   atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
 
 	// Owned by the goroutine.
 	next     *ownEvent       // taken from the queue, but not yet for a record
@@ -50,14 +51,15 @@ type appender struct {
 // newAppender returns an appender that run is to be called for.
 func newAppender(j *journal, broker HistoryBroker) *appender {
 	return &appender{
-		shared:  j.shared,
-		peers:   j.peers,
-		broker:  broker,
-		current: j.current,
-		started: j.started,
-		queue:   make(chan *ownEvent, 2*maxOwn), // a round of the loop takes 257 at the most
-		wake:    make(chan struct{}, 1),
-		topics:  make(map[string]bool),
+		shared:    j.shared,
+		appending: outage{log: &j.shared.log, what: "broker history"},
+		peers:     j.peers,
+		broker:    broker,
+		current:   j.current,
+		started:   j.started,
+		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop takes 257 at the most
+		wake:      make(chan struct{}, 1),
+		topics:    make(map[string]bool),
 	}
 }
 
@@ -190,7 +192,7 @@ func (a *appender) appendRetrying(record []byte) error {
 		case <-ctx.Done():
 		}
 		if ctx.Err() != nil {
-			a.shared.log.error(logBroker, "broker is unavailable", "err", err)
+			a.appending.failed(err)
 			return ErrBrokerUnavailable
 		}
 	}
@@ -222,7 +224,7 @@ func (a *appender) checkProgress() {
 	case seen != a.movedTo || seen >= a.appended || a.down.Load():
 		a.moved, a.movedTo = now, seen
 	case now.Sub(a.moved) >= journalPatience:
-		a.shared.log.error(logBroker, "broker is unavailable", "err", errNotBack)
+		a.appending.failed(errNotBack)
 		a.passCut(a.appended)
 	}
 }
@@ -237,13 +239,14 @@ func (a *appender) endCut(told uint64) {
 		ctx, cancel := context.WithTimeout(a.peers.ctx, journalPatience)
 		defer cancel()
 		if err := a.appendCut(ctx); err != nil {
-			a.shared.log.error(logBroker, "broker is unavailable", "err", err)
+			a.appending.failed(err)
 			return
 		}
 	}
 	clear(a.topics)
 	a.moved = time.Now()
 	a.down.Store(false)
+	a.appending.over()
 }
 
 // appendCut appends the record of a cut.

@@ -81,7 +81,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 	j.out = newAppender(j, broker)
 	j.peers.start(j)
 	if err := broker.Follow(j, s.history.Age); err != nil {
-		j.peers.failed(err)
+		j.out.appending.failed(err)
 	}
 	j.peers.own.Go(j.out.run)
 	return j
@@ -166,7 +166,7 @@ func (j *journal) isEpoch(epoch string) bool {
 // Away takes the broker's word that none will come; see [HistoryHandler].
 func (j *journal) Away(err error) {
 	j.out.live.Store(false)
-	j.shared.log.warn(logBroker, "broker brings nothing", "err", err)
+	j.out.appending.failed(err)
 }
 
 // await waits until the history is there, which it is soon after the start or the
@@ -259,6 +259,9 @@ func (j *journal) catchUp(c caughtUp, out *batch) {
 	j.reach(c.epoch, c.last, out)
 	j.tellPosition()
 	j.out.live.Store(true)
+	if !j.out.down.Load() {
+		j.out.appending.over()
+	}
 	if !isClosed(j.current) {
 		close(j.current)
 		if j.early {

@@ -17,6 +17,7 @@ const (
 	logPanic
 	logText
 	logBroker
+	logOutage
 	logKinds
 )
 
@@ -45,13 +46,14 @@ func (l *logbook) error(kind logKind, msg string, args ...any) {
 	l.add(kind, slog.LevelError, msg, args)
 }
 
-func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) {
+// add reports whether the line is going to be written.
+func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
 	if now.Sub(l.last[kind]) < time.Second || len(l.lines) >= maxLogLines {
 		l.skipped[kind]++
-		return
+		return false
 	}
 	l.last[kind] = now
 	if n := l.skipped[kind]; n > 0 {
@@ -65,6 +67,7 @@ func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) {
 		l.writing = true
 		go l.write()
 	}
+	return true
 }
 
 // write is the body of the logbook's goroutine.
@@ -101,4 +104,47 @@ func (l *logbook) written() <-chan struct{} {
 		close(done)
 	}
 	return done
+}
+
+// An outage logs that something is away: once when that begins, then at growing
+// intervals, and once when it is over. It is safe for concurrent use.
+type outage struct {
+	log  *logbook
+	what string // that is away
+
+	mu    sync.Mutex // guards the fields below
+	since time.Time  // zero: it isn't away
+	pause time.Duration
+	next  time.Time // when the next line is due
+}
+
+const (
+	minOutagePause = 10 * time.Second // between the first line and the second; then twice as long each time
+	maxOutagePause = time.Hour
+)
+
+// failed is to be called whenever something fails because it is away.
+func (o *outage) failed(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	msg, args := o.what+" lost", []any{"err", err}
+	if o.since.IsZero() {
+		o.since, o.pause, o.next = now, minOutagePause, now
+	} else if o.pause > minOutagePause {
+		msg, args = o.what+" still lost", append(args, "for", now.Sub(o.since).Round(time.Second))
+	}
+	if !now.Before(o.next) && o.log.add(logOutage, slog.LevelError, msg, args) {
+		o.next, o.pause = now.Add(o.pause), min(2*o.pause, maxOutagePause)
+	}
+}
+
+// over is to be called whenever something works.
+func (o *outage) over() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.since.IsZero() {
+		o.log.add(logOutage, slog.LevelInfo, o.what+" is back", []any{"after", time.Since(o.since).Round(time.Second)})
+		o.since = time.Time{}
+	}
 }

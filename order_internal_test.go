@@ -50,6 +50,9 @@ func (b *testBroker) do(f func()) error {
 }
 
 func (b *testBroker) Publish(_ context.Context, topic string, msg []byte) error {
+	if len(msg) > 1000 {
+		return fmt.Errorf("test: publish: %w", ErrEventTooLarge)
+	}
 	return b.do(func() {
 		if topic != brokerName(nodesTopic) {
 			b.published = append(b.published, topic+" "+string(msg))
@@ -261,6 +264,25 @@ func TestRelayWithoutEngine(t *testing.T) {
 		time.Sleep(2 * heartbeatInterval)
 		if _, down := r.elsewhere(); down {
 			t.Error("it is down though the engine is back")
+		}
+	})
+}
+
+// An event that the engine never takes is a loss of its own, and no outage.
+func TestRelayEventTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		d.publish("a", strings.Repeat("x", 2000))
+		synctest.Wait()
+		if _, down := r.elsewhere(); down || r.shared.brokerLost.Load() != 1 {
+			t.Errorf("down %v, %d lost; want false and 1", down, r.shared.brokerLost.Load())
+		}
+		if rc := d.publish("a", "y"); rc.err != nil {
+			t.Errorf("the next event: %v", rc.err)
+		}
+		synctest.Wait()
+		if len(b.published) != 1 {
+			t.Errorf("published %q, want the second event", b.published)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package realtime
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,9 @@ type peers struct {
 
 	own  sync.WaitGroup
 	down atomic.Bool // the last message could not be published
+
+	publishing  outage
+	subscribing outage
 
 	mu        sync.Mutex // guards the fields below
 	interests map[string]*interest
@@ -77,6 +81,8 @@ func newPeers(s *shared, broker Broker) *peers {
 		nodes:     make(map[nodeID]*node),
 	}
 	rand.Read(p.node[:]) // never fails
+	p.publishing = outage{log: &s.log, what: "broker connection"}
+	p.subscribing = outage{log: &s.log, what: "broker subscription"}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -85,7 +91,8 @@ func newPeers(s *shared, broker Broker) *peers {
 // close waits for.
 func (p *peers) start(h BrokerHandler) {
 	if err := p.broker.Start(h); err != nil {
-		p.failed(err)
+		p.down.Store(true)
+		p.publishing.failed(err)
 	}
 	p.watch(nodesTopic)
 	p.own.Go(p.publish)
@@ -105,12 +112,6 @@ func (p *peers) close() {
 	}
 }
 
-// failed notes that a message could not be published.
-func (p *peers) failed(err error) {
-	p.down.Store(true)
-	p.shared.log.error(logBroker, "broker is unavailable", "err", err)
-}
-
 // publish is the goroutine that hands messages to the broker. It ends with the
 // hub, behind what is queued then.
 func (p *peers) publish() {
@@ -128,14 +129,8 @@ func (p *peers) publish() {
 			}
 		}
 		buf = out.append(buf[:0])
-		wasDown := p.down.Load()
-		if p.call(out.topic, buf) || out.kind != brokeredEvent {
-			continue
-		}
-		p.shared.brokerLost.Add(1)
-		if !wasDown {
-			// It may be the message, too large for the engine, and not the engine.
-			p.call(brokerName(nodesTopic), p.heartbeat(p.shared.members.Load()).append(buf[:0]))
+		if !p.call(out.topic, buf) && out.kind == brokeredEvent {
+			p.shared.brokerLost.Add(1)
 		}
 	}
 }
@@ -144,12 +139,18 @@ func (p *peers) publish() {
 func (p *peers) call(topic string, msg []byte) bool {
 	ctx, cancel := context.WithTimeout(p.ctx, brokerTimeout)
 	defer cancel()
-	if err := p.broker.Publish(ctx, topic, msg); err != nil {
-		p.failed(err)
+	err := p.broker.Publish(ctx, topic, msg)
+	if errors.Is(err, ErrEventTooLarge) { // which says nothing of the engine
+		p.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(msg), "err", err)
 		return false
 	}
-	p.down.Store(false)
-	return true
+	p.down.Store(err != nil)
+	if err != nil {
+		p.publishing.failed(err)
+	} else {
+		p.publishing.over()
+	}
+	return err == nil
 }
 
 // tick tells the other nodes of this one, and forgets what has become old. It is
@@ -262,12 +263,13 @@ func (p *peers) subscribe(topic string, in *interest) {
 		err := p.broker.Subscribe(ctx, brokerName(topic))
 		cancel()
 		if err == nil {
+			p.subscribing.over()
 			p.mu.Lock()
 			close(in.confirmed)
 			p.mu.Unlock()
 			return
 		}
-		p.shared.log.error(logBroker, "broker didn't subscribe", "err", err)
+		p.subscribing.failed(err)
 		select {
 		case <-time.After(brokerRetry):
 		case <-p.done:
