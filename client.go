@@ -2,7 +2,6 @@ package realtime
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -45,7 +44,7 @@ type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub
 	transport    transport
-	id           [16]byte
+	id           clientID // set by the registry
 	onMessage    func(hub *Hub, msg Message)
 	onDisconnect func(c *Client, err error)
 
@@ -100,6 +99,8 @@ const (
 // connect has returned, and on the reading goroutine or the sweeper's from then
 // on. None of them is called under a lock.
 type transport interface {
+	kind() Transport
+
 	// prepare answers a request that can't become a client, and returns an
 	// error then.
 	prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
@@ -134,19 +135,32 @@ type transport interface {
 
 func newClient(h *Hub, t transport) *Client {
 	c := &Client{hub: h, transport: t, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
-	rand.Read(c.id[:]) // never fails
 	c.out.shared, c.out.owner = &h.shared, c
 	c.wire.clock = &h.shared.clock
 	c.wire.closeFrame = c.libraryCloses
 	return c
 }
 
+// Transport returns how the client is connected.
+func (c *Client) Transport() Transport { return c.transport.kind() }
+
+// A Transport is how a client is connected. Its text can be a label in metrics.
+type Transport string
+
+const (
+	WebSocket   Transport = "websocket"   // RFC 6455; messages come from it, too
+	EventStream Transport = "eventstream" // WHATWG HTML §9.2; nothing comes from it
+)
+
 // ID returns the client's id: 32 hexadecimal digits, random, so that knowing
 // one tells nothing of another.
 func (c *Client) ID() string { return hex.EncodeToString(c.id[:]) }
 
+// A clientID is random but for what hides the client's slot, see registry.mask.
+type clientID [16]byte
+
 // parseID is the reverse of ID.
-func parseID(s string) (id [16]byte, err error) {
+func parseID(s string) (id clientID, err error) {
 	if len(s) != 2*len(id) {
 		return id, errors.New("realtime: not a client's id")
 	}

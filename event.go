@@ -69,7 +69,7 @@ type event struct {
 	notice   notice    // what else it is
 	private  bool      // it was sent to one client alone
 	unshared uint64    // its position among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
-	except   *[16]byte // the id of the client that is passed over
+	except   *clientID // the id of the client that is passed over
 
 	mu   sync.Mutex       // guards the fields below
 	bufs [formats]*buffer // made at first use
@@ -93,7 +93,7 @@ func (ev *event) compare(other *event) int {
 }
 
 // isFor reports whether the client with the given id may get ev.
-func (ev *event) isFor(id *[16]byte) bool { return ev.except == nil || *ev.except != *id }
+func (ev *event) isFor(id *clientID) bool { return ev.except == nil || *ev.except != *id }
 
 // isReplaceable reports whether a newer event can take the place of ev while it
 // waits: one of its Key, or a position, of which the newest says it all and

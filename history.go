@@ -208,7 +208,7 @@ func newPosition(seq uint64, id string) *event {
 
 // A replay is what a client gets of the past.
 type replay struct {
-	id     [16]byte      // the client's
+	id     clientID      // the client's
 	topics []string      // those it has; the empty one among them
 	last   string        // the id of the last event it saw; empty: it is new
 	given  chan struct{} // closed when the client's outbox has it; nil: nobody waits

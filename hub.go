@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -183,7 +184,7 @@ func NewHub() *Hub {
 		looped:    make(chan struct{}),
 		finished:  make(chan struct{}),
 		settled:   make(chan struct{}),
-		registry:  registry{empty: make(chan struct{})},
+		registry:  registry{empty: make(chan struct{}), seed: maphash.MakeSeed()},
 	}
 	h.shared.clock.start = time.Now()
 	h.shared.done = h.done

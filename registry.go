@@ -1,6 +1,9 @@
 package realtime
 
 import (
+	"crypto/rand"
+	"encoding/binary"
+	"hash/maphash"
 	"iter"
 	"runtime"
 	"sync"
@@ -14,7 +17,8 @@ type registry struct {
 	slots    []*Client  // nil: free
 	free     []int32    // slots that are free
 	clients  int        // slots that aren't
-	sweeping bool       // the sweeper is running
+	seed     maphash.Seed
+	sweeping bool // the sweeper is running
 	closed   bool
 	empty    chan struct{} // closed when the registry is closed and has no clients
 }
@@ -58,9 +62,26 @@ func (h *Hub) enter(c *Client) bool {
 		g.slots = append(g.slots, nil)
 	}
 	g.slots[c.slot] = c
+	rand.Read(c.id[:12]) // never fails
+	binary.BigEndian.PutUint32(c.id[12:], g.mask(&c.id)^uint32(c.slot))
 	g.clients++
 	c.home = g.shards[int(c.slot)%len(g.shards)]
 	return true
+}
+
+// mask returns what hides the slot in a client's id, given the random rest of it:
+// so a client is found by its id without an index of them all.
+func (g *registry) mask(id *clientID) uint32 { return uint32(maphash.Bytes(g.seed, id[:12])) }
+
+// find returns the client that has an id, or nil.
+func (g *registry) find(id clientID) *Client {
+	slot := g.mask(&id) ^ binary.BigEndian.Uint32(id[12:])
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if int64(slot) < int64(len(g.slots)) && g.slots[slot] != nil && g.slots[slot].id == id {
+		return g.slots[slot]
+	}
+	return nil
 }
 
 // remove takes the client's slot back. Nothing of the client is left then.
@@ -129,7 +150,7 @@ func (g *registry) all() []*Client {
 	return all
 }
 
-// Clients returns the clients that are connected when the iteration starts.
+// Clients returns the clients of this node that are connected when the iteration starts.
 func (h *Hub) Clients() iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {
@@ -143,7 +164,22 @@ func (h *Hub) Clients() iter.Seq[*Client] {
 	}
 }
 
-// ClientCount returns the number of clients that are connected.
+// Client returns the client of this node that has the given id, see [Client.ID],
+// and reports whether there is one. Its cost doesn't depend on how many there
+// are.
+func (h *Hub) Client(id string) (c *Client, ok bool) {
+	parsed, err := parseID(id)
+	if err != nil || h.usable() != nil {
+		return nil, false
+	}
+	if c = h.registry.find(parsed); c == nil || !c.isOpen() {
+		return nil, false
+	}
+	return c, true
+}
+
+// ClientCount returns the number of clients of this node that are connected. See
+// also [Stats].
 func (h *Hub) ClientCount() int {
 	if h == nil {
 		return 0

@@ -60,6 +60,8 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 // eventStream is the transport of WHATWG HTML §9.2.
 type eventStream struct{}
 
+func (eventStream) kind() Transport { return EventStream }
+
 // errAnswered is for requests that need no client to be answered.
 var errAnswered = errors.New("realtime: answered without a client")
 

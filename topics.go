@@ -177,7 +177,7 @@ func (c *Client) catchUp(last string) {
 	}
 }
 
-// Subscribers returns the clients that have topic when the iteration starts.
+// Subscribers returns the clients of this node that have topic when the iteration starts.
 func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {

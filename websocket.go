@@ -25,6 +25,8 @@ import (
 // webSocket is the transport of RFC 6455.
 type webSocket struct{}
 
+func (webSocket) kind() Transport { return WebSocket }
+
 func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	if status, err := checkHandshake(w.Header(), r); err != nil {
 		return h.refuse(w, status, err.Error(), err)
