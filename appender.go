@@ -10,6 +10,7 @@ import (
 const (
 	journalPatience = 2 * time.Second        // for the log to take an event, and to bring it back
 	journalTick     = 500 * time.Millisecond // between two looks at that
+	appendTry       = 500 * time.Millisecond // for one try of a record
 	appendRetry     = 50 * time.Millisecond  // between two tries of one record
 	maxLostTopics   = 100                    // that a cut names
 )
@@ -37,6 +38,7 @@ type appender struct {
 	down      atomic.Bool   // there is a cut; stored by the goroutine
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
 	seen      atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
+	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; stored by the loop
 	cutSeen   atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
 
 	// Owned by the goroutine.
@@ -86,6 +88,7 @@ func (a *appender) run() {
 			look = err == nil || a.widenCut(err)
 		case <-ticker.C:
 			a.checkProgress()
+			a.mark()
 			look = true
 		case <-a.wake:
 			look = true
@@ -180,7 +183,10 @@ func (a *appender) appendRetrying(record []byte) error {
 	ctx, cancel := context.WithDeadline(a.peers.ctx, until)
 	defer cancel()
 	for {
-		err := a.broker.Append(ctx, record)
+		// An answer that is lost must not cost all of the time.
+		try, end := context.WithTimeout(ctx, appendTry)
+		err := a.broker.Append(try, record)
+		end()
 		if err == nil {
 			return nil
 		}
@@ -195,6 +201,21 @@ func (a *appender) appendRetrying(record []byte) error {
 			a.appending.failed(err)
 			return ErrBrokerUnavailable
 		}
+	}
+}
+
+// mark appends a record without events where the log has been quiet for long. So
+// the log never loses its last record to age, and a node that starts can tell an
+// id of that from one of another record that had its number.
+func (a *appender) mark() {
+	at := a.markAt.Load()
+	if at == 0 || time.Now().UnixNano() < at || a.down.Load() || !a.live.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(a.peers.ctx, appendTry)
+	defer cancel()
+	if a.broker.Append(ctx, encodeMark(a.peers.node)) == nil {
+		a.markAt.CompareAndSwap(at, 0) // until it comes back
 	}
 }
 

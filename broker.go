@@ -71,7 +71,8 @@ type HistoryBroker interface {
 	// that the engine has, and returns without waiting for them. It is called
 	// once, after Start. The engine should keep a record for the given time, as
 	// far as its limits allow, and the newest record for longer. After an
-	// outage the records go on where they stopped.
+	// outage the records go on where they stopped, and the last one comes
+	// again: so the hub notices a log that was put back and written again.
 	Follow(h HistoryHandler, keep time.Duration) error
 
 	// Append adds a record to the log and returns nil once the engine has it.

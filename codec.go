@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -161,8 +162,9 @@ func (p *parser) head() (e Event) {
 // A record is what nodes have in their log: events of one of them, or a cut,
 // behind which those of its events are lost that are not in the log before it.
 type record struct {
-	epoch string // set by Record, as the next is
+	epoch string // set by Record, as the next two are
 	seq   uint64
+	print uint32 // of its bytes
 
 	kind   brokeredKind
 	node   nodeID
@@ -195,6 +197,12 @@ func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
 		b = appendText(b, topic)
 	}
 	return b
+}
+
+// encodeMark returns a record without events that is unlike any other.
+func encodeMark(node nodeID) []byte {
+	b := beginRecord(brokeredRecord, node, 0, 0)
+	return append(b, rand.Text()...)
 }
 
 // beginRecord returns what all records begin with: version, kind, node, a number

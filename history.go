@@ -43,6 +43,10 @@ type history struct {
 	seq   uint64 // the position of the newest event
 	begin uint64 // of what came up to here nothing is known
 
+	// prints identify the records of a log that other nodes read too. Nil means
+	// that this process alone gives positions, in an epoch of its own.
+	prints *prints
+
 	// unshared has the topics of which clients of this node have seen what they
 	// can't get from the engine: while there is one, no node resumes the ids
 	// that they get.
@@ -81,11 +85,17 @@ func newHistory(limit History) *history {
 	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*topicLog)}
 }
 
-// id returns the event id of a position.
+// id returns the event id of a position: the epoch, the number and, in a log of
+// several nodes, the print of the record. An id that resumes nowhere ends in
+// "local".
 func (h *history) id(seq uint64) string {
-	id := h.epoch + "-" + strconv.FormatUint(seq-h.base, 10)
+	number := seq - h.base
+	id := h.epoch + "-" + strconv.FormatUint(number, 10)
 	if len(h.unshared) > 0 {
-		id += "-local"
+		return id + "-local"
+	}
+	if print, ok := h.prints.text(number >> recordBits); ok {
+		id += "-" + print
 	}
 	return id
 }
@@ -93,15 +103,68 @@ func (h *history) id(seq uint64) string {
 // seqOf returns the position that an event id names, and reports whether it is
 // one of this history.
 func (h *history) seqOf(id string) (seq uint64, ok bool) {
-	epoch, number, ok := parseEventID(id)
-	return h.base + number, ok && epoch == h.epoch && number <= h.seq-h.base
+	epoch, number, print, ok := parseEventID(id)
+	if !ok || epoch != h.epoch || number > h.seq-h.base {
+		return 0, false
+	}
+	want, ok := h.prints.text(number >> recordBits)
+	return h.base + number, print == want && (ok || h.prints == nil)
 }
 
 // parseEventID takes an event id apart.
-func parseEventID(id string) (epoch string, number uint64, ok bool) {
-	epoch, digits, _ := strings.Cut(id, "-")
+func parseEventID(id string) (epoch string, number uint64, print string, ok bool) {
+	epoch, rest, _ := strings.Cut(id, "-")
+	digits, print, _ := strings.Cut(rest, "-")
 	number, err := strconv.ParseUint(digits, 10, 64)
-	return epoch, number, err == nil
+	return epoch, number, print, err == nil
+}
+
+// prints are fingerprints of the newest records of a log. A log that was put back
+// gives its numbers a second time, to other records. An id carries the print of
+// its record, so that every node notices an id of a record that is no more.
+type prints struct {
+	first uint64   // the record of the first one
+	of    []uint32 // of all from there on
+}
+
+// maxPrints is how many records are known. An older id doesn't resume.
+const maxPrints = 1 << 20
+
+// add adds the print of a record. Where that isn't the next one, those before it
+// are forgotten.
+func (p *prints) add(record uint64, print uint32) {
+	if record != p.first+uint64(len(p.of)) {
+		p.first, p.of = record, nil
+	}
+	if len(p.of) == maxPrints {
+		p.first += maxPrints / 2
+		p.of = append(p.of[:0], p.of[maxPrints/2:]...)
+	}
+	p.of = append(p.of, print)
+}
+
+// get returns the print of a record, if it is known.
+func (p *prints) get(record uint64) (print uint32, ok bool) {
+	if i := record - p.first; record >= p.first && i < uint64(len(p.of)) {
+		return p.of[i], true
+	}
+	return 0, false
+}
+
+// text returns the print of a record as an id has it, if there is one. The
+// beginning of each log, before its first record, is the same.
+func (p *prints) text(record uint64) (print string, ok bool) {
+	switch {
+	case p == nil:
+		return "", false
+	case record == 0:
+		return "0", true
+	}
+	n, ok := p.get(record)
+	if !ok {
+		return "", false
+	}
+	return strconv.FormatUint(uint64(n), 36), true
 }
 
 // add gives ev the next position and keeps it.
@@ -151,6 +214,9 @@ func (h *history) restart(epoch string) {
 	h.epoch = epoch
 	h.base = (h.seq>>recordBits + 1) << recordBits
 	h.last = nil
+	if h.prints != nil {
+		h.prints = new(prints)
+	}
 }
 
 // move makes seq the newest position, whose event may be one that is not kept.

@@ -2,6 +2,8 @@ package realtime
 
 import (
 	"fmt"
+	"hash/crc32"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -77,6 +79,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 		changed: make(chan struct{}),
 	}
 	j.past.epoch = ""
+	j.past.prints = new(prints)
 	j.past.seq = wholeRecord // zero is no position
 	j.out = newAppender(j, broker)
 	j.peers.start(j)
@@ -140,9 +143,11 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 	if err != nil {
 		j.shared.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
 	}
-	r.epoch, r.seq = epoch, seq
+	r.epoch, r.seq, r.print = epoch, seq, crc32.Checksum(b, castagnoli)
 	j.peers.pass(&r) // also of one that says nothing: it has its position
 }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // Current takes the broker's word that all records have come; see
 // [HistoryHandler].
@@ -188,7 +193,7 @@ func (j *journal) await(id string) {
 	defer patience.Stop()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	epoch, number, ok := parseEventID(id)
+	epoch, number, _, ok := parseEventID(id)
 	j.waiters++
 	defer func() { j.waiters-- }()
 	for ok && j.epoch == epoch && number > j.seq-j.base {
@@ -258,6 +263,9 @@ func (j *journal) passCut(last uint64, now time.Time, out *batch) {
 func (j *journal) catchUp(c caughtUp, out *batch) {
 	j.reach(c.epoch, c.last, out)
 	j.tellPosition()
+	if _, known := j.past.prints.text(j.lastRecord); !known {
+		j.markIn(0)
+	}
 	j.out.live.Store(true)
 	if !j.out.down.Load() {
 		j.out.appending.over()
@@ -285,8 +293,14 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 	default:
 		return
 	}
-	j.lastRecord = last
-	p.move(p.base + last<<recordBits | wholeRecord)
+	j.beginBehind(last)
+}
+
+// beginBehind makes a record the last one of which nothing is known.
+func (j *journal) beginBehind(record uint64) {
+	p := j.past
+	j.lastRecord = record
+	p.move(p.base + record<<recordBits | wholeRecord)
 	p.begin = p.seq
 }
 
@@ -308,10 +322,16 @@ func (j *journal) gap(why string) {
 func (j *journal) take(r *record, now time.Time, out *batch) {
 	p := j.past
 	if r.epoch == p.epoch && r.seq <= j.lastRecord {
-		return
+		if print, ok := p.prints.get(r.seq); !ok || print == r.print {
+			return
+		}
+		j.lost(out, "the engine's history was put back and written again")
+		p.restart(r.epoch)
+		j.beginBehind(r.seq - 1)
 	}
 	j.reach(r.epoch, r.seq-1, out)
 	j.lastRecord = r.seq
+	p.prints.add(r.seq, r.print)
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
 	if r.node == j.peers.node && !r.fits(j.number) {
@@ -337,8 +357,23 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	p.move(end)
 	if r.kind == brokeredCut && r.node == j.peers.node {
 		j.endCut(r.number, out)
+	} else if len(r.events) == 0 {
+		j.tellShards(out)
 	}
 	j.tellPosition()
+	j.markIn(j.past.limit.Age/3 + rand.N(j.past.limit.Age/6+1)) // one node does it for all
+}
+
+// markIn has the appender mark the end of the log if no record comes before.
+func (j *journal) markIn(d time.Duration) { j.out.markAt.Store(time.Now().Add(d).UnixNano()) }
+
+// tellShards lets clients know how far the history has come though there is no
+// event for them.
+func (j *journal) tellShards(out *batch) {
+	if len(j.past.unshared) == 0 {
+		position := j.past.position()
+		*out = append(*out, entry{op: opNote, note: func(s *shard) { s.last.Store(position) }})
+	}
 }
 
 // claim returns the event at index i of a record, or the one of this node that it
@@ -381,8 +416,7 @@ func (j *journal) takeCut(r *record, at uint64, now time.Time) {
 func (j *journal) endCut(number uint64, out *batch) {
 	if number >= j.passed && len(j.past.unshared) > 0 {
 		j.past.unshared = nil
-		position := j.past.position()
-		*out = append(*out, entry{op: opNote, note: func(s *shard) { s.last.Store(position) }})
+		j.tellShards(out)
 	}
 	j.out.cutSeen.Store(number)
 	j.out.look()

@@ -64,6 +64,13 @@ func (b *testBroker) Subscribe(_ context.Context, topic string) error {
 	return b.do(func() { b.subscribed = append(b.subscribed, topic) })
 }
 
+// records returns what was appended.
+func (b *testBroker) records() [][]byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.appended)
+}
+
 // A testLog is the same of an engine with a log.
 type testLog struct{ testBroker }
 
@@ -139,6 +146,12 @@ func (d *driver) since(id string, topics ...string) string {
 		got = append(got, string(ev.Data))
 	}
 	return strings.Join(got, " ")
+}
+
+// id returns the id of a position in a journal.
+func (d *driver) id(record, i uint64) string {
+	p := d.o.(*journal).past
+	return p.id(p.base + record<<recordBits + i)
 }
 
 // last returns the id of the newest event that clients have got.
@@ -316,12 +329,12 @@ func TestJournalOrder(t *testing.T) {
 		rc := d.publish("a", "mine")
 		d.want()
 		synctest.Wait()
-		if len(b.appended) != 1 || !j.isPending() || <-rc.later != nil {
-			t.Fatalf("%d records appended, pending %v", len(b.appended), j.isPending())
+		if len(b.records()) != 1 || !j.isPending() || <-rc.later != nil {
+			t.Fatalf("%d records appended, pending %v", len(b.records()), j.isPending())
 		}
 		j.Record("e", 2, recordOf(1, 2, "x", "y"))
-		j.Record("e", 3, b.appended[0])
-		j.Record("e", 4, b.appended[0])         // appended twice
+		j.Record("e", 3, b.records()[0])
+		j.Record("e", 4, b.records()[0])         // appended twice
 		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
 		j.Record("e", 6, []byte("from nobody")) // has its number all the same
 		j.Record("e", 7, recordOf(2, 1, "z"))
@@ -331,8 +344,10 @@ func TestJournalOrder(t *testing.T) {
 			t.Errorf("pending %v, %d gaps", j.isPending(), j.shared.gaps.Load())
 		}
 		for id, want := range map[string]string{
-			fmt.Sprint("e-", 1<<recordBits|wholeRecord): "x y mine z", fmt.Sprint("e-", 2<<recordBits|1): "y mine z",
-			fmt.Sprint("e-", 7<<recordBits|wholeRecord): "", fmt.Sprint("other-", 2<<recordBits): "lost",
+			d.id(1, wholeRecord): "x y mine z", d.id(2, 1): "y mine z", d.id(7, wholeRecord): "",
+			"other" + d.id(7, wholeRecord)[1:]: "lost", // another log
+			d.id(7, wholeRecord) + "0":         "lost", // another record of this number
+			fmt.Sprint("e-", 7<<recordBits):    "lost", // of which nobody knows
 		} {
 			if got := d.since(id, "a"); got != want {
 				t.Errorf("from %s on a client has missed %q, want %q", id, got, want)
@@ -349,7 +364,7 @@ func TestJournalLoses(t *testing.T) {
 		j.Record("e", 1, recordOf(1, 1, "1"))
 		j.Current("e", 1)
 		d.arrive()
-		id := fmt.Sprint("e-", 1<<recordBits|wholeRecord)
+		id := d.id(1, wholeRecord)
 		j.Record("e", 3, recordOf(1, 3, "3"))
 		d.arrive()
 		d.want("reset", "3")
@@ -364,6 +379,66 @@ func TestJournalLoses(t *testing.T) {
 		j.Record("another", 2, forged)
 		d.arrive()
 		d.want()
+	})
+}
+
+// A log that was put back shows when a record comes that isn't the one of its
+// number. What comes from there on is new to clients, and ids from before are of
+// another log.
+func TestJournalPutBackUnderANode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Current("e", 0)
+		for i := range uint64(4) {
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
+		}
+		d.arrive()
+		d.want("1", "2", "3", "4")
+		before := d.id(2, wholeRecord)
+		j.Record("e", 4, recordOf(1, 4, "4")) // the last one again
+		d.arrive()
+		d.want()
+		j.Record("e", 2, recordOf(2, 1, "other"))
+		j.Record("e", 3, recordOf(2, 2, "another"))
+		d.arrive()
+		other := d.id(2, wholeRecord)
+		d.want("reset", "other", "another")
+		if got := d.since(before, "a"); got != "lost" || j.shared.gaps.Load() != 1 {
+			t.Errorf("with an id from before a client has missed %q, %d gaps", got, j.shared.gaps.Load())
+		}
+		if got := d.since(other, "a"); got != "another" {
+			t.Errorf("behind the second record a client has missed %q, want another", got)
+		}
+	})
+}
+
+// A quiet log gets a mark, so that its last record is always one that nodes know.
+func TestJournalMarksTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 7) // none of which is left
+		d.arrive()
+		if id := d.id(7, wholeRecord); d.since(id, "a") != "lost" {
+			t.Errorf("the id %s resumes, though nobody knows its record", id)
+		}
+		for i := range uint64(3) {
+			time.Sleep(2 * journalTick)
+			synctest.Wait()
+			if n := len(b.records()); n != int(i)+1 {
+				t.Fatalf("%d records appended, want %d marks", n, i+1)
+			}
+			j.Record("e", 8+i, b.records()[i])
+			d.arrive()
+			if id := d.id(8+i, wholeRecord); d.since(id, "a") != "" {
+				t.Errorf("the id %s doesn't resume", id)
+			}
+			time.Sleep(j.past.limit.Age/3 - 3*journalTick)
+			d.arrive()
+			if n := len(b.records()); n != int(i)+1 {
+				t.Fatalf("%d records appended, want %d: the log has just had one", n, i+1)
+			}
+			time.Sleep(j.past.limit.Age/6 + journalTick)
+		}
 	})
 }
 
@@ -398,10 +473,10 @@ func TestJournalCut(t *testing.T) {
 		b.setAway(false)
 		time.Sleep(2 * journalTick) // the goroutine tries again
 		synctest.Wait()
-		if len(b.appended) != 1 {
-			t.Fatalf("%d records appended, want the cut", len(b.appended))
+		if len(b.records()) != 1 {
+			t.Fatalf("%d records appended, want the cut", len(b.records()))
 		}
-		j.Record("e", 2, b.appended[0])
+		j.Record("e", 2, b.records()[0])
 		d.arrive()
 		d.want()
 		synctest.Wait()
@@ -410,7 +485,7 @@ func TestJournalCut(t *testing.T) {
 		}
 		rc = d.publish("a", "2")
 		synctest.Wait()
-		j.Record("e", 3, b.appended[1])
+		j.Record("e", 3, b.records()[1])
 		d.arrive()
 		id := d.last()
 		d.want("2")

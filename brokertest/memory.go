@@ -56,6 +56,15 @@ func (m *Memory) Forget() {
 	m.changed.Broadcast()
 }
 
+// PutBack makes the engine lose all but the oldest records, and give the numbers
+// of the others again without a word, as an engine does whose store was put back.
+func (m *Memory) PutBack(keep int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.log = m.log[:min(keep, len(m.log))]
+	m.changed.Broadcast()
+}
+
 // Trim makes the engine forget all but the newest records.
 func (m *Memory) Trim(keep int) {
 	m.mu.Lock()
@@ -230,12 +239,13 @@ func (b *memoryHistory) follow() {
 		if m.epoch != epoch {
 			epoch, next, current = m.epoch, 0, false
 		}
-		next = max(next, m.first)
 		last := m.first + uint64(len(m.log)) - 1
+		next = max(min(next, last+1), m.first)
 		var tell func()
 		switch {
 		case m.stopped && !away:
 			away, current = true, false
+			next = max(next, 1) - 1 // the last one comes again
 			tell = func() { b.handler.Away(ErrStopped) }
 		case m.stopped:
 		case next <= last:
