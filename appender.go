@@ -37,6 +37,7 @@ type appender struct {
 	appending outage
 	down      atomic.Bool   // there is a cut; stored by the goroutine
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
+	arrived   atomic.Int64  // when the last record came, in Unix ns; stored by the broker
 	seen      atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
 	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; stored by the loop
 	cutSeen   atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
@@ -46,8 +47,9 @@ type appender struct {
 	appended uint64          // the last event that the log has taken
 	passed   uint64          // the last one that clients of this node got without it
 	topics   map[string]bool // of those that it has not taken, since the last cut; the empty one stands for all
-	moved    time.Time       // when seen was last found to move, or to have nothing to wait for
+	moved    time.Time       // when the log was last found to move, or to have nothing to wait for
 	movedTo  uint64          // seen, then
+	movedAt  int64           // arrived, then
 }
 
 // newAppender returns an appender that run is to be called for.
@@ -240,10 +242,11 @@ func (a *appender) noteLost(topic string) {
 // lasts too long, clients of this node don't wait for it.
 func (a *appender) checkProgress() {
 	now := time.Now()
-	seen := max(a.seen.Load(), a.passed)
+	seen, arrived := max(a.seen.Load(), a.passed), a.arrived.Load()
+	reading := !a.live.Load() && arrived != a.movedAt // its own events are behind all that the log has
 	switch {
-	case seen != a.movedTo || seen >= a.appended || a.down.Load():
-		a.moved, a.movedTo = now, seen
+	case seen != a.movedTo || seen >= a.appended || reading || a.down.Load():
+		a.moved, a.movedTo, a.movedAt = now, seen, arrived
 	case now.Sub(a.moved) >= journalPatience:
 		a.appending.failed(errNotBack)
 		a.passCut(a.appended)

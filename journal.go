@@ -16,6 +16,7 @@ const (
 	recordBits      = 10                // of a position for those within a record
 	wholeRecord     = 1<<recordBits - 1 // the position in it of its last event
 	maxNodes        = 10_000            // of which the last event is known
+	maxStart        = time.Minute       // for which a client waits while a node reads the log for the first time
 )
 
 // A journal is the order of a hub whose engine keeps one log for all nodes. An
@@ -143,6 +144,7 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 	if err != nil {
 		j.shared.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
 	}
+	j.out.arrived.Store(time.Now().UnixNano())
 	r.epoch, r.seq, r.print = epoch, seq, crc32.Checksum(b, castagnoli)
 	j.peers.pass(&r) // also of one that says nothing: it has its position
 }
@@ -174,20 +176,12 @@ func (j *journal) Away(err error) {
 	j.out.appending.failed(err)
 }
 
-// await waits until the history is there, which it is soon after the start or the
-// engine is away, and has come as far as an event id that a client may have got on
-// another node; each for no longer than brokerTimeout.
+// await waits until this node has the log, and until the log has come as far as
+// an event id that a client may have got on another node. For the latter it waits
+// brokerTimeout at most.
 func (j *journal) await(id string) {
-	if !isClosed(j.current) {
-		starting := time.NewTimer(time.Until(j.started.Add(brokerTimeout)))
-		defer starting.Stop()
-		select {
-		case <-j.current:
-		case <-starting.C:
-			return
-		case <-j.shared.done:
-			return
-		}
+	if !j.awaitStart() {
+		return
 	}
 	patience := time.NewTimer(brokerTimeout)
 	defer patience.Stop()
@@ -208,6 +202,29 @@ func (j *journal) await(id string) {
 		case <-j.shared.done:
 			j.mu.Lock()
 			return
+		}
+	}
+}
+
+// awaitStart waits until this node has the log, and reports whether it has. It
+// gives up brokerTimeout after the start or the last record that came, as an
+// engine is away that hands over nothing, and after maxStart in any case.
+func (j *journal) awaitStart() bool {
+	for {
+		last := max(j.started.UnixNano(), j.out.arrived.Load())
+		until := min(last+int64(brokerTimeout), j.started.Add(maxStart).UnixNano())
+		patience := time.NewTimer(time.Duration(until - time.Now().UnixNano()))
+		select {
+		case <-j.current:
+			patience.Stop()
+			return true
+		case <-j.shared.done:
+			patience.Stop()
+			return false
+		case <-patience.C:
+			if j.out.arrived.Load() <= last || time.Now().UnixNano() >= j.started.Add(maxStart).UnixNano() {
+				return isClosed(j.current)
+			}
 		}
 	}
 }

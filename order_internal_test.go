@@ -334,7 +334,7 @@ func TestJournalOrder(t *testing.T) {
 		}
 		j.Record("e", 2, recordOf(1, 2, "x", "y"))
 		j.Record("e", 3, b.records()[0])
-		j.Record("e", 4, b.records()[0])         // appended twice
+		j.Record("e", 4, b.records()[0])        // appended twice
 		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
 		j.Record("e", 6, []byte("from nobody")) // has its number all the same
 		j.Record("e", 7, recordOf(2, 1, "z"))
@@ -410,6 +410,68 @@ func TestJournalPutBackUnderANode(t *testing.T) {
 			t.Errorf("behind the second record a client has missed %q, want another", got)
 		}
 	})
+}
+
+// A node that reads a long log for the first time isn't cut off from it: records
+// that come are progress, for its own events and for the clients that wait.
+func TestJournalReadsLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		start := time.Now()
+		awaited := make(chan time.Duration, 1)
+		go func() {
+			j.await("")
+			awaited <- time.Since(start)
+		}()
+		rc := d.publish("a", "mine")
+		const records = 200
+		for i := range uint64(records) { // 20 s
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i)))
+			d.arrive()
+			time.Sleep(100 * time.Millisecond)
+		}
+		d.want()
+		if _, down := j.elsewhere(); down || len(b.records()) != 1 || <-rc.later != nil {
+			t.Errorf("down %v, %d records appended", down, len(b.records()))
+		}
+		j.Record("e", records+1, b.records()[0])
+		j.Current("e", records+1)
+		d.arrive()
+		d.want("mine")
+		if took := <-awaited; took != 20*time.Second || j.shared.gaps.Load() != 0 {
+			t.Errorf("a client waited for %v, %d gaps; want 20 s and none", took, j.shared.gaps.Load())
+		}
+	})
+}
+
+// A log that is never there, or stops in the midst of it, is given up.
+func TestJournalNeverStarts(t *testing.T) {
+	for name, tt := range map[string]struct {
+		records int // one a second
+		want    time.Duration
+	}{"nothing": {0, brokerTimeout}, "a part": {7, 6*time.Second + brokerTimeout}, "without end": {1000, maxStart}} {
+		synctest.Test(t, func(t *testing.T) {
+			d, j, _ := newTestJournal(t)
+			start := time.Now()
+			go func() {
+				for i := range uint64(tt.records) {
+					j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i)))
+					time.Sleep(time.Second)
+				}
+			}()
+			go func() {
+				for range tt.records + 1 {
+					d.arrive()
+					time.Sleep(time.Second)
+				}
+			}()
+			j.await("")
+			if took := time.Since(start); took != tt.want {
+				t.Errorf("%s: a client waited for %v, want %v", name, took, tt.want)
+			}
+			time.Sleep(time.Hour)
+		})
+	}
 }
 
 // A quiet log gets a mark, so that its last record is always one that nodes know.
