@@ -20,6 +20,10 @@ var ErrEventTooLarge = fmt.Errorf("%w: the event is too large for it", ErrBroker
 // has a Broker of its own. Topics are any text and messages any bytes; a Broker
 // may hand both on as they are. Several goroutines call its methods at a time.
 // Package brokertest is the suite that a Broker has to pass.
+//
+// A Broker may have a method MaxMessageBytes() int, which returns the size of the
+// largest message that the engine accepts, or zero where it isn't known. The hub
+// then refuses a larger event at once, and its publisher gets [ErrEventTooLarge].
 type Broker interface {
 	// Start connects, or begins to, and returns without waiting for it. From
 	// then on it calls h.

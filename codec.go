@@ -38,12 +38,17 @@ func brokerTopicOf(name string) (topic string, ok bool) {
 
 // A brokered is what nodes send each other.
 type brokered struct {
-	kind    brokeredKind
-	node    nodeID
-	seq     uint64 // its place among all that its node has sent; not of heartbeats
-	before  uint64 // that of the one before to the same topic; zero: there is none, or it is forgotten
-	clients int    // of a heartbeat: how many the node has
-	event   Event
+	kind   brokeredKind
+	node   nodeID
+	seq    uint64 // its number among the events of its node, or among the heartbeats
+	before uint64 // that of the event before to the same topic; zero: there is none, or it is forgotten
+	event  Event
+
+	// Of a heartbeat.
+	clients int         // how many the node has
+	leaving bool        // it is the last one
+	period  uint64      // of the node, which ends with this heartbeat
+	sent    []sentEntry // in that period
 }
 
 type brokeredKind byte
@@ -62,24 +67,41 @@ func (m brokered) append(b []byte) []byte {
 	b = append(b, brokeredVersion, byte(m.kind))
 	b = append(b, m.node[:]...)
 	if m.kind == brokeredHeartbeat {
-		return binary.AppendUvarint(b, uint64(m.clients))
+		b = binary.AppendUvarint(b, uint64(m.clients))
+		b = append(b, flag(m.leaving))
+		b = binary.AppendUvarint(b, m.seq)
+		b = binary.AppendUvarint(b, m.period)
+		b = binary.AppendUvarint(b, uint64(len(m.sent)))
+		for _, s := range m.sent {
+			b = binary.BigEndian.AppendUint64(b, s.topic)
+			b = binary.AppendUvarint(b, s.seq)
+		}
+		return b
 	}
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.before)
 	return append(appendHead(b, &m.event), m.event.Data...)
 }
 
+// size returns how many bytes m has at most, if it is an event.
+func (m brokered) size() int {
+	return 64 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
+}
+
 // appendHead appends an event but for its data.
 func appendHead(b []byte, e *Event) []byte {
-	binaryData := byte(0)
-	if e.Binary {
-		binaryData = 1
-	}
-	b = append(b, binaryData)
+	b = append(b, flag(e.Binary))
 	for _, text := range []string{e.Name, e.Key, e.Except} {
 		b = appendText(b, text)
 	}
 	return b
+}
+
+func flag(set bool) byte {
+	if set {
+		return 1
+	}
+	return 0
 }
 
 func appendText[T string | []byte](b []byte, text T) []byte {
@@ -95,6 +117,15 @@ func parseBrokered(b []byte) (m brokered, err error) {
 	switch m.kind = p.begin(&m.node); m.kind {
 	case brokeredHeartbeat:
 		m.clients = int(min(p.number(), math.MaxInt32))
+		m.leaving = p.flag()
+		m.seq, m.period = p.number(), p.number()
+		n := p.number()
+		if n > maxSentEntries {
+			return m, errBrokered
+		}
+		for i := uint64(0); i < n && p.err == nil; i++ {
+			m.sent = append(m.sent, sentEntry{p.hash(), p.number()})
+		}
 		return m, p.err
 	case brokeredEvent:
 		m.seq, m.before = p.number(), p.number()
@@ -147,14 +178,28 @@ func (p *parser) text() (text []byte) {
 	return text
 }
 
+func (p *parser) flag() bool {
+	if len(p.b) == 0 || p.b[0] > 1 {
+		p.fail()
+		return false
+	}
+	set := p.b[0] == 1
+	p.b = p.b[1:]
+	return set
+}
+
+func (p *parser) hash() (hash uint64) {
+	if len(p.b) < 8 {
+		p.fail()
+		return 0
+	}
+	hash, p.b = binary.BigEndian.Uint64(p.b), p.b[8:]
+	return hash
+}
+
 // head takes an event but for its data.
 func (p *parser) head() (e Event) {
-	if len(p.b) == 0 {
-		p.fail()
-		return e
-	}
-	e.Binary = p.b[0] == 1
-	p.b = p.b[1:]
+	e.Binary = p.flag()
 	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
 	return e
 }

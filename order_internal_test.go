@@ -17,10 +17,12 @@ import (
 // what is published and appended.
 type testBroker struct {
 	handler BrokerHandler
+	limit   int
 
 	mu         sync.Mutex
 	away       bool
 	published  []string
+	beats      []brokered
 	appended   [][]byte
 	subscribed []string
 }
@@ -50,15 +52,20 @@ func (b *testBroker) do(f func()) error {
 }
 
 func (b *testBroker) Publish(_ context.Context, topic string, msg []byte) error {
-	if len(msg) > 1000 {
+	if len(msg) > 1000 && topic != brokerName(nodesTopic) {
 		return fmt.Errorf("test: publish: %w", ErrEventTooLarge)
 	}
 	return b.do(func() {
-		if topic != brokerName(nodesTopic) {
+		if topic == brokerName(nodesTopic) {
+			m, _ := parseBrokered(slices.Clone(msg))
+			b.beats = append(b.beats, m)
+		} else {
 			b.published = append(b.published, topic+" "+string(msg))
 		}
 	})
 }
+
+func (b *testBroker) MaxMessageBytes() int { return b.limit }
 
 func (b *testBroker) Subscribe(_ context.Context, topic string) error {
 	return b.do(func() { b.subscribed = append(b.subscribed, topic) })
@@ -290,12 +297,190 @@ func TestRelayEventTooLarge(t *testing.T) {
 		if _, down := r.elsewhere(); down || r.shared.brokerLost.Load() != 1 {
 			t.Errorf("down %v, %d lost; want false and 1", down, r.shared.brokerLost.Load())
 		}
+		b.limit = 1000 // from now on it is known
+		if rc := d.publish("a", strings.Repeat("x", 2000)); rc.err != ErrEventTooLarge {
+			t.Errorf("an event over the limit: %v, want ErrEventTooLarge", rc.err)
+		}
 		if rc := d.publish("a", "y"); rc.err != nil {
 			t.Errorf("the next event: %v", rc.err)
 		}
 		synctest.Wait()
-		if len(b.published) != 1 {
+		if r.shared.brokerLost.Load() != 2 || len(b.published) != 1 {
 			t.Errorf("published %q, want the second event", b.published)
+		}
+	})
+}
+
+// Publishers wait for an engine that is slow, and nothing is lost; for one that is
+// away they don't.
+func TestRelayBehindAnEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		b.mu.Lock() // the engine answers nobody
+		n := 0
+		for ; !r.isFull(); n++ {
+			if rc := d.publish("a", fmt.Sprint(n)); rc.err != nil {
+				t.Fatalf("event %d: %v", n, rc.err)
+			}
+		}
+		if n < brokerQueue/4 || n > brokerQueue {
+			t.Errorf("publishers wait behind %d events", n)
+		}
+		b.mu.Unlock()
+		synctest.Wait()
+		if len(r.arrivals()) != 1 {
+			t.Error("the loop isn't woken")
+		}
+		d.arrive()
+		if r.isFull() || len(b.published) != n || r.shared.brokerLost.Load() != 0 {
+			t.Errorf("full %v, %d of %d events are published, %d lost", r.isFull(), len(b.published), n, r.shared.brokerLost.Load())
+		}
+		b.mu.Lock()
+		for !r.isFull() {
+			d.publish("a", "x")
+		}
+		b.away = true
+		b.mu.Unlock()
+		synctest.Wait()
+		if len(r.arrivals()) != 1 {
+			t.Error("the loop isn't woken by an engine that is away")
+		}
+		d.arrive()
+		for range 2 * brokerQueue {
+			if d.publish("a", "x"); r.isFull() {
+				t.Fatal("publishers wait for an engine that is away")
+			}
+		}
+	})
+}
+
+// An event that is lost shows without another one of its topic: the heartbeats of
+// its sender tell, within two of them.
+func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a", "b", "c", "d"})
+		var sender ledger
+		seq, last := uint64(0), make(map[string]uint64)
+		send := func(topic string, lost bool) {
+			before := last[topic]
+			seq++
+			last[topic] = seq
+			sender.note(topic, seq)
+			if !lost {
+				r.Deliver(brokerName(topic), brokered{kind: brokeredEvent, node: nodeID{1}, seq: seq, before: before, event: Event{Data: []byte(topic)}}.append(nil))
+			}
+		}
+		beat := func(lost bool) {
+			for _, m := range sender.close(nodeID{1}, 5, false) {
+				if !lost {
+					r.Deliver(brokerName(nodesTopic), m.append(nil))
+					r.Deliver(brokerName(nodesTopic), m.append(nil)) // twice
+				}
+			}
+			time.Sleep(heartbeatInterval)
+			d.arrive()
+		}
+		gaps := func(want int64) {
+			t.Helper()
+			if got := r.shared.gaps.Load(); got != want {
+				t.Errorf("%d gaps, want %d", got, want)
+			}
+		}
+		send("a", true) // before the first heartbeat: nobody can tell whether it had to come
+		for range 3 {
+			beat(false)
+		}
+		gaps(0)
+		send("b", false)
+		send("a", false)
+		send("b", true)
+		send("nobody has it", true)
+		before := d.o.(*relay).past.position().ID
+		beat(false)
+		gaps(0) // it may come by another way
+		beat(false)
+		gaps(1)
+		for topic, want := range map[string]string{"a": "a", "b": "lost", "c": ""} {
+			if got := d.since(before, topic); got != want {
+				t.Errorf("a client of %s that comes back has missed %q, want %q", topic, got, want)
+			}
+		}
+		send("b", false) // the one before is known to be lost
+		for range 3 {
+			beat(false)
+		}
+		gaps(1)
+		r.want([]string{"late"})
+		synctest.Wait()
+		send("late", true) // just when it is subscribed: not to be told from one before
+		for range 3 {
+			beat(false)
+		}
+		gaps(1)
+		send("late", true)
+		beat(false)
+		beat(false)
+		gaps(2)
+		beat(true) // a heartbeat that is lost, and all that it had to tell
+		beat(false)
+		gaps(3)
+		if clients, _ := r.elsewhere(); clients != 5 {
+			t.Errorf("%d clients elsewhere, want 5", clients)
+		}
+		time.Sleep(nodeTimeout + 2*heartbeatInterval)
+		d.arrive()
+		gaps(4) // it has gone without a good-bye
+		time.Sleep(time.Minute)
+		gaps(4)
+	})
+}
+
+// What a node publishes stands in its next heartbeat, by several if need be.
+func TestRelayTellsWhatItHasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _, b := newTestRelay(t)
+		const topics = maxSentEntries + 1
+		for i := range topics {
+			if d.o.isFull() {
+				synctest.Wait()
+				d.arrive()
+			}
+			d.publish(fmt.Sprint(i), "x")
+			d.out = nil
+		}
+		d.publish("0", "y")
+		time.Sleep(2 * heartbeatInterval)
+		synctest.Wait()
+		sent := make(map[uint64]uint64)
+		for i, m := range b.beats {
+			if m.seq != uint64(i+1) || len(m.sent) > maxSentEntries {
+				t.Errorf("heartbeat %d has number %d and %d entries", i, m.seq, len(m.sent))
+			}
+			for _, s := range m.sent {
+				sent[s.topic] = s.seq
+			}
+		}
+		if len(b.beats) != 4 || b.beats[1].period != b.beats[2].period || len(sent) != topics || sent[hashTopic("0")] != topics+1 || sent[hashTopic("7")] != 8 {
+			t.Errorf("%d heartbeats tell of %d topics, the first one's last is %d", len(b.beats), len(sent), sent[hashTopic("0")])
+		}
+	})
+}
+
+// A node that says good-bye has lost nothing.
+func TestRelayGoodBye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		var sender ledger
+		for _, leaving := range []bool{false, true} {
+			for _, m := range sender.close(nodeID{1}, 5, leaving) {
+				r.Deliver(brokerName(nodesTopic), m.append(nil))
+			}
+		}
+		time.Sleep(time.Minute)
+		d.arrive()
+		if n := r.shared.gaps.Load(); n != 0 {
+			t.Errorf("%d gaps, want none", n)
 		}
 	})
 }

@@ -33,16 +33,20 @@ type peers struct {
 	done    chan struct{}   // closed when the loop has ended
 	ctx     context.Context // of calls to the broker: ends with done, or some time later
 	cancel  context.CancelFunc
-	calling chan struct{} // has a place for each call of Subscribe that may run
+	calling chan struct{}           // has a place for each call of Subscribe that may run
+	lost    func(topic, why string) // is told of lost events, of any topic if it is empty; nil: there are none
 
-	own  sync.WaitGroup
-	down atomic.Bool // the last message could not be published
+	ledger  ledger
+	own     sync.WaitGroup
+	down    atomic.Bool // the last message could not be published
+	waiting atomic.Bool // the loop waits until the queue is shorter
 
 	publishing  outage
 	subscribing outage
 
 	mu        sync.Mutex // guards the fields below
 	interests map[string]*interest
+	byHash    map[uint64]string // the topics of interests
 	nodes     map[nodeID]*node
 }
 
@@ -59,6 +63,7 @@ type interest struct {
 	clients   int
 	idleSince time.Time     // when clients became zero
 	ending    bool          // the broker is being told to unsubscribe
+	since     time.Time     // when the broker had subscribed; zero: it hasn't
 	confirmed chan struct{} // closed when the broker has subscribed
 }
 
@@ -66,7 +71,7 @@ type interest struct {
 type node struct {
 	heard   time.Time
 	clients int
-	seqs    map[string]uint64 // of its last message to each topic, see relay
+	tally
 }
 
 func newPeers(s *shared, broker Broker) *peers {
@@ -78,6 +83,7 @@ func newPeers(s *shared, broker Broker) *peers {
 		done:      make(chan struct{}),
 		calling:   make(chan struct{}, maxSubscribing),
 		interests: make(map[string]*interest),
+		byHash:    make(map[uint64]string),
 		nodes:     make(map[nodeID]*node),
 	}
 	rand.Read(p.node[:]) // never fails
@@ -124,11 +130,16 @@ func (p *peers) publish() {
 			select {
 			case out = <-p.queue:
 			default:
-				p.call(brokerName(nodesTopic), p.heartbeat(0).append(buf[:0])) // good-bye
+				for _, beat := range p.ledger.close(p.node, 0, true) { // good-bye
+					p.call(brokerName(nodesTopic), beat.append(buf[:0]))
+				}
 				return
 			}
 		}
 		buf = out.append(buf[:0])
+		if len(p.queue) <= brokerQueue/4 {
+			p.wakeLoop()
+		}
 		if !p.call(out.topic, buf) && out.kind == brokeredEvent {
 			p.shared.brokerLost.Add(1)
 		}
@@ -141,16 +152,50 @@ func (p *peers) call(topic string, msg []byte) bool {
 	defer cancel()
 	err := p.broker.Publish(ctx, topic, msg)
 	if errors.Is(err, ErrEventTooLarge) { // which says nothing of the engine
-		p.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(msg), "err", err)
-		return false
+		p.tooLarge(len(msg), err)
+		return true
 	}
 	p.down.Store(err != nil)
 	if err != nil {
 		p.publishing.failed(err)
+		p.wakeLoop()
 	} else {
 		p.publishing.over()
 	}
 	return err == nil
+}
+
+// limit returns how many bytes a message may have; zero: it isn't known.
+func (p *peers) limit() int {
+	if b, ok := p.broker.(interface{ MaxMessageBytes() int }); ok {
+		return b.MaxMessageBytes()
+	}
+	return 0
+}
+
+// tooLarge counts an event that other nodes don't get for its size.
+func (p *peers) tooLarge(bytes int, err error) {
+	p.shared.brokerLost.Add(1)
+	p.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", bytes, "err", err)
+}
+
+// isBehind reports whether the loop should accept no more events until wakeLoop
+// wakes it: the queue is half full, and the broker works. The other half is for
+// what one round of the loop still accepts, and for heartbeats.
+func (p *peers) isBehind() bool {
+	behind := func() bool { return len(p.queue) >= brokerQueue/2 && !p.down.Load() }
+	if !behind() {
+		return false
+	}
+	p.waiting.Store(true)
+	return behind() // or the queue was emptied before it could be seen that the loop waits
+}
+
+// wakeLoop has the loop look again whether it has to wait.
+func (p *peers) wakeLoop() {
+	if p.waiting.CompareAndSwap(true, false) {
+		p.pass(nil)
+	}
 }
 
 // tick tells the other nodes of this one, and forgets what has become old. It is
@@ -159,10 +204,11 @@ func (p *peers) tick() {
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
 	for {
-		out := outgoing{brokerName(nodesTopic), p.heartbeat(p.shared.members.Load())}
-		select {
-		case p.queue <- out:
-		default: // a later one will do
+		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false) {
+			select {
+			case p.queue <- outgoing{brokerName(nodesTopic), beat}:
+			default: // which others notice by its number
+			}
 		}
 		select {
 		case <-ticker.C:
@@ -173,13 +219,13 @@ func (p *peers) tick() {
 	}
 }
 
-func (p *peers) heartbeat(clients int64) brokered {
-	return brokered{kind: brokeredHeartbeat, node: p.node, clients: int(clients)}
-}
-
-// forget drops nodes that have been silent for long and topics that have had no
-// client for a while. The goroutine tick alone calls it.
+// forget notices nodes that have become silent, and drops those that are for long
+// and topics that have had no client for a while. The goroutine tick alone calls
+// it.
 func (p *peers) forget(now time.Time) {
+	if p.forgetNodes(now) && p.lost != nil {
+		p.lost("", "another node has gone without a good-bye")
+	}
 	idle := p.endInterests(now)
 	for _, topic := range idle {
 		if err := p.broker.Unsubscribe(brokerName(topic)); err != nil {
@@ -191,28 +237,40 @@ func (p *peers) forget(now time.Time) {
 	for _, topic := range idle {
 		for _, n := range p.nodes {
 			delete(n.seqs, topic)
+			delete(n.suspects, topic)
 		}
 		in := p.interests[topic]
 		if in.ending = false; in.clients > 0 { // somebody has come meanwhile
 			p.own.Go(func() { p.subscribe(topic, in) })
 		} else {
 			delete(p.interests, topic)
+			delete(p.byHash, hashTopic(topic))
 		}
 	}
+}
+
+// forgetNodes reports whether a node has gone without a good-bye.
+func (p *peers) forgetNodes(now time.Time) (died bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, n := range p.nodes {
+		if now.Sub(n.heard) > nodeTimeout && !n.left {
+			n.left, died = true, true
+		}
+		if now.Sub(n.heard) > nodeMemory {
+			delete(p.nodes, id)
+		}
+	}
+	return died
 }
 
 // endInterests marks the interests that are to end and returns their topics.
 func (p *peers) endInterests(now time.Time) (idle []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, n := range p.nodes {
-		if now.Sub(n.heard) > nodeMemory {
-			delete(p.nodes, id)
-		}
-	}
 	for topic, in := range p.interests {
 		if in.clients == 0 && now.Sub(in.idleSince) > topicLinger && isClosed(in.confirmed) {
-			in.ending, in.confirmed = true, make(chan struct{})
+			in.ending, in.confirmed, in.since = true, make(chan struct{}), time.Time{}
 			idle = append(idle, topic)
 		}
 	}
@@ -228,7 +286,7 @@ func (p *peers) watch(topics ...string) (confirmed []<-chan struct{}) {
 		in := p.interests[topic]
 		if in == nil {
 			in = &interest{confirmed: make(chan struct{})}
-			p.interests[topic] = in
+			p.interests[topic], p.byHash[hashTopic(topic)] = in, topic
 			p.own.Go(func() { p.subscribe(topic, in) })
 		}
 		in.clients++
@@ -265,6 +323,7 @@ func (p *peers) subscribe(topic string, in *interest) {
 		if err == nil {
 			p.subscribing.over()
 			p.mu.Lock()
+			in.since = time.Now()
 			close(in.confirmed)
 			p.mu.Unlock()
 			return
@@ -294,10 +353,12 @@ func (p *peers) parse(name string, msg []byte) (topic string, m brokered, ok boo
 func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 	n = p.nodes[m.node]
 	if n == nil {
-		n = &node{seqs: make(map[string]uint64)}
+		n = &node{tally: tally{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}}
 		p.nodes[m.node] = n
 	}
-	back = !n.heard.IsZero() && time.Since(n.heard) > nodeTimeout
+	if back = !n.heard.IsZero() && time.Since(n.heard) > nodeTimeout; back {
+		n.tally = tally{seqs: n.seqs, suspects: make(map[string]uint64)}
+	}
 	n.heard = time.Now()
 	if m.kind == brokeredHeartbeat {
 		n.clients = m.clients

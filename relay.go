@@ -21,6 +21,7 @@ type relay struct {
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]uint64)}
+	r.peers.lost = r.gap
 	r.peers.start(r)
 	r.peers.watch("") // what is published to all
 	return r
@@ -35,6 +36,11 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	}
 	msg := outgoing{brokerName(ev.topic), brokered{kind: brokeredEvent, node: r.peers.node, seq: r.seq, before: r.sent[ev.topic], event: ev.Event}}
 	r.sent[ev.topic] = r.seq
+	r.peers.ledger.note(ev.topic, r.seq)
+	if most := r.peers.limit(); most > 0 && msg.size() > most {
+		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
+		return receipt{err: ErrEventTooLarge}
+	}
 	select {
 	case r.peers.queue <- msg:
 	default:
@@ -47,12 +53,19 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	return receipt{}
 }
 
+// isFull has publishers wait for an engine that works and is behind. One that is
+// away costs events, and their publishers are told at once.
+func (r *relay) isFull() bool { return r.peers.isBehind() }
+
 func (r *relay) arrivals() <-chan arrival { return r.peers.in }
 
 // arrive takes an event of another node, or the notice of a gap, which is for the
 // history alone: the clients that are connected can't get what is lost.
 func (r *relay) arrive(a arrival, now time.Time, out *batch) {
-	ev := a.(*event)
+	ev, ok := a.(*event)
+	if !ok {
+		return // it only wakes the loop, see peers.isBehind
+	}
 	r.keep(ev, now)
 	if ev.notice != gapNotice {
 		out.add(ev)
@@ -70,33 +83,41 @@ func (r *relay) Deliver(name string, msg []byte) {
 	if !ok {
 		return
 	}
-	fresh, lost, back := r.track(topic, &m)
-	if back {
-		r.gap("", "another node is back that was cut off")
-	} else if lost {
-		r.gap(topic, "messages of another node to a topic are missing")
+	fresh, lost, why := r.track(topic, &m)
+	for _, topic := range lost {
+		r.gap(topic, why)
 	}
 	if fresh {
 		r.peers.pass(newEvent(topic, m.event))
 	}
 }
 
-// track looks at where a message stands among those of its node, and reports
-// whether it is an event that is new, whether some before it are lost, and
-// whether the node was cut off for so long that some of any topic may be.
-func (r *relay) track(topic string, m *brokered) (fresh, lost, back bool) {
-	r.peers.mu.Lock()
-	defer r.peers.mu.Unlock()
-	n, back := r.peers.hearLocked(m)
-	if m.kind != brokeredEvent || r.peers.interests[topic] == nil {
-		return false, false, back
+// track looks at where a message stands among those of its node. It reports
+// whether it is an event that is new, and of which topics events are lost: the
+// empty topic stands for any.
+func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why string) {
+	p := r.peers
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, back := p.hearLocked(m)
+	if back {
+		lost, why = []string{""}, "another node is back that was cut off"
+	}
+	if m.kind == brokeredHeartbeat {
+		if topics := p.trackHeartbeat(&n.tally, m, time.Now()); !back {
+			lost, why = topics, "another node has sent events that have not come"
+		}
+		return false, lost, why
 	}
 	last := n.seqs[topic]
-	if m.seq <= last {
-		return false, false, back // a duplicate
+	if p.interests[topic] == nil || m.seq <= last { // nobody wants it, or it is a duplicate
+		return false, lost, why
 	}
 	n.seqs[topic] = m.seq
-	return true, last != 0 && m.before > last, back
+	if !back && last != 0 && m.before > last {
+		lost, why = []string{topic}, "events before one of another node have not come"
+	}
+	return true, lost, why
 }
 
 // Gap takes the broker's word that messages may be lost; see [BrokerHandler].
