@@ -8,9 +8,9 @@ import (
 	"runtime/debug"
 )
 
-// ServeHTTP makes the request a client: an event stream where it accepts one
-// (see [Hub.ServeSSE]) and doesn't ask for an upgrade, and otherwise a WebSocket
-// (see [Upgrade], whose error has been answered).
+// ServeHTTP makes the request a client, or answers it with an error. A request
+// that accepts an event stream (see [Hub.ServeSSE]) and asks for no upgrade
+// becomes one. Any other becomes a WebSocket (see [Upgrade]).
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !hasToken(r.Header["Upgrade"], "websocket") && (acceptsStream(r) || r.Method == http.MethodOptions) {
 		h.ServeSSE(w, r)
@@ -19,8 +19,9 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	Upgrade(w, r, h)
 }
 
-// admit makes the request a client, or answers it: the error tells why. It runs
-// on the HTTP handler's goroutine, which it blocks as long as OnConnect does.
+// admit makes the request a client, or answers it and returns why not. It
+// blocks the HTTP handler's goroutine while OnConnect does, and with an event
+// stream that is answered through w until the client is gone.
 func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 	h.start()
 	h.settle()
@@ -60,8 +61,8 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 	return nil
 }
 
-// introduce asks OnConnect about a client, and answers its refusal. Otherwise it
-// gives the client what it has missed.
+// introduce asks OnConnect about a client and answers its refusal. Otherwise it
+// gives the client its replay and opens it.
 func (c *Client) introduce(w http.ResponseWriter, r *http.Request) error {
 	if err := c.onConnect(r); err != nil {
 		h, t := c.hub, c.transport
@@ -79,20 +80,18 @@ func (c *Client) introduce(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// unwelcome returns why the hub doesn't want a client any more that OnConnect has
-// let in, or nil.
+// unwelcome returns why a client that OnConnect accepted can't stay, or nil.
 func (c *Client) unwelcome() error {
 	switch {
 	case c.hub.closing():
 		return ErrHubClosed
-	case c.out.hasFailed(): // by what came for it while OnConnect took its time
+	case c.out.hasFailed(): // too much came for it while OnConnect ran
 		return cmp.Or(c.why(), error(ErrSlowClient))
 	}
 	return nil
 }
 
-// onConnect calls OnConnect. A hub without it gives its clients the topics that
-// they ask for.
+// onConnect calls OnConnect, or if that is nil subscribes the URL's topics.
 func (c *Client) onConnect(r *http.Request) (err error) {
 	if c.hub.OnConnect == nil {
 		return c.askedTopics(r)
@@ -105,12 +104,9 @@ func (c *Client) onConnect(r *http.Request) (err error) {
 	return c.hub.OnConnect(c, r)
 }
 
-// maxAskedTopics is how many topics a client can ask for where nobody else
-// chooses them.
-const maxAskedTopics = 100
+const maxAskedTopics = 100 // in a URL, for hubs without OnConnect
 
-// askedTopics subscribes the client to the topics of its URL. It is for hubs
-// without OnConnect, whose clients may have whatever they want.
+// askedTopics subscribes the client to the topics of its URL.
 func (c *Client) askedTopics(r *http.Request) error {
 	topics := r.URL.Query()["topic"]
 	if len(topics) == 0 {
@@ -118,8 +114,8 @@ func (c *Client) askedTopics(r *http.Request) error {
 	}
 	err := error(nil)
 	if len(topics) > maxAskedTopics {
-		err = fmt.Errorf("the request asks for %d topics, %d are allowed", len(topics), maxAskedTopics)
-	} else if err = c.Subscribe(topics...); err == nil || err == ErrBrokerUnavailable { // which passes
+		err = fmt.Errorf("the request asks for %d topics, at most %d are allowed", len(topics), maxAskedTopics)
+	} else if err = c.Subscribe(topics...); err == nil || err == ErrBrokerUnavailable { // which is temporary
 		return nil
 	} else if err == ErrClientClosed {
 		return err
@@ -127,8 +123,7 @@ func (c *Client) askedTopics(r *http.Request) error {
 	return &refusal{http.StatusBadRequest, err.Error(), err}
 }
 
-// refuse answers a request that doesn't become a client and returns err as
-// Upgrade does.
+// refuse answers a request that doesn't become a client; see refused.
 func (h *Hub) refuse(w http.ResponseWriter, status int, text string, err error) error {
 	if status == http.StatusNoContent || status == http.StatusNotModified {
 		w.WriteHeader(status) // these have no body
@@ -138,21 +133,20 @@ func (h *Hub) refuse(w http.ResponseWriter, status int, text string, err error) 
 	return h.refused(err)
 }
 
-// refused counts a refusal.
+// refused counts a refusal and returns err as Upgrade does.
 func (h *Hub) refused(err error) error {
 	h.shared.refused.Add(1)
 	return fmt.Errorf("realtime: upgrade: %w", err)
 }
 
-// refuseSetup answers a request that can't become a client for what is
-// between it and the hub.
+// refuseSetup refuses a request that server or middleware can't let through.
 func (h *Hub) refuseSetup(w http.ResponseWriter, err error) error {
 	h.shared.log.error(logSetup, "client refused: "+err.Error())
 	return h.refuse(w, http.StatusNotImplemented, http.StatusText(http.StatusNotImplemented), err)
 }
 
-// refuseForNow answers a request that may have better luck within seconds: after
-// Shutdown had begun another process may be up then.
+// refuseForNow answers a request that may succeed within seconds. After
+// Shutdown another process may be up then.
 func (h *Hub) refuseForNow(w http.ResponseWriter, t transport, err error) error {
 	reason := "try again later"
 	switch {
@@ -200,8 +194,8 @@ func clip(s string) string {
 	return s
 }
 
-// panicked logs and counts a handler's panic and returns it as an error. It
-// is to be called by the deferred function that has recovered v.
+// panicked logs and counts a handler's panic and returns it as an error. The
+// deferred function that has recovered v calls it, for the stack.
 func (h *Hub) panicked(handler string, v any, c *Client) error {
 	h.shared.panics.Add(1)
 	args := []any{"panic", fmt.Sprint(v), "stack", string(debug.Stack())}
@@ -212,11 +206,10 @@ func (h *Hub) panicked(handler string, v any, c *Client) error {
 	return fmt.Errorf("realtime: %s panicked: %v", handler, v)
 }
 
-// Refuse returns an error for [Hub.OnConnect] to return: it answers the
-// client's request with the given HTTP status and with reason as the text of
-// the answer, where any other error answers 403 and a fixed text. A status
-// that is not in 200..599 becomes 403. An answer of 204 tells a browser's
-// EventSource not to come back (WHATWG HTML §9.2.3).
+// Refuse returns an error with which [Hub.OnConnect] refuses a client. The
+// answer has the given HTTP status, and reason as its text. A status outside
+// 200..599 becomes 403. A 204 tells a browser's EventSource not to reconnect
+// (WHATWG HTML §9.2.3).
 func Refuse(status int, reason string) error {
 	if status < 200 || status > 599 {
 		status = http.StatusForbidden
@@ -228,5 +221,5 @@ func Refuse(status int, reason string) error {
 type refusal struct {
 	status int
 	reason string // told to the stranger
-	cause  error  // told to the caller instead; nil: there is none
+	cause  error  // told to Upgrade's caller; nil: reason is
 }

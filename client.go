@@ -14,32 +14,29 @@ import (
 	"github.com/coder/websocket"
 )
 
-// closeTimeout is how long a client has to take what waits for it and to
-// answer a close frame.
-const closeTimeout = 5 * time.Second
+const closeTimeout = 5 * time.Second // for a client to read what waits and to answer a close frame
 
 var (
-	errWriteTimeout = errors.New("realtime: client took no bytes for Hub.WriteTimeout")
+	errWriteTimeout = errors.New("realtime: client accepted no bytes for Hub.WriteTimeout")
 	errPongTimeout  = errors.New("realtime: client left a ping unanswered for Hub.PongTimeout")
 	errIncomplete   = errors.New("realtime: client left a message incomplete for Hub.PongTimeout")
 )
 
 // A Client is one connection of a hub, a WebSocket or an event stream. All its
-// methods are safe for concurrent use and none of them waits for the connection.
+// methods are safe for concurrent use, and none waits for the connection.
 //
-// Its life, and what moves it on:
+//   - joining: it has a slot and a shard, and events wait in its outbox. It
+//     doesn't count yet.
+//   - open: it counts. Its connection follows, when the request is answered.
+//   - closing: it has a cause, the first one, and accepts no more events. What
+//     waits still goes out, but not after abort.
+//   - gone: OnDisconnect has returned, and its slot becomes free.
 //
-//		joining ──OnConnect returned nil──▶ open ──close, abort, or the peer──▶ closing ──▶ gone
-//		   │                                                                       ▲
-//		   └──────────────────────refused, close, abort────────────────────────────┘
+// Its life:
 //
-//	  - joining: it has a slot and a shard, and events wait in its outbox. It
-//	    doesn't count yet.
-//	  - open: it counts. Its connection follows, when the request is answered.
-//	  - closing: it has a cause, the first one, and takes no more events. What
-//	    waits still goes out if this side has closed it by close, and not by abort.
-//	  - gone: OnDisconnect has run, and the slot is another client's. Whoever
-//	    reads the connection moves it there, or who was to give it one.
+//	joining ──OnConnect returned nil──▶ open ──close, abort, or the peer──▶ closing ──▶ gone
+//	   │                                                                       ▲
+//	   └──────────────────────refused, close, abort────────────────────────────┘
 type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub
@@ -48,13 +45,13 @@ type Client struct {
 	onMessage    func(hub *Hub, msg Message)
 	onDisconnect func(c *Client, err error)
 
-	// Owned by the hub's registry, see Hub.mu.
+	// Owned by the registry, and guarded by its mutex.
 	slot int32
 	// Owned by the shard's goroutine.
 	index int32         // in shard.clients; negative: not any more
 	home  *shard        // set by the registry, never changed
 	subs  *subscription // the first of them
-	list  *list         // the events of the batch at hand; nil: none yet
+	list  *list         // the events that it gets of this batch; nil: none yet
 
 	out  outbox
 	wire wire
@@ -77,8 +74,8 @@ type Client struct {
 	ctx    *clientContext // nil: nobody has asked for it
 	values map[string]any
 
-	// tmu orders changes of topics, also while they are on their way to the
-	// shard: its goroutine must never wait for it.
+	// tmu orders changes of topics until the shard has them. The shard's
+	// goroutine must never wait for it.
 	tmu      sync.Mutex      // guards the fields below
 	topics   []*subscription // sorted by name
 	unlisted bool            // it is out of its shard
@@ -94,24 +91,24 @@ const (
 	clientGone
 )
 
-// A transport is what differs between WebSockets and event streams in the life
-// of a client. Its methods run on the goroutine of the HTTP handler until
-// connect has returned, and on the reading goroutine or the sweeper's from then
-// on. None of them is called under a lock.
+// A transport is the part of a client's life in which WebSockets and event
+// streams differ. No method is called under a lock. prepare, refuseForNow and
+// connect run on the HTTP handler's goroutine, read and ended on the reading
+// goroutine, sweep and heartbeat on the sweeper's, lastBytes and finished on
+// any. These last four must not block.
 type transport interface {
 	kind() Transport
 
-	// prepare answers a request that can't become a client, and returns an
-	// error then.
+	// prepare answers a request that can't be a client, and returns an error.
 	prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 
-	// refuseForNow answers a request that should come back later.
+	// refuseForNow answers a request that should be tried again later.
 	refuseForNow(w http.ResponseWriter, reason string)
 
-	// connect answers the request, gives the client its connection and starts or
-	// parks who reads it. An error has been answered, as far as possible. Where
-	// the answer has to go through w, connect returns what the handler's
-	// goroutine has to do for the rest of the client's life.
+	// connect answers the request, gives the client its connection, and starts
+	// or parks its reading. An error has been answered, as far as possible. If
+	// the answer goes through w, the handler's goroutine then runs stay, for
+	// the rest of the client's life.
 	connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error)
 
 	// read hands on messages until the connection ends, or returns errPark.
@@ -123,13 +120,13 @@ type transport interface {
 	// lastBytes returns what is sent when this side closes a client for cause.
 	lastBytes(status websocket.CloseError, cause error) *buffer
 
-	// finished is called when all is written and nothing will be.
+	// finished is called when all is written and nothing more will be.
 	finished(c *Client)
 
-	// sweep does what is due for a connected client, beside heartbeats.
+	// sweep does what is due for a connected client, except heartbeats.
 	sweep(c *Client, now time.Duration)
 
-	// heartbeat keeps the connection awake where no position has done so.
+	// heartbeat keeps the connection awake where no position was sent.
 	heartbeat(c *Client)
 }
 
@@ -152,14 +149,12 @@ const (
 	EventStream Transport = "eventstream" // WHATWG HTML §9.2; nothing comes from it
 )
 
-// ID returns the client's id: 32 hexadecimal digits, random, so that knowing
-// one tells nothing of another.
+// ID returns the client's id: 32 hexadecimal digits that nobody can guess.
 func (c *Client) ID() string { return hex.EncodeToString(c.id[:]) }
 
-// A clientID is random but for what hides the client's slot, see registry.mask.
+// A clientID is random but for its hidden slot, see registry.mask.
 type clientID [16]byte
 
-// parseID is the reverse of ID.
 func parseID(s string) (id clientID, err error) {
 	if len(s) != 2*len(id) {
 		return id, errors.New("realtime: not a client's id")
@@ -168,10 +163,10 @@ func parseID(s string) (id clientID, err error) {
 	return id, err
 }
 
-// Context returns a context that is done when the client is gone, or going:
-// from then on nothing can be sent to it. Its [context.Cause] is the error
-// that OnDisconnect gets. It is not derived from the request's context, which
-// ends with the HTTP handler.
+// Context returns a context that is done when the client is gone or closing.
+// From then on nothing can be sent to it. Its [context.Cause] is the error that
+// OnDisconnect gets. It is not derived from the request's context, which ends
+// with the HTTP handler.
 func (c *Client) Context() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,29 +180,26 @@ func (c *Client) Context() context.Context {
 	return c.ctx.Context
 }
 
-// A clientContext is apart from its client because most have none.
-type clientContext struct {
+type clientContext struct { // apart because most clients have none
 	context.Context
 	cancel context.CancelCauseFunc
 }
 
-// Send sends data to this client alone, as a text message or an event without
-// a name. It queues and
-// returns at once; what one goroutine sends arrives in that order, but in no
-// particular order with what is published to many. data belongs to the hub
-// from then on and must be valid UTF-8.
+// Send sends data to this client alone, as a text message or as an event
+// without a name. It queues data and returns at once. What one goroutine sends
+// arrives in that order. Published events and events sent to one client have no
+// order between them. data must be valid UTF-8 and belongs to the hub from then
+// on. In OnConnect, it goes out right after the handshake.
 //
-// The error is [ErrClientClosed] where the client is gone or leaving, and
-// [ErrSlowClient] where this message was one too many for it: it has been
-// disconnected then. Within OnConnect, what is sent goes out right after the
-// handshake.
+// The error is [ErrClientClosed] if the client is gone or closing, and
+// [ErrSlowClient] if data was one message too many: the client is disconnected.
 func (c *Client) Send(data []byte) error {
 	return c.SendEvent(Event{Data: data})
 }
 
-// SendEvent sends e to this client alone; see [Client.Send]. Where it has a
-// Key, it replaces an older one of that Key that was sent to this client or
-// published to all. Except means nothing here.
+// SendEvent sends e to this client alone; see [Client.Send]. An e with a Key
+// replaces an older event of that Key that still waits for this client, if it
+// was sent to it or published to all. Except means nothing here.
 func (c *Client) SendEvent(e Event) error {
 	if err := e.check(); err != nil {
 		return err
@@ -215,8 +207,7 @@ func (c *Client) SendEvent(e Event) error {
 	return c.out.post(&e)
 }
 
-// Set keeps a value with the client, under a key. It may be read until after
-// OnDisconnect.
+// Set keeps value under key for Get, in OnDisconnect and after it as well.
 func (c *Client) Set(key string, value any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -226,8 +217,7 @@ func (c *Client) Set(key string, value any) {
 	c.values[key] = value
 }
 
-// Get returns the value that Set has kept under key, and reports whether
-// there is one.
+// Get returns the value that Set keeps under key, and reports whether it does.
 func (c *Client) Get(key string) (value any, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -235,14 +225,13 @@ func (c *Client) Get(key string) (value any, ok bool) {
 	return value, ok
 }
 
-// Close disconnects the client: what waits for it goes out first, then a
-// close frame with code and reason (RFC 6455 §7.4). It returns at once; a
-// client that has not answered within 5 s is cut off. Messages that it still
-// sends are discarded. The error is [ErrClientClosed] where the client is gone
-// or leaving already; a code that can't be sent, or a reason that is longer
-// than 123 bytes or not UTF-8, is an error that leaves the client connected.
-// An event stream ends without either, and its browser comes back; see [Refuse]
-// for how to turn it away then.
+// Close disconnects the client and returns at once. What waits for the client
+// goes out first, then a close frame with code and reason (RFC 6455 §7.4). A
+// client that has not answered within 5 s is cut off. Messages from it are
+// discarded. The error is [ErrClientClosed] if it is gone or closing already. A
+// code that can't be sent, or a reason that is not UTF-8 or over 123 bytes, is
+// an error that leaves it connected. An event stream gets no code and no
+// reason, and its browser reconnects; [Refuse] can turn it away then.
 func (c *Client) Close(code websocket.StatusCode, reason string) error {
 	if !validCode(code) {
 		return fmt.Errorf("realtime: close code %d can't be sent: use 1000, 1001, 1003, 1007 to 1014, or 3000 to 4999", code)
@@ -257,8 +246,7 @@ func (c *Client) Close(code websocket.StatusCode, reason string) error {
 	return nil
 }
 
-// A closedError is the cause of a client that this side has closed: with
-// which status, and why.
+// A closedError is the cause of a client that this side has closed.
 type closedError struct {
 	status websocket.CloseError
 	why    error
@@ -281,7 +269,7 @@ func validCode(code websocket.StatusCode) bool {
 	return false
 }
 
-// outboxFailed ends a client whose outbox has; see outboxOwner.
+// outboxFailed ends a client whose outbox has failed; see outboxOwner.
 func (c *Client) outboxFailed(err error) {
 	if err == ErrSlowClient {
 		c.cutSlow()
@@ -292,10 +280,8 @@ func (c *Client) outboxFailed(err error) {
 	c.limitClosing()
 }
 
-// outboxFinished tells the transport; see outboxOwner.
 func (c *Client) outboxFinished() { c.transport.finished(c) }
 
-// cutSlow disconnects a client for its slowness.
 func (c *Client) cutSlow() {
 	if c.abort(ErrSlowClient) {
 		c.hub.shared.slowClients.Add(1)
@@ -303,8 +289,8 @@ func (c *Client) cutSlow() {
 	}
 }
 
-// open moves the client on when OnConnect has returned nil. From here on it
-// counts, unless it is closing already.
+// open moves the client on when OnConnect has returned nil. The client counts
+// then, unless it is closing already.
 func (c *Client) open() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -315,9 +301,8 @@ func (c *Client) open() {
 	}
 }
 
-// end moves the client on to closing and reports whether this call did; the
-// first cause stays. The shard is told later, by gone, as whoever calls end may
-// not wait: an outbox that is closed takes no more anyway.
+// end moves the client to closing and reports whether this call did. It must
+// not wait, so the shard learns it from gone; a closed outbox accepts nothing.
 func (c *Client) end(cause error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -341,7 +326,6 @@ func (c *Client) why() error {
 	return c.cause
 }
 
-// isOpen reports whether the client counts.
 func (c *Client) isOpen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -353,14 +337,13 @@ func (c *Client) isOpen() bool {
 func (c *Client) close(status websocket.CloseError, cause error) bool {
 	return c.out.close(c.transport.lastBytes(status, cause), func() {
 		c.end(cause)
-		if c.wire.heard.Load() != 0 { // else there is nobody yet to take it, and connected gives it its time
+		if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and connected will do it
 			c.limitClosing()
 		}
 	})
 }
 
-// abort ends the client and its connection at once. It reports whether the
-// client was not closing before.
+// abort ends the client and its connection at once. It reports what end does.
 func (c *Client) abort(cause error) bool {
 	c.out.fail()
 	first := c.end(cause)
@@ -373,10 +356,10 @@ func (c *Client) limitClosing() {
 	c.closeBy.CompareAndSwap(0, int64(c.hub.shared.clock.now()+closeTimeout))
 }
 
-// gone ends what is left of the client. The goroutine calls it that reads the
-// connection, when that has ended, or the one that answers the request, when
-// there is none. It blocks until what waits is written, and OnDisconnect has
-// returned.
+// gone ends what is left of the client. The goroutine that reads the connection
+// calls it at the end. If there is no connection, the one that answers the
+// request does. It blocks until what waits is written and the peer has closed
+// its side, which abort cuts short, and until OnDisconnect has returned.
 func (c *Client) gone() {
 	defer c.hub.registry.remove(c)
 	defer c.wire.linger()
@@ -408,18 +391,17 @@ func (c *Client) disconnected() {
 	}
 }
 
-// connected ends the time in which what the client gets is held, on the
-// connection that it has got.
+// connected gives the outbox its connection, and what that held goes out.
 func (c *Client) connected(conn net.Conn, try func([]byte) (int, error), f format) {
 	c.out.open(conn, try, f)
-	if c.out.isClosed() { // OnConnect has said good-bye already
+	if c.out.isClosed() { // OnConnect has closed it
 		c.limitClosing()
 	}
 }
 
-// serve is the reading goroutine: it reads until the connection ends, and then
-// ends the client; or until the connection is idle, when it parks it and ends.
-// The parker starts the next.
+// serve is the body of the reading goroutine. It reads until the connection
+// ends and then ends the client, or until it can park the idle connection. The
+// parker starts the next reading goroutine.
 func (c *Client) serve() {
 	c.wire.parked.Store(false)
 	parked := false
@@ -431,7 +413,7 @@ func (c *Client) serve() {
 	err := c.transport.read(c)
 	for errors.Is(err, errPark) {
 		if parked = c.park(); parked {
-			return // and leave c alone: another goroutine may be reading already
+			return // another goroutine may be reading already
 		}
 		err = c.transport.read(c)
 	}
@@ -439,7 +421,7 @@ func (c *Client) serve() {
 }
 
 // park lets the connection wait for its next message without a goroutine, and
-// reports whether it does: then the caller has nothing more to do with c.
+// reports whether it does. If so, the caller has nothing more to do with c.
 func (c *Client) park() bool {
 	w := &c.wire
 	if !w.parkable || !w.idle() {

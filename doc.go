@@ -1,6 +1,7 @@
-// Package realtime keeps many browsers up to date: what is published to a [Hub]
-// reaches its WebSocket clients and its event-stream clients alike, and a
-// [Stream] writes events to one EventSource by hand.
+// Package realtime keeps many browsers up to date. What is published to a [Hub]
+// reaches its WebSocket clients and its event-stream clients alike. [NewStream]
+// turns one HTTP response into an event stream (WHATWG HTML §9.2) that its
+// handler writes by hand; it belongs to no hub.
 //
 //	var chat = realtime.NewHub()
 //
@@ -18,83 +19,93 @@
 //
 // # Origins
 //
-// By default every web page in the world may connect, as if it were yours: a
-// browser sends your visitor's cookies along with a WebSocket handshake from
-// any page, and asks nobody first. A hub that tells its clients apart by a
-// cookie must therefore set [Hub.CheckOrigin], or [SetCheckOrigin] for all
-// hubs, to [SameOrigin] or to what [AllowOrigins] returns.
+// By default every web page in the world may connect: a browser sends your
+// visitor's cookies with a WebSocket handshake from any page. A hub that tells
+// its clients apart by a cookie must set [Hub.CheckOrigin], or [SetCheckOrigin]
+// for all hubs, to [SameOrigin] or to what [AllowOrigins] returns.
 //
 // # Promises
 //
-// Order: what one goroutine publishes, by Broadcast, Publish and PublishAll
-// together, reaches each client in that order, and so does what one goroutine
-// sends to one client. Between the two there is no order.
-//
-// Delivery: at most once, to the clients that are connected. With [Hub.History],
-// a client that comes back with the last id it saw gets every event since, on
-// the topics that OnConnect subscribes, each once and in order, or is told that
-// it may have missed some.
-//
-// Slow clients: up to 256 messages may wait for a client; one that stays above
-// that for a second, and doesn't catch up meanwhile, is disconnected with
-// [ErrSlowClient]. Its slowness costs nobody else anything. See
-// [Hub.SendBuffer].
-//
-// Loss is never silent: it is an error, a figure in [Stats], a line in the log,
-// or a reset that the client gets.
-//
-// Blocking: only publishers ever wait, and only for the hub to take the event,
-// as Subscribe does; with a [Broker] see [Client.Subscribe] and [Hub.PublishAll].
-// The hub waits for no client, handler or Logger. Handlers run under no lock and
-// on none of the hub's goroutines, so they may call anything, also
-// hub.Broadcast <-.
-//
-// Shutdown: what is queued goes out, WebSocket clients get close code 1001,
-// event streams end, and when [Hub.Shutdown] has returned nil nothing of the hub
-// is left running.
+//   - Order: what one goroutine publishes, by Broadcast, Publish and PublishAll
+//     together, reaches each client in that order. So does what one goroutine
+//     sends to one client. Published events and events sent to one client have
+//     no order between them.
+//   - Delivery: at most once, to connected clients. With [Hub.History], a
+//     client that reconnects with the last id it saw gets every event since, on
+//     the topics that OnConnect subscribes, each once and in order. If it may
+//     have lost some, it is told so.
+//   - Slow clients: up to 256 messages may wait for a client. One that stays
+//     above that for a second, without catching up, is disconnected with
+//     [ErrSlowClient]. It costs nobody else anything. See [Hub.SendBuffer].
+//   - Loss is never silent: it is an error, a figure in [Stats], a line in the
+//     log, or a reset that the client gets.
+//   - Blocking: publishing and Subscribe wait until the hub accepts the call,
+//     and with a [Broker] longer; see [Hub.PublishAll] and [Client.Subscribe].
+//     The hub waits for no client, handler or Logger.
+//   - Shutdown: what waits goes out, WebSocket clients get close code 1001, and
+//     event streams end. When [Hub.Shutdown] has returned nil, nothing of the
+//     hub is running.
 //
 // # Words
 //
-// A client is one connection of a hub, over WebSocket or as an event stream. An
-// event goes out, a message comes in; on its way to one client an event is a
-// message too, as RFC 6455 calls it. A topic is what others call a room or a
-// channel: whoever has it gets what is published to it.
+// A client is one connection of a hub, a WebSocket or an event stream. An event
+// goes out, a message comes in. On its way to one client an event is a message
+// too, as in RFC 6455. A topic is what others call a room or a channel: the
+// clients that have it get what is published to it.
 //
 // # Two transports
 //
 // [Hub.ServeHTTP] serves both at one URL, as the request asks. A WebSocket
-// client gets the data of an event and nothing else, unless it asks for the
-// [Subprotocol]; an event stream has the event's name and id as well. An event is
-// encoded at most once for each of these forms, whatever the number of clients.
-// [Script] is a JavaScript module for the browser's side of both: it reconnects
-// and resumes. Plain WebSocket and EventSource objects do as well without it.
+// client gets an event's data alone, unless it asks for the [Subprotocol]. An
+// event stream has its name and id as well. Plain WebSocket and EventSource
+// objects are clients; the JavaScript module of [Script] also reconnects and
+// resumes.
 //
 // # Several processes
 //
-// A [Broker] joins the hubs of several processes: natsbroker and redisbroker,
-// modules beside this one, have them on NATS and Redis. What is published to one
-// hub reaches the clients of all. Each publisher's events keep their order in a
-// topic; what is lost on the way is counted, and told to clients that come back.
-// With a [HistoryBroker] all events have one order on all nodes, and clients
-// resume on any of them.
+// A [Broker] joins the hubs of several processes: what is published to one
+// reaches the clients of all. The modules natsbroker and redisbroker, beside
+// this one, use NATS and Redis. Each publisher's events keep their order in a
+// topic. Lost events are counted, and clients that reconnect are told. With a
+// [HistoryBroker] all events have one order on all nodes, and clients resume on
+// any of them.
 //
 // # Memory and time
 //
-// What is published is framed once, and compressed once, for all clients. On
-// TCP and Unix sockets it is written at once, by the goroutine that has it;
-// elsewhere (TLS, Windows), and where a client takes it too slowly, a goroutine
-// writes for that client, until nothing waits any more.
+// An event is encoded and compressed at most once for each form, not for each
+// client. On TCP and Unix sockets it is written at once, by the goroutine that
+// has it. Elsewhere (TLS, Windows), and where a client reads too slowly, a
+// goroutine writes for that client until nothing waits.
 //
-// A WebSocket client has one goroutine, which reads, and so has an event stream.
-// On Linux an idle one on TCP or a Unix socket has none, and takes about 4.5 KB
-// in all, an event stream 2 KB.
+// A client has one goroutine more, which reads. An idle one on Linux, on TCP or
+// a Unix socket, has none: a WebSocket takes about 4.5 KB in all, an event
+// stream 2 KB. No client has a timer. The hub looks at each once a second, so
+// what is due happens at most a second late.
 //
-// No client has a timer: the hub's sweeper looks at each once a second, so that
-// what is said to happen after some time happens at most a second later.
+// # Inside
 //
-// # Event streams by hand
+// An event's way through a hub:
 //
-// [NewStream] turns one HTTP response into an event stream (WHATWG HTML §9.2)
-// that its handler writes, for as long as the browser stays. A stream belongs
-// to no hub.
+//	Publish, Broadcast ─▶ loop ─▶ shard's inbox ─▶ a frame for each format
+//	                      │  ▲                               │
+//	                      ▼  │                               ▼
+//	            order: history, broker                    outbox ─▶ write(2)
+//
+// The files:
+//
+//	hub.go, loop.go        settings and lifetime; the loop
+//	order.go               where the order of events is decided; one process
+//	relay.go, journal.go   the same for a Broker and a HistoryBroker, with
+//	                       broker.go, peers.go, codec.go and appender.go
+//	admit.go, registry.go  where a request becomes a client; clients by slot
+//	client.go, topics.go   a client's life, which gone ends; its topics
+//	websocket.go, wire.go  WebSockets; the connection under their library
+//	serve_sse.go           clients that are event streams
+//	event.go, frame.go     an event in each format; the bytes of frames
+//	fanout.go              shards, which hand events to clients
+//	outbox.go, backlog.go  what waits for a client; whether it is too slow
+//	history.go, sweep.go   what is kept for replays; what is due by time
+//	origin.go, sse.go      origin checks; event streams by hand
+//
+// What may wait for what stands in CONTRIBUTING.md and above loop in loop.go.
 package realtime

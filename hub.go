@@ -15,150 +15,139 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A Hub keeps clients, of both transports, and sends them what is published. It
-// is made by
-// [NewHub]; a Hub that isn't is reported by every call that can.
+// A Hub sends what is published to its clients. Make it with [NewHub]; other
+// Hubs report an error where they can.
 //
-// The exported fields are settings, but for Broadcast. They may be assigned
-// until the hub has its first client or takes its first event, also after
-// Run was started: whichever of the two comes first reads them, once. Changing
-// one later is a race. OnMessage, OnConnect, OnDisconnect and CheckOrigin are
-// read when a client joins.
+// The exported fields are settings, except Broadcast. The hub reads them once:
+// at its first client or first event, which may come after Run was started. A
+// later change is a race. OnMessage, OnConnect, OnDisconnect and CheckOrigin
+// are read when a client joins.
 //
-// Handlers run on goroutines of their clients, under no lock, so they may
-// call anything, hub.Broadcast <- included. A handler that panics costs its
-// client the connection (1011, or 500 before the handshake) and a line in the
-// log.
+// Handlers run on goroutines of their clients, under no lock, so they may call
+// anything, hub.Broadcast <- included. A panic in a handler is logged and
+// disconnects its client (1011, or 500 before the handshake).
 type Hub struct {
-	// Broadcast takes text for every client. It is buffered: a send waits
-	// only while the hub is behind by 256 of them. Data that is not valid
-	// UTF-8 goes out as a binary message, and is counted in Stats.
+	// Broadcast accepts text for every client. Its buffer holds 256 events, so
+	// a send blocks only while the hub is that far behind. Data that is not
+	// valid UTF-8 goes out as a binary message and is counted in Stats. Data
+	// belongs to the hub once it is sent: don't modify it afterwards.
 	//
-	// After Shutdown nothing receives from Broadcast. While Shutdown runs,
-	// what is sent is dropped and counted; afterwards the buffer fills, and
-	// then a send blocks, as on any channel. Code that may outlive the hub
-	// calls Publish or selects on Done. What is sent belongs to the hub:
-	// don't modify it afterwards.
+	// While Shutdown runs, what is sent is dropped and counted. Afterwards
+	// nothing receives: the buffer fills, and then a send blocks. Code that may
+	// outlive the hub calls Publish or selects on Done.
 	Broadcast chan []byte
 
-	// OnMessage is called with each message of a client: one client's in
-	// turn, clients in parallel. It may block, which holds back its own
-	// client alone, and does not count against PongTimeout. Nil discards
+	// OnMessage is called with each message of a client: in turn for one
+	// client, in parallel for several. It may block. That holds back its own
+	// client alone, and doesn't count against PongTimeout. Nil discards
 	// messages.
 	OnMessage func(hub *Hub, msg Message)
 
 	// OnConnect is called before a client's request is answered, on the
-	// goroutine of the HTTP handler. An error refuses the client: one made by
-	// [Refuse] chooses the answer, [ErrBrokerUnavailable] asks to come back
-	// later, any other is logged and answered by 403 and a fixed text, so that
-	// it tells a stranger nothing. OnConnect is
-	// where a client gets its values, topics and first messages: Set, Subscribe
-	// and Send work in it, and what is sent goes out right after the handshake,
-	// in order. Without OnConnect a client has the topics that its URL asks
-	// for (?topic=a&topic=b), 100 at most: set one where not everybody may have
-	// everything.
-	// It may block; what is published meanwhile waits for the client. The
-	// client counts once OnConnect has returned nil.
+	// goroutine of the HTTP handler. It is the place for Set, Subscribe and
+	// Send: what is sent goes out right after the handshake. It may block;
+	// events wait for the client until then. The client counts once OnConnect
+	// has returned nil. An error refuses the client. One made by [Refuse]
+	// chooses the answer. [ErrBrokerUnavailable] asks the client to try again
+	// later. Any other is logged and answered by 403 and a fixed text, which
+	// tells a stranger nothing. Without OnConnect a client has the topics that
+	// its URL asks for (?topic=a&topic=b), 100 at most. Set OnConnect unless
+	// every client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
 
-	// OnDisconnect is called once for each OnConnect that returned nil, after
-	// the client's last OnMessage, when the client is gone. err is never nil:
-	// a client's own close satisfies [websocket.CloseStatus], and
-	// [ErrSlowClient], [ErrHubClosed] and [ErrClientClosed] tell why this
-	// side closed. The end of an event stream is [io.EOF]. Get and Topics
-	// still work, Send doesn't.
+	// OnDisconnect is called once for each OnConnect that returned nil, when
+	// the client is gone and its last OnMessage has returned. err is never nil.
+	// A close by the client satisfies [websocket.CloseStatus]. [ErrSlowClient],
+	// [ErrHubClosed] and [ErrClientClosed] tell why this side closed. The end
+	// of an event stream is [io.EOF]. Get and Topics still work, Send doesn't.
 	OnDisconnect func(c *Client, err error)
 
-	// CheckOrigin reports whether a request may become a client, by its
-	// Origin header: [SameOrigin], or one made by [AllowOrigins]. Nil means
-	// the package's, see [SetCheckOrigin], which by default allows all. A hub
-	// whose clients are told apart by a cookie must set one of them.
+	// CheckOrigin reports whether the Origin header of a request lets it become
+	// a client: [SameOrigin], or one made by [AllowOrigins]. Nil means the
+	// check of the package, see [SetCheckOrigin], which by default allows all.
+	// A hub that tells clients apart by a cookie must set one of them.
 	CheckOrigin func(r *http.Request) bool
 
 	// SendBuffer is the number of messages that may wait for a client that is
-	// slower than its publishers. A client above it for SlowAfter on end, or
-	// above 64 times as many for however short, is disconnected with
-	// [ErrSlowClient]. A client for which in this time so many less wait, as
-	// for one that reads after a burst, has SlowAfter again. Several messages
-	// of more than 8 MiB in all that were sent to a client alone are as too
-	// many, of more than 32 MiB as 64 times as many, and taking 1 MiB of them
-	// is catching up. Zero and less mean 256.
+	// slower than its publishers. A client above it for SlowAfter, or ever
+	// above 64 times as many, is disconnected with [ErrSlowClient]. SlowAfter
+	// starts over when the backlog has shrunk by SendBuffer messages. Messages
+	// sent to one client alone are also bounded in bytes. More than 8 MiB in
+	// several messages count as too many, and more than 32 MiB disconnect at
+	// once. SlowAfter starts over when they have shrunk by 1 MiB. Zero and
+	// negative mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages
-	// waiting. Zero means 1 s, less disconnects at once: that hits clients
-	// which are merely a scheduling step behind.
+	// waiting. Zero means 1 s. A negative value disconnects at once, even
+	// clients that are one scheduling step behind.
 	SlowAfter time.Duration
 
-	// MaxMessageBytes bounds a message from a client, as it is after
-	// decompression. A larger one closes its sender with 1009. Zero and less
-	// mean 512 KiB.
+	// MaxMessageBytes bounds a message from a client, after decompression. A
+	// larger one closes its client with 1009. Zero and negative mean 512 KiB.
 	MaxMessageBytes int64
 
-	// PingInterval is the silence of a client after which it gets a ping. An
-	// event stream, whose client can't answer, gets a comment each
-	// PingInterval. Zero means 54 s, less never.
+	// PingInterval is the silence after which a client gets a ping. An event
+	// stream gets a comment each PingInterval. Zero means 54 s, negative never.
 	PingInterval time.Duration
 
-	// PongTimeout is how long a ping may stay unanswered, and a message
+	// PongTimeout is how long a ping may stay unanswered, or a message
 	// incomplete, before the client is disconnected. Any byte answers a ping.
-	// Zero and less mean 60 s.
+	// Zero and negative mean 60 s.
 	PongTimeout time.Duration
 
-	// WriteTimeout is how long a client may take no bytes at all while some
-	// wait for it. Zero and less mean 10 s.
+	// WriteTimeout is how long a client may accept no bytes while some wait for
+	// it. Then it is disconnected. Zero and negative mean 10 s.
 	WriteTimeout time.Duration
 
-	// History is what the hub remembers, for clients that come back and for the
+	// History is what the hub keeps for clients that reconnect and for the
 	// latest values. Zero keeps nothing.
 	//
-	// Each event then has an id that is the hub's own, and a client that comes
-	// back with the last one it saw gets every event since, on the topics that
-	// OnConnect subscribes and among those published to all: each once, in
-	// order, and then the live ones; but of those with a Key the newest alone,
-	// as of all that waits for a client. Where the hub can't tell what was
-	// missed, because it is no longer kept or was another process's, the client
-	// gets a reset instead (an event stream an event of that name), the newest
-	// event of each Key, and the live ones. A client that is new gets no reset.
-	// The id comes from the header Last-Event-ID, which a browser's EventSource
-	// sends, or the query's lastEventId. It holds for this hub alone, or on all
-	// nodes where Broker is a [HistoryBroker].
+	// With it, each event has an id of the hub's own. A client that reconnects
+	// with the last id it saw gets every event since, each once and in order,
+	// and then the live ones. Those are the events on the topics that OnConnect
+	// subscribes and the events for all; of those with a Key only the newest.
+	// If the hub can't tell what the client lost, because that is no longer
+	// kept or was another process's, the client gets instead a reset (on an
+	// event stream an event of that name), the newest event of each Key, and
+	// the live ones. A new client gets no reset. The id comes from the header
+	// Last-Event-ID, which a browser's EventSource sends, or from the query's
+	// lastEventId. It is valid for this hub alone, or on all nodes if Broker is
+	// a [HistoryBroker].
 	History History
 
-	// Compression compresses what goes to WebSocket clients that can take it
-	// (permessage-deflate, RFC 7692): each event once for all of them, from
-	// 256 bytes up and where that makes it smaller, and without a window kept
-	// from one message to the next, which would cost memory for each client.
-	// A compressed message from a client whose data ends early is taken for a
-	// complete one.
+	// Compression compresses what goes to WebSocket clients that support it
+	// (permessage-deflate, RFC 7692): each event of 256 bytes or more, once for
+	// all clients, where that makes it smaller. No window is kept between
+	// messages; it would cost memory for each client. A compressed message from
+	// a client counts as complete even if its data ends early.
 	Compression bool
 
 	// Broker joins this hub with those of other processes: what is published to
 	// one reaches the clients of all. The hub starts it with its first client
-	// or event, and closes it. Nil means this process alone.
+	// or event, and closes it. Nil means this process alone. While the engine
+	// can't be reached, clients stay, and get what is published on this node.
 	//
-	// While the engine can't be reached, clients stay, and get what is published
-	// on this node. With a History and a [HistoryBroker] all nodes have one
-	// history, kept by the engine: events then go through it, a client that
-	// joins waits up to 5 s until this node has it, and what the engine doesn't
-	// take within 2 s goes to the clients of this node alone. All nodes then have
-	// a History, of the same Age.
+	// With a History and a [HistoryBroker] the engine keeps one history for all
+	// nodes, and events go through it. A client that joins waits up to 5 s for
+	// this node to have it. An event that the engine doesn't accept in 2 s goes
+	// to this node's clients alone. All nodes need a History of one Age.
 	Broker Broker
 
-	// Logger gets what goes wrong, on a goroutine of its own: each kind of
-	// line at most once a second, the rest counted. Nil means slog.Default().
+	// Logger gets each kind of line at most once a second, on a goroutine of
+	// its own. The rest is counted. Nil means slog.Default().
 	Logger *slog.Logger
 
 	// Set at construction, never changed.
-	publish  chan publication // taken by the loop until done is closed
-	changes  chan change      // taken by the loop until stop is closed
+	publish  chan publication // received by the loop until done is closed
+	changes  chan change      // received by the loop until stop is closed
 	done     chan struct{}    // closed when Shutdown begins
 	flushed  chan struct{}    // closed when all that was published has reached the outboxes
-	stop     chan struct{}    // closed when nothing but the hub's own goroutines is left
+	stop     chan struct{}    // closed when only the hub's own goroutines are left
 	looped   chan struct{}    // closed when the loop has ended
 	finished chan struct{}    // closed when Shutdown is over
 
-	started  atomic.Bool   // the loop has been, or must not be any more
+	started  atomic.Bool   // the loop was started
 	settling sync.Once     // guards shared's settings and order
 	settled  chan struct{} // closed when they are set
 	shared   shared
@@ -168,11 +157,11 @@ type Hub struct {
 	own          sync.WaitGroup // shards, sweeper and parker
 	parkOnce     sync.Once      // guards parker
 	parker       *parker        // nil: there is none
-	lastPosition *event         // owned by the sweeper: the position it told last
+	lastPosition *event         // owned by the sweeper: the position that it sent last
 }
 
-// NewHub returns a hub. It costs about 7 KB and no goroutine until it is
-// used: there may be one for each room.
+// NewHub returns a hub. Until it is used it costs about 7 KB and no goroutine,
+// so there may be one for each room.
 func NewHub() *Hub {
 	h := &Hub{
 		Broadcast: make(chan []byte, 256),
@@ -191,7 +180,6 @@ func NewHub() *Hub {
 	return h
 }
 
-// usable reports what is wrong with h itself.
 func (h *Hub) usable() error {
 	switch {
 	case h == nil:
@@ -202,7 +190,7 @@ func (h *Hub) usable() error {
 	return nil
 }
 
-// settle reads the settings. Each default stands here.
+// settle reads the settings, once. Each default is here or in History.settled.
 func (h *Hub) settle() {
 	h.settling.Do(func() {
 		defer close(h.settled)
@@ -220,7 +208,6 @@ func (h *Hub) settle() {
 	})
 }
 
-// newOrder returns the order that the settings ask for.
 func (h *Hub) newOrder() order {
 	s := &h.shared
 	if h.Broker == nil || h.closing() && len(h.Broadcast) == 0 { // a hub that ends unused needs no broker
@@ -232,7 +219,6 @@ func (h *Hub) newOrder() order {
 	return newRelay(s, h.Broker)
 }
 
-// positive returns v, or def where v is not positive.
 func positive[T int | int64 | time.Duration](v, def T) T {
 	if v > 0 {
 		return v
@@ -240,11 +226,10 @@ func positive[T int | int64 | time.Duration](v, def T) T {
 	return def
 }
 
-// Run runs the hub and returns nil after Shutdown. It may be called late, or
-// not at all: the first client and the first Publish start the hub too, and
-// only Broadcast waits for one of the three. A second Run just waits. The
-// error is that of a hub which wasn't made by NewHub; it is logged as well,
-// as nobody reads it in "go hub.Run()".
+// Run runs the hub and returns nil after Shutdown. It may be called late or not
+// at all: the first client and the first Publish start the hub too. A send to
+// Broadcast doesn't. A second Run just waits. The error is that NewHub didn't
+// make the hub. It is also logged, because nobody reads it in "go hub.Run()".
 func (h *Hub) Run() error {
 	if err := h.usable(); err != nil {
 		err = fmt.Errorf("realtime: run: %w", err)
@@ -258,7 +243,6 @@ func (h *Hub) Run() error {
 	return nil
 }
 
-// start starts the loop unless it was.
 func (h *Hub) start() {
 	if h.started.CompareAndSwap(false, true) {
 		go h.loop()
@@ -268,13 +252,12 @@ func (h *Hub) start() {
 // Done returns a channel that is closed when Shutdown begins.
 func (h *Hub) Done() <-chan struct{} {
 	if h.usable() != nil {
-		return ended // rather than nil, on which everybody would wait for ever
+		return ended // a nil channel would block for ever
 	}
 	return h.done
 }
 
-// ended is closed.
-var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+var ended = func() chan struct{} { c := make(chan struct{}); close(c); return c }() // closed
 
 func (h *Hub) closing() bool { return isClosed(h.done) }
 
@@ -288,18 +271,16 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
-// Shutdown ends the hub: newcomers are refused, what was published and sent
-// goes out, and each client gets a close frame with 1001 (RFC 6455 §7.4.1)
-// and 5 s for it. Shutdown returns nil when nothing of the hub is left
-// running, handlers included, but for a CheckOrigin that still looks at a
-// newcomer. When ctx ends before, connections are cut off,
-// and Shutdown returns ctx's error within a second; what is left then is
-// handlers that have not returned.
+// Shutdown ends the hub. It refuses new clients, sends all that waits, and
+// closes each client with 1001 (RFC 6455 §7.4.1), for which the client has 5 s.
+// It returns nil when nothing of the hub is running, handlers included; only a
+// CheckOrigin may still look at a new request. If ctx ends first, Shutdown cuts
+// the connections and returns ctx's error within a second. Then only handlers
+// that have not returned are running.
 //
-// It may be called twice, and of a hub that never ran; a second call waits for
-// the first. A handler must not wait for it, as it waits for the handler.
-// Shut down the hub and [http.Server] alike: the server doesn't know of
-// connections that were taken over.
+// It may be called twice, and on a hub that never ran. A second call waits for
+// the first. A handler must not wait for it, because it waits for the handler.
+// Shut down the [http.Server] too: it doesn't know of taken-over connections.
 func (h *Hub) Shutdown(ctx context.Context) error {
 	if err := h.usable(); err != nil {
 		return fmt.Errorf("realtime: shutdown: %w", err)
@@ -330,8 +311,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	return fmt.Errorf("realtime: shutdown: %w", ctx.Err())
 }
 
-// end is the goroutine that Shutdown starts; all that a hub has running ends
-// in it, at the latest when the last handler returns.
+// end is the goroutine that Shutdown starts. It ends when all else of h has.
 func (h *Hub) end() {
 	h.start() // for what Broadcast holds
 	<-h.flushed
@@ -346,7 +326,7 @@ func (h *Hub) end() {
 	for _, s := range h.registry.allShards() {
 		s.inbox.close()
 	}
-	if h.parker != nil { // made by a client, and they are gone
+	if h.parker != nil { // only clients make it, and they are gone
 		h.parker.close()
 	}
 	h.own.Wait()

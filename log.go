@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// A logKind is a kind of log line. Of each, one a second is written.
+// A logKind is a kind of log line. At most one a second of each is written.
 type logKind uint8
 
 const (
 	logSetup   logKind = iota // somebody's setup is wrong
-	logRefused                // a stranger was turned away
+	logRefused                // a stranger was refused
 	logSlow
 	logPanic
 	logText
@@ -21,12 +21,11 @@ const (
 	logKinds
 )
 
-// maxLogLines is how many lines may wait for the Logger.
-const maxLogLines = 64
+const maxLogLines = 64 // that may wait for the Logger
 
-// A logbook writes a hub's log lines, on a goroutine of its own that lives
-// while there are any: a Logger may block, or call the hub. What it can't
-// take is counted, and the next line of that kind says how many there were.
+// A logbook writes a hub's log lines. A Logger may block or call the hub, so a
+// goroutine of the logbook writes them. It ends when no line waits. The next
+// line of a kind tells how many were skipped before it.
 type logbook struct {
 	logger *slog.Logger // set once, before the first line
 
@@ -106,11 +105,12 @@ func (l *logbook) written() <-chan struct{} {
 	return done
 }
 
-// An outage logs that something is away: once when that begins, then at growing
-// intervals, and once when it is over. It is safe for concurrent use.
+// An outage logs that something is away: when that begins, then at growing
+// intervals, and when it is over. Call failed for each failure that shows it,
+// and over for each success. It is safe for concurrent use.
 type outage struct {
 	log  *logbook
-	what string // that is away
+	what string // the thing that may be away
 
 	mu    sync.Mutex // guards the fields below
 	since time.Time  // zero: it isn't away
@@ -123,7 +123,6 @@ const (
 	maxOutagePause = time.Hour
 )
 
-// failed is to be called whenever something fails because it is away.
 func (o *outage) failed(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -139,7 +138,6 @@ func (o *outage) failed(err error) {
 	}
 }
 
-// over is to be called whenever something works.
 func (o *outage) over() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -8,9 +8,9 @@ import (
 	"unicode/utf8"
 )
 
-// Publish sends e to the clients that have topic; see [Client.Subscribe]. A
-// topic that no client has is as good as any other. The empty topic is an error,
-// and so is one that Subscribe would refuse. For all else see [Hub.PublishAll].
+// Publish sends e to the clients that have topic; see [Client.Subscribe]. There
+// may be none. The empty topic is an error, and so is a topic that Subscribe
+// would refuse. All else is as with [Hub.PublishAll].
 func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 	if err := checkTopic(topic); err != nil {
 		return err
@@ -18,23 +18,22 @@ func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 	return h.take(ctx, topic, e)
 }
 
-// PublishAll sends e to every client. It waits only for the hub to take the
-// event, which ctx can cut short: an error means that nothing was sent. It is
-// [ErrHubClosed] after Shutdown has begun, ctx's, or says what is wrong with
-// e: a line break in its name, an ID, or text that is not UTF-8. One error is
-// another: [ErrBrokerUnavailable] tells that the clients of this node get e and
-// those of others may not. What one goroutine publishes, by Publish, PublishAll
-// and Broadcast together, reaches each client in that order.
+// PublishAll sends e to every client. It blocks until the hub accepts e or ctx
+// ends. What one goroutine publishes, by Publish, PublishAll and Broadcast
+// together, reaches each client in that order. An error means that nothing was
+// sent: [ErrHubClosed] once Shutdown has begun, ctx's error, or a fault of e (a
+// line break in its name, an ID, text that is not UTF-8). One error is
+// different: after [ErrBrokerUnavailable] this node's clients get e, others may
+// not.
 //
-// Where the engine of a [HistoryBroker] keeps the history, it waits until that
-// has the event, or can't be reached for 2 s; [ErrEventTooLarge] is another
-// reason for others not to get it. If ctx ends meanwhile, e has been sent, and
-// whether clients of other nodes get it isn't known.
+// With a [HistoryBroker] and a History it waits until the engine has the event
+// or has been away for 2 s. [ErrEventTooLarge] means that the engine will never
+// accept it, and only this node's clients get it. If ctx ends while it waits, e
+// has been sent, but clients of other nodes may not get it.
 func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 	return h.take(ctx, "", e)
 }
 
-// take hands an event to the loop.
 func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	if err := h.usable(); err != nil {
 		return fmt.Errorf("realtime: publish: %w", err)
@@ -67,30 +66,28 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	case err := <-what.later:
 		return err
 	case <-ctx.Done():
-		return fmt.Errorf("realtime: publish: the event was taken, but its way to other nodes not waited for: %w", ctx.Err())
+		return fmt.Errorf("realtime: publish: the event was accepted, but it is not known whether other nodes get it: %w", ctx.Err())
 	}
 }
 
-// A publication is what a publisher gives to the loop. It waits until the loop
-// has closed taken. Without that it could send to Broadcast what is to come
-// later before the loop has looked at what Broadcast holds.
+// A publication is an event for the loop. Its publisher waits until taken is
+// closed: a later send to Broadcast could overtake it otherwise.
 type publication struct {
 	event   *event
 	receipt *receipt // filled in by the loop
 	taken   chan struct{}
 }
 
-// A change is what a client gives to the loop. It waits until the loop has
-// closed taken. Without that it could leave its shard before it has joined.
+// A change is what a client wants of its shard. The client waits until taken is
+// closed: it could leave its shard before it has joined otherwise.
 type change struct {
 	client  *Client
 	entries []entry // for its shard
-	replay  *replay // nil, or what the loop fills in, to come behind entries
+	replay  *replay // nil, or filled in by the loop; it goes behind entries
 	taken   chan struct{}
 }
 
-// hand gives a client's change to the loop and reports whether it was taken:
-// a hub that has ended takes none.
+// hand gives c to the loop and reports whether the hub still ran to accept it.
 func (h *Hub) hand(c change) bool {
 	c.taken = make(chan struct{})
 	select {
@@ -102,10 +99,9 @@ func (h *Hub) hand(c change) bool {
 	}
 }
 
-// loop takes events and newcomers from everybody, has the order say which events
-// clients get, and gives all to the shards. It waits for nothing but a shard
-// whose inbox is full. Run, or what starts the hub, starts it; Shutdown ends it
-// and waits for it.
+// loop receives events and changes, asks the order which events clients get,
+// and passes all to the shards. It waits only for a shard whose inbox is full.
+// Run or start starts it. Shutdown ends it and waits for it.
 //
 //	Publish ──▶ publish ─┐
 //	Broadcast ───────────┤                       ┌─▶ shard ──▶ outboxes
@@ -131,7 +127,7 @@ func (h *Hub) loop() {
 			h.publishText(data, &out)
 			h.takeBroadcast(&out)
 		case p := <-publish:
-			h.takeBroadcast(&out) // what its publisher has put in before comes before it
+			h.takeBroadcast(&out) // its publisher may have sent to Broadcast before
 			*p.receipt = order.publish(p.event, time.Now(), &out)
 			close(p.taken)
 		case c := <-h.changes:
@@ -157,7 +153,7 @@ func (h *Hub) loop() {
 		}
 		if !expiring {
 			if wait := order.expire(time.Now()); wait > 0 {
-				expiry.Reset(wait + time.Second) // so that a busy hub wakes once a second for it
+				expiry.Reset(wait + time.Second) // so that a busy hub wakes for it once a second at most
 				expiring = true
 			}
 		}
@@ -179,21 +175,21 @@ func (h *Hub) loop() {
 	}
 }
 
-// begin waits until the settings are read: by the first client or the first
-// Publish, or here for what Broadcast brings, or for Shutdown.
+// begin waits until the settings are read: by a client or Publish, or by begin
+// itself for Broadcast or Shutdown.
 func (h *Hub) begin() {
 	select {
 	case <-h.settled:
 	case data := <-h.Broadcast:
 		h.settle()
-		h.publishText(data, new(batch)) // there is no client yet to get it
+		h.publishText(data, new(batch)) // there is no client yet
 	case <-h.done:
 		h.settle()
 	}
 }
 
-// change passes a client's change to its shard. What it gets of the past ends
-// here: all that is published from now on reaches the shard behind it.
+// change completes a client's replay and passes its change to its shard. All
+// that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
 	entries := c.entries
 	if r := c.replay; r != nil {
@@ -210,14 +206,12 @@ func (h *Hub) change(c *change) {
 	close(c.taken)
 }
 
-// takeBroadcast publishes what Broadcast holds.
 func (h *Hub) takeBroadcast(out *batch) {
 	for range len(h.Broadcast) {
 		h.publishText(<-h.Broadcast, out)
 	}
 }
 
-// publishText publishes what came through Broadcast.
 func (h *Hub) publishText(data []byte, out *batch) {
 	ev := &event{Event: Event{Data: data}}
 	if !utf8.Valid(data) {

@@ -10,7 +10,7 @@ import (
 )
 
 // A registry has the clients of a hub, each in a slot that never changes, and
-// the shards that share them out.
+// the shards that divide them.
 type registry struct {
 	mu       sync.Mutex // guards the fields below
 	shards   []*shard   // made for the first client
@@ -23,8 +23,8 @@ type registry struct {
 	empty    chan struct{} // closed when the registry is closed and has no clients
 }
 
-// add gives the client a slot and a shard, and passes it through the loop to
-// that shard: from then on events wait for it.
+// add gives the client a slot and a shard, and joins it to the shard through
+// the loop. From then on events wait for it.
 func (h *Hub) add(c *Client) error {
 	if !h.enter(c) {
 		return ErrHubClosed
@@ -69,8 +69,8 @@ func (h *Hub) enter(c *Client) bool {
 	return true
 }
 
-// mask returns what hides the slot in a client's id, given the random rest of it:
-// so a client is found by its id without an index of them all.
+// mask returns what hides the slot in an id, given the rest of the id, which is
+// random. So find needs no index of ids.
 func (g *registry) mask(id *clientID) uint32 { return uint32(maphash.Bytes(g.seed, id[:12])) }
 
 // find returns the client that has an id, or nil.
@@ -84,7 +84,7 @@ func (g *registry) find(id clientID) *Client {
 	return nil
 }
 
-// remove takes the client's slot back. Nothing of the client is left then.
+// remove frees the client's slot. Nothing of the client is left then.
 func (g *registry) remove(c *Client) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -115,13 +115,12 @@ func (g *registry) close() bool {
 }
 
 // parking returns the hub's parker, or nil where it can have none. The first
-// client that could be parked makes it: hubs of other connections have no use
-// for it.
+// client that can be parked makes it: other hubs don't need one.
 func (h *Hub) parking() *parker {
 	h.parkOnce.Do(func() {
 		p, err := newParker()
 		if err != nil {
-			h.shared.log.error(logSetup, "idle clients keep their goroutines", "err", err)
+			h.shared.log.error(logSetup, "idle clients can't be parked, so each keeps a goroutine", "err", err)
 			return
 		}
 		h.parker = p
@@ -137,7 +136,7 @@ func (g *registry) allShards() []*shard {
 	return g.shards
 }
 
-// all returns the clients, those that don't count yet or any more included.
+// all returns all clients, those that don't count yet or any more included.
 func (g *registry) all() []*Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -150,7 +149,7 @@ func (g *registry) all() []*Client {
 	return all
 }
 
-// Clients returns the clients of this node that are connected when the iteration starts.
+// Clients returns this node's connected clients, as of the iteration's start.
 func (h *Hub) Clients() iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {
@@ -164,9 +163,8 @@ func (h *Hub) Clients() iter.Seq[*Client] {
 	}
 }
 
-// Client returns the client of this node that has the given id, see [Client.ID],
-// and reports whether there is one. Its cost doesn't depend on how many there
-// are.
+// Client returns the client of this node that has the given [Client.ID], and
+// reports whether there is one. More clients don't make it slower.
 func (h *Hub) Client(id string) (c *Client, ok bool) {
 	parsed, err := parseID(id)
 	if err != nil || h.usable() != nil {
@@ -178,8 +176,7 @@ func (h *Hub) Client(id string) (c *Client, ok bool) {
 	return c, true
 }
 
-// ClientCount returns the number of clients of this node that are connected. See
-// also [Stats].
+// ClientCount returns how many clients of this node are connected; see [Stats].
 func (h *Hub) ClientCount() int {
 	if h == nil {
 		return 0
@@ -187,8 +184,8 @@ func (h *Hub) ClientCount() int {
 	return int(h.shared.members.Load())
 }
 
-// sweptEmpty ends the sweeper of a hub without clients: the next client
-// starts another.
+// sweptEmpty reports whether the sweeper has to end, because the hub has no
+// clients. The next client starts another.
 func (g *registry) sweptEmpty() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -203,7 +200,6 @@ func (g *registry) hasPhase(phase int) bool {
 	return phase < len(g.slots)
 }
 
-// inPhase appends the clients of a phase to dst.
 func (g *registry) inPhase(phase int, dst []*Client) []*Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()

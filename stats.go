@@ -5,30 +5,28 @@ import (
 	"time"
 )
 
-// Stats is what a hub has been doing. But for the first two, the figures grow
-// from NewHub on.
+// Stats is what a hub has done. Figures that say "now" may also fall.
 type Stats struct {
 	Clients        int   // of this node, connected now
-	ClusterClients int   // of all nodes, connected now; one that has crashed is counted for 7 s more
+	ClusterClients int   // of all nodes, connected now; those of a crashed node count for 7 s more
 	Queued         int64 // messages that wait for a client now
-	Published      int64 // events taken from publishers
+	Published      int64 // events accepted from publishers
 	Delivered      int64 // messages written to a client's connection
 	Received       int64 // messages from clients
-	Replaced       int64 // messages that a newer one with their Key took the place of
-	Resumed        int64 // clients that came back and got all they had missed
-	Resets         int64 // clients that came back and may have missed events
-	Dropped        int64 // messages that their client left behind, and events sent to Broadcast after Shutdown had begun
-	SlowClients    int64 // clients disconnected for ErrSlowClient
-	Gaps           int64 // times that events of other nodes may have been lost on their way
+	Replaced       int64 // messages that a newer one of their Key replaced
+	Resumed        int64 // clients that reconnected and got every event since
+	Resets         int64 // clients that reconnected and may have lost events
+	Dropped        int64 // messages still queued when their client went, and events sent to Broadcast after Shutdown had begun
+	SlowClients    int64 // clients disconnected with ErrSlowClient
+	Gaps           int64 // times that events of other nodes may have been lost
 	Unsent         int64 // events that could not be handed to the broker
-	BrokerDown     bool  // the last event couldn't be
-	Refused        int64 // requests that were turned down
+	BrokerDown     bool  // the broker can't be reached now
+	Refused        int64 // requests that were refused
 	InvalidText    int64 // events that Broadcast sent as binary because they were not valid UTF-8
 	Panics         int64 // of handlers
 }
 
-// Stats returns what the hub has been doing. The figures are each right, but
-// not of one moment.
+// Stats returns the figures. Each is exact; together they are not a snapshot.
 func (h *Hub) Stats() Stats {
 	if h == nil {
 		return Stats{}
@@ -60,8 +58,8 @@ func (h *Hub) Stats() Stats {
 	}
 }
 
-// shared is what the parts of a hub have in common: its settings, made
-// definite, its clock and its counters.
+// shared is what the parts of a hub have in common: its settings with their
+// defaults, its clock, its log and its counters.
 type shared struct {
 	clock   clock
 	log     logbook

@@ -10,14 +10,13 @@ import (
 	"unicode/utf8"
 )
 
-// maxTopicBytes bounds a topic's name.
-const maxTopicBytes = 1024
+const maxTopicBytes = 1024 // of a topic's name
 
 // checkTopic reports why topic can't be one.
 func checkTopic(topic string) error {
 	switch {
 	case topic == "":
-		return errors.New("realtime: the empty string is no topic: use PublishAll for all clients")
+		return errors.New("realtime: the empty string is not a topic: use PublishAll for all clients")
 	case len(topic) > maxTopicBytes:
 		return fmt.Errorf("realtime: topic %.50q… has %d bytes, more than %d", topic, len(topic), maxTopicBytes)
 	case !utf8.ValidString(topic):
@@ -26,21 +25,20 @@ func checkTopic(topic string) error {
 	return nil
 }
 
-// Subscribe adds topics to the client's: any text of at most 1024 bytes. What
-// is published to them after Subscribe has returned reaches the client, each
-// event once. A topic that it has already is passed over. There is nothing to
-// be made or removed: a topic exists while it has clients.
+// Subscribe adds topics to the client's. A topic is UTF-8 text of 1 to 1024
+// bytes, and exists while it has clients. What is published to it after
+// Subscribe has returned reaches the client, each event once. A topic that the
+// client has is passed over.
 //
-// Where the hub keeps a [History], the client first gets the newest event of
-// each Key in a topic. Within OnConnect that comes when OnConnect has returned
-// nil, and a client that comes back with the id of an event it saw then gets
-// what it has missed instead.
+// With a [History] the client first gets the newest event of each Key in a
+// topic. In OnConnect it gets them after that has returned nil, or instead all
+// events since the one with whose id it reconnects.
 //
-// Subscribe waits only for the hub to take it, and with a [Broker] up to 5 s for
-// that: it returns nil when the events of all nodes are going to come, and
-// [ErrBrokerUnavailable] where those of others will only come later; the client
-// has the topics then. The error is [ErrClientClosed] where the client is gone or
-// leaving, or tells what is wrong with a topic: then it has got none of them.
+// Subscribe waits until the hub accepts it, with a [Broker] up to 5 s longer.
+// Nil means that events of all nodes will arrive. [ErrBrokerUnavailable] means
+// that it is subscribed, but other nodes' events start later. Any other error
+// means that no topic was added. It is [ErrClientClosed] if the client is gone
+// or closing, or tells what is wrong with a topic.
 func (c *Client) Subscribe(topics ...string) error {
 	for _, topic := range topics {
 		if err := checkTopic(topic); err != nil {
@@ -65,8 +63,7 @@ func (c *Client) Subscribe(topics ...string) error {
 	return nil
 }
 
-// subscribe does what Subscribe does at once, and returns what is closed when
-// the broker has done its part.
+// subscribe is Subscribe but for the wait: that is until confirmed is closed.
 func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err error) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
@@ -105,8 +102,8 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 	return c.hub.order.want(added), nil
 }
 
-// unlist takes a client that is closing out of its shard, and its topics out of
-// the cluster's. It is called once.
+// unlist takes a closing client out of its shard, and takes its topics back
+// from the order. It is called once.
 func (c *Client) unlist() {
 	c.home.inbox.put(entry{op: opLeave, client: c})
 	c.tmu.Lock()
@@ -115,15 +112,14 @@ func (c *Client) unlist() {
 	c.hub.order.unwant(c.topicNames())
 }
 
-// findTopic returns where a topic is among the client's, or would be, and
-// reports whether it is there. Its caller holds tmu.
+// findTopic returns where topic is in c.topics, or would be, and reports
+// whether it is there. Its caller holds tmu.
 func (c *Client) findTopic(topic string) (i int, has bool) {
 	return slices.BinarySearchFunc(c.topics, topic, func(sub *subscription, topic string) int { return strings.Compare(sub.name, topic) })
 }
 
-// Unsubscribe takes topics from the client's. Nothing that is published to them
-// after Unsubscribe has returned reaches the client. It waits only for the hub
-// to take it.
+// Unsubscribe removes topics. What is published to them after it has returned
+// doesn't reach the client. It waits only until the hub accepts it.
 func (c *Client) Unsubscribe(topics ...string) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
@@ -144,8 +140,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 	}
 }
 
-// Topics returns the client's topics, sorted; also in OnDisconnect and after
-// it.
+// Topics returns the client's topics, sorted; also in and after OnDisconnect.
 func (c *Client) Topics() []string {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
@@ -160,8 +155,7 @@ func (c *Client) topicNames() []string {
 	return names
 }
 
-// catchUp gives a client that joins what it has to get of the past, given the
-// id of the last event that it saw.
+// catchUp gives a joining client its replay, given the last event id it saw.
 func (c *Client) catchUp(last string) {
 	c.hub.order.await(last)
 	c.tmu.Lock()
@@ -173,11 +167,12 @@ func (c *Client) catchUp(last string) {
 	topics := append(c.topicNames(), "")
 	given := make(chan struct{})
 	if c.hub.hand(change{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
-		<-given // before the outbox opens, for the past to go out first
+		<-given // the replay must be in the outbox before that opens
 	}
 }
 
-// Subscribers returns the clients of this node that have topic when the iteration starts.
+// Subscribers returns this node's clients that have topic when the iteration
+// starts.
 func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {

@@ -41,7 +41,7 @@ func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 }
 
 func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
-	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) // not all shall come at once
+	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) // random, so that clients don't all reconnect together
 	http.Error(w, reason, http.StatusServiceUnavailable)
 }
 
@@ -62,8 +62,8 @@ func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (sta
 }
 
 // checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
-// the HTTP status that says so. It comes before OnConnect, so that no client
-// is made of a request which websocket.Accept would turn down.
+// the HTTP status that says so. It runs before OnConnect, so that no client is
+// made of a request that websocket.Accept would refuse.
 func checkHandshake(answer http.Header, r *http.Request) (status int, err error) {
 	switch {
 	case r.Method != http.MethodGet:
@@ -76,7 +76,7 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
 		askForUpgrade(answer)
-		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket; a proxy in front may drop them")
+		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped")
 	case r.Header.Get("Sec-WebSocket-Version") != "13":
 		askForUpgrade(answer)
 		answer.Set("Sec-WebSocket-Version", "13")
@@ -92,14 +92,13 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
 }
 
-// askForUpgrade makes answer one of 426 (RFC 9110 §15.5.22).
+// askForUpgrade gives answer the headers of a 426 (RFC 9110 §15.5.22).
 func askForUpgrade(answer http.Header) {
 	answer.Set("Connection", "Upgrade")
 	answer.Set("Upgrade", "websocket")
 }
 
-// hasToken reports whether a header has token, which is in lower case, in one
-// of its comma-separated lists.
+// hasToken reports whether token is in a header's comma-separated lists.
 func hasToken(values []string, token string) bool {
 	for _, v := range values {
 		for t := range strings.SplitSeq(v, ",") {
@@ -133,7 +132,7 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
-	c.wire.in.Reset(&c.wire) // the library has put a reader between, for what it thinks was read already
+	c.wire.in.Reset(&c.wire) // without the library's reader of bytes that it thinks were read already
 	nc.SetWriteDeadline(time.Time{})
 	c.connected(nc, tryWriter(nc), h.format)
 	if !c.park() {
@@ -142,27 +141,26 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 	return nil
 }
 
-// gotPing answers a ping in the library's place, whose answer would wait for
-// the connection. The library calls it while it reads.
+// gotPing answers a ping; the library's own answer would wait for the
+// connection. The library calls it while it reads.
 func (c *Client) gotPing(_ context.Context, payload []byte) bool {
 	c.gotControl()
 	c.out.answer(controlFrame(opPong, payload))
 	return false
 }
 
-// gotControl notes a control frame. Inside of a fragmented message it changes
-// nothing: that message is to end in its time all the same.
+// gotControl notes a control frame. Within a fragmented message it changes
+// nothing: that message has to end in its time.
 func (c *Client) gotControl() {
 	if !c.inMessage {
 		c.wire.between()
 	}
 }
 
-// read hands each message to OnMessage until the connection ends.
 func (webSocket) read(c *Client) error {
 	for {
 		// A context that can be canceled would cost an allocation for each
-		// frame, and its cancellation the close frame.
+		// frame, and its cancellation would cost the close frame.
 		typ, r, err := c.conn.Reader(context.Background())
 		if err != nil {
 			return err
@@ -189,8 +187,7 @@ func (webSocket) read(c *Client) error {
 	}
 }
 
-// ended tells the peer, too, where it broke the protocol and the library has not
-// told it.
+// ended also tells a peer that it broke the protocol, if the library hasn't.
 func (webSocket) ended(c *Client, err error) error {
 	if status, ok := errors.AsType[websocket.CloseError](err); ok {
 		return fmt.Errorf("realtime: closed by the client: %w", status)
@@ -209,29 +206,26 @@ func (webSocket) ended(c *Client, err error) error {
 	return cause
 }
 
-// lastBytes returns a close frame.
 func (webSocket) lastBytes(status websocket.CloseError, _ error) *buffer {
 	return closeFrame(status.Code, status.Reason)
 }
 
-// finished does nothing: the peer answers the close frame.
-func (webSocket) finished(*Client) {}
+func (webSocket) finished(*Client) {} // the peer answers the close frame
 
-// libraryCloses takes a close frame that the library wants to write: the answer
-// to the peer's, or a complaint. The reading goroutine calls it, and learns of
-// the cause right behind it.
+// libraryCloses accepts a close frame from the library: an answer to the peer's
+// or a complaint. The reading goroutine calls it, and gets the cause next.
 func (c *Client) libraryCloses(frame []byte) {
 	status := parseClose(frame[2:])
 	if !validReason(status.Reason) {
-		// The library echoes what the peer sent, and doesn't look at it.
+		// The library echoes the peer's reason without a look at it.
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
 	}
 	c.out.close(closeFrame(status.Code, status.Reason), func() {})
 	c.limitClosing()
 }
 
-// sweep parks an idle client, pings a silent one, and ends one that doesn't
-// answer or leaves a message incomplete.
+// sweep parks an idle client, pings a silent one, and ends one that leaves a
+// ping unanswered or a message incomplete.
 func (webSocket) sweep(c *Client, now time.Duration) {
 	s := &c.hub.shared
 	heard := time.Duration(c.wire.heard.Load())
@@ -247,7 +241,7 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 	switch {
 	case pinged > heard:
 		switch {
-		case c.out.isWriting(): // the ping still waits, perhaps, or what is before it is on its way
+		case c.out.isWriting(): // the ping, or what is before it, may still wait
 			c.pinged.Store(int64(now))
 		case !busy && now-pinged >= s.pongTimeout:
 			c.abort(errPongTimeout)
@@ -258,14 +252,12 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 	}
 }
 
-// heartbeat does nothing: pings follow the silence of the peer.
-func (webSocket) heartbeat(*Client) {}
+func (webSocket) heartbeat(*Client) {} // pings follow the silence of the peer
 
-// messages holds memory to read messages into: how long one is shows at its
-// end, so the handler gets a copy that fits.
+// messages holds memory to read messages into. Only a message's end shows its
+// size, so the handler gets a copy that fits.
 var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 
-// readMessage returns all of a message.
 func readMessage(r io.Reader) ([]byte, error) {
 	mem := messages.Get().(*[]byte)
 	defer messages.Put(mem)
@@ -289,23 +281,22 @@ func readMessage(r io.Reader) ([]byte, error) {
 	}
 }
 
-// Upgrade turns the request into a WebSocket client of hub and returns at
-// once; the client lives on without the HTTP handler. It hands out no Client,
-// because [Hub.OnMessage] may already run for it by the time Upgrade returns:
-// values, topics and first messages are given to a client in [Hub.OnConnect].
+// Upgrade turns the request into a WebSocket client of hub. It returns when
+// OnConnect has; the client lives on without the HTTP handler. It returns no
+// Client, because [Hub.OnMessage] may already run for it. [Hub.OnConnect] is
+// the place for values, topics and first messages.
 //
 // The connection is taken over before the handshake is answered. The answer has
-// the headers that were set on w before, a cookie of middleware's among them,
-// but not what middleware would add when an answer is written; an access log
-// doesn't see the 101.
+// the headers that were set on w before, such as middleware's cookies. It lacks
+// those that middleware adds to an answer, and access logs don't see the 101.
 //
-// An error has already been answered, so that most callers ignore it: 426 for
-// a request that is no WebSocket handshake (RFC 6455 §4.2.1), or 405 or 400
-// where its method or key says so, 403 for a refused origin, what OnConnect
-// chose with [Refuse], 503 after Shutdown, 501 where a middleware's
-// ResponseWriter hides the connection (the error names its type), and 500 where
-// a handler panics or hub was not made by [NewHub]. The hub counts refusals,
-// and logs those for which somebody's setup or OnConnect's error is the reason.
+// An error has been answered, so most callers ignore it: 426 if the request is
+// no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method or key,
+// 403 for a refused origin, what OnConnect chose with [Refuse], 503 to try
+// again later, 501 if a middleware's ResponseWriter hides the connection (the
+// error names its type), 500 if a handler panics or hub was not made by
+// [NewHub]. The hub counts refusals. It logs those for somebody's setup or a
+// plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 	if err := hub.usable(); err != nil {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)

@@ -16,31 +16,27 @@ import (
 )
 
 // A wire is the net.Conn under coder/websocket, which does the handshake, the
-// reading and the close handshake on it. The frames that go out are the
-// hub's: they wait in the client's outbox, and the library's few writes join
-// them there. This holds because nobody else has the library's Conn:
-//
-//   - the library writes nothing but a close frame, in one Write of at most
-//     127 bytes, which Write asserts;
-//   - after a close frame, whoever sent it, nothing follows.
+// reading and the close handshake on it. Outgoing frames are the hub's, and
+// wait in the client's outbox. The library writes only close frames, each in
+// one Write of at most 127 bytes, as Write asserts. They join the outbox, and
+// nothing follows them. This holds because nobody else has the library's Conn.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
-// calls abort, which wakes that goroutine, or starts it where the connection
-// is parked: where it waits for the next message without one.
+// calls abort, which wakes that goroutine. A parked connection waits for its
+// next message without one; abort starts it.
 type wire struct {
 	net.Conn                // set by attach
-	closeFrame func([]byte) // takes a close frame of the library's; called on the reading goroutine
+	closeFrame func([]byte) // accepts a close frame from the library; called on the reading goroutine
 
 	// Owned by the reading goroutine.
 	in      *bufio.Reader // the library's
-	rest    *bytes.Reader // what net/http had read already; nil: nothing is left of it
-	readErr error         // what ended the reading: the connection's fault, not the peer's grammar
+	rest    *bytes.Reader // the rest of what net/http had read; nil: none
+	readErr error         // what ended the reading, if it was the connection
 	slot    int32         // with the parker
 	slotted bool          // it has one
 	known   bool          // the connection has been in the parker's set
 
-	// Times of the hub's clock. Written by the reading goroutine, read by the
-	// sweeper.
+	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
@@ -49,12 +45,11 @@ type wire struct {
 	parkable bool        // set by attach
 
 	mu      sync.Mutex // guards the fields below
-	closed  bool       // the library has done with it
+	closed  bool       // the library is done with it
 	aborted bool
 }
 
-// attach makes conn the wire's connection, of which rest has been read
-// already.
+// attach makes conn the wire's connection. rest has been read from it already.
 func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -68,7 +63,7 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 	}
 }
 
-// Read reads for the library.
+// Read serves the library and the reading of event streams.
 func (w *wire) Read(p []byte) (int, error) {
 	if w.rest != nil {
 		n, _ := w.rest.Read(p) // it has something
@@ -92,8 +87,8 @@ func (w *wire) Read(p []byte) (int, error) {
 		w.readErr = err
 	}
 	if err == io.EOF {
-		// The library takes EOF for the end of the message it is in, and
-		// would hand on half of one.
+		// The library mistakes EOF for the end of a message, and would hand on
+		// half of one.
 		err = errHungUp
 	}
 	return n, err
@@ -105,8 +100,7 @@ var errHungUp = errors.New("the peer has closed the connection")
 // messages only, where the library's Conn stays usable after it.
 var errPark = errors.New("parked")
 
-// idle reports whether the connection is between messages, with nothing read
-// of the next one.
+// idle reports whether nothing of the next message has been read.
 func (w *wire) idle() bool { return w.partial.Load() == 0 && w.rest == nil }
 
 // kick makes a Read that waits look whether it can park.
@@ -118,7 +112,7 @@ func (w *wire) kick() {
 	}
 }
 
-// kicked takes a kick back, and reports whether it was one that ended a Read.
+// kicked takes a kick back, and reports whether a kick can have ended the Read.
 func (w *wire) kicked() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -138,8 +132,8 @@ func (w *wire) took() {
 	}
 }
 
-// between notes that a message, or a control frame outside of one, is
-// complete. The next one may have begun in the bytes that were read.
+// between notes that a message, or a control frame outside of one, is complete.
+// The next one may have begun in the bytes that were read.
 func (w *wire) between() {
 	if w.in.Buffered() == 0 {
 		w.partial.Store(0)
@@ -148,21 +142,20 @@ func (w *wire) between() {
 	}
 }
 
-// Write takes a close frame of the library's: all that it writes where pings
-// are answered for it. On anything else the connection would be torn, so it is
-// given up.
+// Write accepts a close frame. The library writes nothing else, because the hub
+// answers pings. Anything else would tear a frame, so it aborts the connection.
 func (w *wire) Write(p []byte) (int, error) {
 	if len(p) < 2 || len(p) > 2+maxControlPayload || p[0] != finBit|opClose || int(p[1]) != len(p)-2 {
 		w.abort()
-		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are no close frame; this version of it does not fit", len(p))
+		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are not a close frame: this version of it is not supported", len(p))
 	}
 	w.closeFrame(p)
 	return len(p), nil
 }
 
-// Close is called by the library when it has done with the connection. That
-// may be on another goroutine while the reading one reads, if a control frame
-// does not end: so it only wakes that one, which then calls hangUp and linger.
+// Close is called when the library is done with the connection. Where a control
+// frame does not end, this may be while the reading goroutine reads. So Close
+// only wakes that goroutine, which then calls hangUp and linger.
 func (w *wire) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -170,10 +163,9 @@ func (w *wire) Close() error {
 	return w.Conn.SetReadDeadline(longAgo)
 }
 
-// longAgo as a deadline ends what waits on a connection.
-var longAgo = time.Unix(1, 0)
+var longAgo = time.Unix(1, 0) // as a deadline it ends what waits on a connection
 
-// abort makes the reading goroutine and a write under way fail at once. It
+// abort makes the reading goroutine and a write in progress fail at once. It
 // doesn't block.
 func (w *wire) abort() {
 	w.mu.Lock()
@@ -189,9 +181,9 @@ func (w *wire) abort() {
 
 func (w *wire) wakeLocked() {
 	w.Conn.SetDeadline(longAgo)
-	// A parked connection is woken by shutdown(2) alone. And where the reading
-	// goroutine is in a handler, it tells the peer. What TLS has to say could
-	// block.
+	// Only shutdown(2) wakes a parked connection. It also tells the peer while
+	// the reading goroutine is in a handler. TLS would send a last message,
+	// which could block.
 	conn := w.Conn
 	if c, ok := conn.(*tls.Conn); ok {
 		conn = c.NetConn()
@@ -206,16 +198,14 @@ func (w *wire) wakeLocked() {
 	}
 }
 
-// isAborted reports whether abort was called.
 func (w *wire) isAborted() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.aborted
 }
 
-// hangUp tells the peer that no more will come, once all that waited is
-// written, so that it sees the end while the client's OnDisconnect runs. It
-// blocks until then, at the longest until abort.
+// hangUp waits until all is written, and then tells the peer that no more will
+// come. So the peer sees the end while OnDisconnect runs. abort ends the wait.
 func (w *wire) hangUp(flushed <-chan struct{}) {
 	<-flushed
 	if c := w.halfCloser(); c != nil && !w.isAborted() {
@@ -223,8 +213,8 @@ func (w *wire) hangUp(flushed <-chan struct{}) {
 	}
 }
 
-// finish tells the peer of an event stream that no more will come, and wakes
-// the reading goroutine where the peer couldn't know.
+// finish tells the peer of an event stream that no more will come. If the
+// connection can't tell, finish wakes the reading goroutine.
 func (w *wire) finish() {
 	if c := w.halfCloser(); c != nil {
 		c.CloseWrite()
@@ -249,10 +239,10 @@ func (w *wire) halfCloser() interface{ CloseWrite() error } {
 	return nil
 }
 
-// linger closes the connection. It first discards what the peer still sends,
-// until it has done so too: closing with input unread would reset the
-// connection and could take the close frame away from the peer (RFC 6455
-// §7.1.1). It blocks until then, at the longest until abort.
+// linger closes the connection once the peer has closed its side or abort was
+// called. It blocks until then and discards input: closing with unread input
+// would reset the connection, and the peer could lose the close frame
+// (RFC 6455 §7.1.1).
 func (w *wire) linger() {
 	if w.Conn == nil {
 		return // there was none
@@ -270,10 +260,9 @@ func (w *wire) linger() {
 	conn.Close()
 }
 
-// discard reads until the peer has closed its side.
 func (w *wire) discard() {
 	if w.halfCloser() == nil {
-		return // the peer can't know that we have done
+		return // the peer can't know that this side is done
 	}
 	w.mu.Lock()
 	if !w.aborted {
@@ -288,10 +277,9 @@ func (w *wire) discard() {
 	}
 }
 
-// findHijacker returns what can take the connection over, or an error that
-// names the culprit. It looks at the innermost ResponseWriter behind Unwrap,
-// because those around it often have a Hijack that fails, or panics, where
-// that one has none; but the outermost Hijack is to be called, which knows.
+// findHijacker returns the outermost Hijacker, or an error that names the
+// culprit. The innermost ResponseWriter behind Unwrap must have Hijack too:
+// where it has none, those around it often have one that fails or panics.
 func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
 	var hijacker http.Hijacker
 	for {
@@ -326,11 +314,10 @@ func takeOver(hijacker http.Hijacker) (conn net.Conn, rest []byte, err error) {
 	return conn, bytes.Clone(rest), nil
 }
 
-// A handshaker is the ResponseWriter that websocket.Accept gets for a
-// connection that has been taken over. It writes the answer to the connection
-// itself: through net/http the answer would have to come before the takeover,
-// which might then fail, and a middleware that holds headers back, as one that
-// compresses may, would never let it out.
+// A handshaker is the ResponseWriter that websocket.Accept gets. The connection
+// is taken over already, and the answer goes there. net/http would have to
+// answer before the takeover, which may then fail. Middleware that holds
+// headers back, such as one that compresses, would never let the answer out.
 type handshaker struct {
 	header http.Header // the ResponseWriter's, with what middleware has put in
 	status int
@@ -340,7 +327,7 @@ type handshaker struct {
 
 func (h *handshaker) Header() http.Header         { return h.header }
 func (h *handshaker) WriteHeader(status int)      { h.status = status }
-func (h *handshaker) Write(p []byte) (int, error) { return len(p), nil } // of an error that Upgrade has ruled out
+func (h *handshaker) Write(p []byte) (int, error) { return len(p), nil } // the text of an error, which Upgrade has ruled out
 
 // bodyHeaders speak of a body that net/http would write.
 var bodyHeaders = map[string]bool{
@@ -358,9 +345,8 @@ func (w *wire) answer(status int, header http.Header, body []byte) error {
 	return err
 }
 
-// Hijack sends the answer and puts the wire under the library, with small
-// buffers: one that reads frame headers and short messages, and one that holds
-// a control frame.
+// Hijack sends the answer and puts the wire under the library. Its buffers are
+// small: they hold frame headers and short messages in, a control frame out.
 func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	h.header.Del("Content-Type") // there is no content
 	if err := h.wire.answer(h.status, h.header, nil); err != nil {
@@ -369,7 +355,7 @@ func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	if h.header.Get("Sec-WebSocket-Protocol") == Subprotocol {
 		h.format.encoding = envelopeFrame
 	}
-	h.format.deflate = h.header.Get("Sec-WebSocket-Extensions") != "" // the library knows one
+	h.format.deflate = h.header.Get("Sec-WebSocket-Extensions") != "" // the library knows only one
 	h.wire.in = bufio.NewReaderSize(h.wire, 256)
 	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
 }
