@@ -6,49 +6,47 @@ import (
 	"time"
 )
 
-// hardLimit times SendBuffer messages may wait for a client at most, for
-// however short a time. It is the bound on memory, where SlowAfter is the one
-// on patience.
+// hardLimit times SendBuffer is the most messages that may ever wait for a
+// client. It bounds memory, as SlowAfter bounds time.
 const hardLimit = 64
 
-// What was sent to one client alone may be large, and nobody else shares its
-// memory. More than maxPrivate bytes of it, in several messages, put the
-// reader behind. More than maxPrivateAtOnce are beyond the hard limit. A reader
-// that gets rid of privateStep more than comes is catching up.
+// Messages to one client alone may be large, and no other client shares their
+// memory. A client with several, of more than maxPrivate bytes in all, is
+// behind. One above maxPrivateAtOnce is disconnected. A client that reads
+// privateStep more than arrives is catching up.
 const (
 	maxPrivate       = 8 << 20
 	maxPrivateAtOnce = 32 << 20
 	privateStep      = 1 << 20
 )
 
-// A backlog counts what waits for one client, and for how long the client has
-// been too slow. It is guarded by the lock of its outbox.
+// A backlog counts what waits for one client. Its outbox's lock guards it.
 type backlog struct {
-	messages int           // that are not completely written
-	exempt   int32         // of these, what a replay has brought: the reader can't help it
+	messages int           // not completely written
+	exempt   int32         // of these, brought by a replay: not the client's fault
 	heap     int32         // the most private bytes that waited since behind
 	private  int           // unwritten bytes in the queue that were sent to this client alone
-	behind   time.Duration // since when the reader has been behind, without catching up; zero: it isn't
-	peak     int           // the most messages it owed since behind
+	behind   time.Duration // since when the client is behind without catching up; zero: it isn't
+	peak     int           // the most messages owed since behind
 }
 
-// add counts n messages that wait from now on.
+// add counts n new messages.
 func (b *backlog) add(s *shared, n int) {
 	b.messages += n
 	s.queued.Add(int64(n))
 }
 
-// addExempt counts n messages that wait from now on and that a replay brings.
+// addExempt counts n new messages of a replay.
 func (b *backlog) addExempt(s *shared, n int) {
 	b.add(s, n)
 	b.exempt += int32(max(n, 0))
 }
 
-// exemptReplay exempts the n messages of a replay that was added. It exempts one
-// replay at most: a client that asks again and again gains nothing.
+// exemptReplay exempts n messages of a replay that add has counted. At most one
+// replay is exempt: a client gains nothing by asking again and again.
 func (b *backlog) exemptReplay(n int) { b.exempt = max(b.exempt, int32(min(n, b.messages))) }
 
-// replaced counts n messages that don't wait any more because newer ones do.
+// replaced counts n messages that newer ones have replaced.
 func (b *backlog) replaced(s *shared, n int) {
 	b.messages -= n
 	b.exempt = min(b.exempt, int32(b.messages))
@@ -56,54 +54,52 @@ func (b *backlog) replaced(s *shared, n int) {
 	s.replaced.Add(int64(n))
 }
 
-// delivered counts n messages that are written.
+// delivered counts n messages that have been written.
 func (b *backlog) delivered(s *shared, n int) {
 	b.messages -= n
-	b.exempt = max(0, b.exempt-int32(n)) // what was replayed is in front
+	b.exempt = max(0, b.exempt-int32(n)) // replayed messages are in front
 	switch owed := b.owed(); {
 	case !b.isBehind(s):
 		b.behind, b.peak, b.heap = 0, 0, 0
 	case owed <= b.peak-s.sendBuffer || b.private <= int(b.heap)-privateStep:
-		// A burst takes its time on a slow link or a busy machine. This
-		// reader is catching up with it.
+		// The client is catching up after a burst: SlowAfter starts over.
 		b.behind, b.peak, b.heap = s.clock.now(), owed, int32(min(b.private, math.MaxInt32))
 	}
 	s.queued.Add(-int64(n))
 	s.delivered.Add(int64(n))
 }
 
-// drop counts all that waits as lost.
+// drop counts all messages that wait as lost.
 func (b *backlog) drop(s *shared) {
 	s.dropped.Add(int64(b.messages))
 	s.queued.Add(-int64(b.messages))
 	*b = backlog{}
 }
 
-// connected begins the patience with a reader that has just got its connection,
-// and finds messages that came before.
+// connected starts SlowAfter if too many messages wait for a new connection.
 func (b *backlog) connected(s *shared) {
 	if owed := b.owed(); owed > s.sendBuffer {
 		b.behind, b.peak = s.clock.now(), owed
 	}
 }
 
-// owed returns how many messages wait for which the reader is held to account.
+// owed returns how many waiting messages count against the client.
 func (b *backlog) owed() int { return b.messages - int(b.exempt) }
 
-// isBehind reports whether more waits than the reader may owe for long. One
-// message alone may be as large as it likes.
+// isBehind reports whether more waits than the client may owe for SlowAfter. A
+// single message may have any size.
 func (b *backlog) isBehind(s *shared) bool {
 	owed := b.owed()
 	return owed > s.sendBuffer || b.private > maxPrivate && owed > 1
 }
 
-// isOverLimit reports whether more waits than the reader may owe at all.
+// isOverLimit reports whether more waits than the client may ever owe.
 func (b *backlog) isOverLimit(s *shared) bool {
 	return b.isBehind(s) && (b.owed() > hardLimit*s.sendBuffer || b.private > maxPrivateAtOnce)
 }
 
-// isTooSlow reports whether the reader has used up its patience. It is to be
-// called when more waits, and now and then.
+// isTooSlow reports whether the client has been behind for SlowAfter. Call it
+// when messages are added, and from time to time.
 func (b *backlog) isTooSlow(s *shared) bool {
 	if !b.isBehind(s) {
 		return false

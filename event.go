@@ -10,32 +10,29 @@ import (
 	"sync"
 )
 
-// A buffer is bytes that are ready for the wire, made once and shared by
-// every outbox it waits in: nobody changes it afterwards. It ends where a
-// message ends.
+// A buffer holds bytes for the wire, up to the end of a message. All outboxes
+// that it waits in share it, so nobody changes it.
 type buffer struct {
 	b []byte
 
-	// ends has the offset behind each message in b, the last one len(b). It is
-	// nil in a buffer of control frames and notices, which are no messages:
-	// they don't count as waiting for a client.
+	// ends has the offset after each message in b; the last is len(b). It is
+	// nil for control frames and notices: these don't count as messages.
 	ends []int
 
-	// keyed has the events of which b is made, if any of them has a Key: where
-	// b has to wait, they do one by one.
+	// keyed has the events in b if one is replaceable: they wait one by one.
 	keyed []*event
 
-	private bool // for one client alone, a hub's bound on whose memory is to be kept
+	private bool // for one client alone: its bytes count against maxPrivate
 }
 
-// A format is what a message looks like on a client's wire. The zero format is
-// that of a plain WebSocket.
+// A format is how an event looks on a client's wire. The zero format is that of
+// a plain WebSocket.
 type format struct {
 	encoding encoding
 	deflate  bool // compressed where that makes it smaller (RFC 7692); WebSockets only
 }
 
-// An encoding is how the bytes of a message are made of an event.
+// An encoding is how an event becomes bytes.
 type encoding uint8
 
 const (
@@ -49,10 +46,10 @@ const (
 // isStream reports whether e is for event streams.
 func (e encoding) isStream() bool { return e == plainStream || e == envelopeStream }
 
-// formats is one more than the highest index of a format.
+// formats is the length of an array with an entry for each format.
 const formats = 2 * int(encodings)
 
-// index returns the place of f in an array of what is made for each format.
+// index returns the index of f in such an array.
 func (f format) index() int {
 	if f.deflate {
 		return 2*int(f.encoding) + 1
@@ -60,34 +57,34 @@ func (f format) index() int {
 	return 2 * int(f.encoding)
 }
 
-// An event is an Event on its way to many clients. Its frames are made at
-// most once for each format, by whoever asks first.
+// An event is an Event on its way to clients. It is encoded at most once for
+// each format, at first use.
 type event struct {
 	Event              // with an ID where the hub keeps a history
 	topic    string    // whose subscribers get it; empty: all clients do
 	seq      uint64    // its position in the hub's history; zero: none
-	notice   notice    // what else it is
+	notice   notice    // noNotice unless the hub itself says it
 	private  bool      // it was sent to one client alone
-	unshared uint64    // its position among those that the broker has not brought, whose IDs resume nowhere; zero: it is none
-	except   *clientID // the id of the client that is passed over
+	unshared uint64    // its position among events that the engine lacks, whose IDs resume nowhere; zero: it isn't one
+	except   *clientID // the client that doesn't get it; nil: all get it
 
 	mu   sync.Mutex       // guards the fields below
 	bufs [formats]*buffer // made at first use
 	bare *event           // made at first use
 }
 
-// newEvent returns e on its way to a topic's clients.
+// newEvent returns e as an event for a topic's clients.
 func newEvent(topic string, e Event) *event {
 	ev := &event{Event: e, topic: topic}
 	if e.Except != "" {
-		if id, err := parseID(e.Except); err == nil { // nobody has an id of another form
+		if id, err := parseID(e.Except); err == nil { // no client has any other id
 			ev.except = &id
 		}
 	}
 	return ev
 }
 
-// compare tells which of two events is the first in the history.
+// compare orders two events by their positions in the history.
 func (ev *event) compare(other *event) int {
 	return cmp.Or(cmp.Compare(ev.seq, other.seq), cmp.Compare(ev.unshared, other.unshared))
 }
@@ -95,25 +92,23 @@ func (ev *event) compare(other *event) int {
 // isFor reports whether the client with the given id may get ev.
 func (ev *event) isFor(id *clientID) bool { return ev.except == nil || *ev.except != *id }
 
-// isReplaceable reports whether a newer event can take the place of ev while it
-// waits: one of its Key, or a position, of which the newest says it all and
-// whose Key and topic are empty.
+// isReplaceable reports whether a newer event of the same topic and Key
+// replaces ev while ev waits. All positions share the empty topic and Key.
 func (ev *event) isReplaceable() bool { return ev.Key != "" || ev.notice == positionNotice }
 
-// A notice is what the hub itself has to say to a client.
+// A notice is what the hub itself tells a client.
 type notice uint8
 
 const (
 	noNotice       notice = iota
 	positionNotice        // the client has seen all up to ID
-	resetNotice           // the client may have missed events
-	gapNotice             // for the history alone: here, events may be missing
+	resetNotice           // the client may have lost events
+	gapNotice             // in the history alone: events may be missing here
 )
 
-// resetEvent tells a client that it may have missed events.
+// resetEvent tells a client that it may have lost events.
 var resetEvent = &event{notice: resetNotice, Event: Event{Name: "reset"}}
 
-// buffer returns the event in the given format.
 func (ev *event) buffer(f format) *buffer {
 	ev.mu.Lock()
 	defer ev.mu.Unlock()
@@ -149,8 +144,8 @@ func (ev *event) encodeLocked(f format) *buffer {
 	return buf
 }
 
-// append appends ev in an encoding. Notices mean nothing to plain WebSocket
-// clients, which know of no ids: they get nothing.
+// append appends ev in an encoding. Plain WebSocket clients know no ids, so
+// notices are empty for them.
 func (ev *event) append(b []byte, enc encoding) []byte {
 	switch {
 	case enc.isStream():
@@ -162,7 +157,6 @@ func (ev *event) append(b []byte, enc encoding) []byte {
 	return appendFrame(b, op, payload)
 }
 
-// payload returns the payload of a WebSocket message, and its opcode.
 func (ev *event) payload(enc encoding) (payload []byte, op byte) {
 	switch {
 	case enc == envelopeFrame:
@@ -173,8 +167,8 @@ func (ev *event) payload(enc encoding) (payload []byte, op byte) {
 	return ev.Data, opText
 }
 
-// appendStream appends ev as an event stream has it. A position alone has no
-// data, so that no listener in the browser is called for it.
+// appendStream appends ev as an event of an event stream. A position has an id
+// but no data, so the browser calls no listener.
 func (ev *event) appendStream(b []byte, enc encoding) []byte {
 	e := &ev.Event
 	switch {
@@ -183,18 +177,18 @@ func (ev *event) appendStream(b []byte, enc encoding) []byte {
 	case ev.notice == positionNotice:
 		return append(appendLines(b, "id: ", ev.ID), '\n')
 	}
-	b, _ = appendEvent(b, e) // checked when it was published
+	b, _ = appendEvent(b, e) // it was checked when published
 	return b
 }
 
-// An envelope is what a client with the subprotocol realtime.v1 gets, as JSON.
+// An envelope is the JSON form of an event (subprotocol realtime.v1).
 type envelope struct {
 	ID       string  `json:"id,omitempty"`
 	Topic    string  `json:"topic,omitempty"`
 	Event    string  `json:"event,omitempty"`
 	Data     *string `json:"data,omitempty"` // nil in a position
 	Encoding string  `json:"encoding,omitempty"`
-	Reset    bool    `json:"reset,omitempty"` // tells the hub's own "reset" from somebody's event of that name
+	Reset    bool    `json:"reset,omitempty"` // this is the hub's reset, not a user's event of that name
 }
 
 // envelope returns ev in its envelope.
@@ -209,13 +203,13 @@ func (ev *event) envelope() []byte {
 	}
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
-	enc.SetEscapeHTML(false) // it goes into no HTML
-	enc.Encode(&e)           // strings can always be encoded, and a bytes.Buffer doesn't fail
+	enc.SetEscapeHTML(false) // it isn't HTML
+	enc.Encode(&e)           // can't fail: strings can be encoded, and a bytes.Buffer accepts all
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
 }
 
-// withoutID returns ev as it is to a client for which its id would be a step
-// back: it is the same one for all of them.
+// withoutID returns ev without its id, for clients that must not resume after
+// ev. All of them share the result.
 func (ev *event) withoutID() *event {
 	if ev.ID == "" {
 		return ev
@@ -229,8 +223,8 @@ func (ev *event) withoutID() *event {
 	return ev.bare
 }
 
-// A pooledFrame is a buffer with one message to one client, whose memory is used
-// again once it is written.
+// A pooledFrame is a buffer of one message to one client. Its memory is reused
+// if the kernel accepts it at once.
 type pooledFrame struct {
 	buffer
 	end [1]int
@@ -238,9 +232,9 @@ type pooledFrame struct {
 
 var pooledFrames = sync.Pool{New: func() any { return new(pooledFrame) }}
 
-// write makes f the message of e in an encoding.
+// write encodes e into f.
 func (f *pooledFrame) write(e *Event, enc encoding) {
-	if enc == plainFrame { // the common case, without an event of its own
+	if enc == plainFrame { // the common case, which needs no event
 		op := byte(opText)
 		if e.Binary {
 			op = opBinary
@@ -254,19 +248,19 @@ func (f *pooledFrame) write(e *Event, enc encoding) {
 	f.private = true
 }
 
-// minDeflate is the size below which compressing isn't tried: a packet is a
-// packet, and a small message has little in it that repeats.
+// minDeflate is the least size in bytes that is compressed. A smaller message
+// repeats little, and is one packet anyway.
 const minDeflate = 256
 
-// deflaters have a megabyte each, but one is in use for each event that is
-// being compressed, not for each client.
+// deflaters have a megabyte each. One is in use for each event that is being
+// compressed, not for each client.
 var deflaters = sync.Pool{New: func() any {
 	w, _ := flate.NewWriter(nil, flate.DefaultCompression) // fails for unknown levels only
 	return w
 }}
 
-// deflate compresses data with a fresh window (RFC 7692 §7.2.1), so that one
-// result serves all clients, and reports whether that made it smaller.
+// deflate compresses data with a fresh window (RFC 7692 §7.2.1), so that all
+// clients share the result. It reports whether that is smaller.
 func deflate(data []byte) (b []byte, ok bool) {
 	if len(data) < minDeflate {
 		return nil, false
@@ -281,21 +275,19 @@ func deflate(data []byte) (b []byte, ok bool) {
 	return b, len(b) < len(data)
 }
 
-// A joined buffer holds at most this much, so that what one write call takes
-// and what a torn frame leaves behind stay small. One message may be larger, and
-// is written by itself.
+// A joined buffer is within these limits, so that a write, and the rest of a
+// torn one, stay small. A larger event has a buffer of its own.
 const (
 	maxJoin      = 64
 	maxJoinBytes = 64 << 10
-	maxJoinOne   = 4 << 10 // a larger event is not copied for the few who get the same ones
+	maxJoinOne   = 4 << 10 // a larger event is not copied: few clients would share the copy
 )
 
-// A run is events in order on their way to clients of one audience. It
-// belongs to one goroutine.
+// A run has events in order for clients of one audience. One goroutine owns it.
 type run struct {
 	events   []*event
-	messages int                // how many of the events are messages
-	seq      uint64             // the highest of the events' positions in the history
+	messages int                // how many of the events aren't notices
+	seq      uint64             // the events' highest history position
 	bufs     [formats][]*buffer // the events joined, made at first use
 }
 
@@ -310,8 +302,7 @@ func (r *run) add(events ...*event) {
 	}
 }
 
-// reset empties r for other events. Outboxes share what r made, so r forgets
-// it rather than reusing it.
+// reset empties r. It gives up the joined buffers, because outboxes share them.
 func (r *run) reset() {
 	clear(r.events)
 	r.events = r.events[:0]
@@ -322,8 +313,8 @@ func (r *run) reset() {
 	}
 }
 
-// buffers returns the events of r in the given format, joined as far as the
-// limits of a joined buffer allow. The slice is valid until the next reset.
+// buffers returns the events of r in a format, joined within the limits above.
+// The slice is valid until the next reset.
 func (r *run) buffers(f format) []*buffer {
 	bufs := &r.bufs[f.index()]
 	if len(*bufs) > 0 {

@@ -11,8 +11,7 @@ import (
 	"github.com/coder/websocket"
 )
 
-// Frames of RFC 6455 §5.2. All of a server's are unmasked and, here, whole
-// messages.
+// Frames of RFC 6455 §5.2. A server's are unmasked. Here none is a fragment.
 const (
 	opText   = 0x1
 	opBinary = 0x2
@@ -47,15 +46,15 @@ func controlFrame(op byte, payload []byte) *buffer {
 	return &buffer{b: appendFrame(nil, op, payload)}
 }
 
-// heartbeatComment is what keeps an event stream awake.
+// heartbeatComment keeps proxies from ending a silent event stream.
 var heartbeatComment = &buffer{b: appendComment(nil, "")}
 
-// pingFrame is the one ping that every client gets. Any byte from the client
-// answers it, so it needs no payload to be told from another.
+// pingFrame is the ping for every client. Any byte from one answers it, so it
+// needs no payload.
 var pingFrame = controlFrame(opPing, nil)
 
-// closeFrame returns the close frame for code and reason, which must have
-// passed checkClose. StatusNoStatusRcvd gives the empty one (RFC 6455 §7.1.5).
+// closeFrame returns a close frame. reason must have passed validReason.
+// StatusNoStatusRcvd gives an empty frame (RFC 6455 §7.1.5).
 func closeFrame(code websocket.StatusCode, reason string) *buffer {
 	if code == websocket.StatusNoStatusRcvd {
 		return controlFrame(opClose, nil)
@@ -63,8 +62,7 @@ func closeFrame(code websocket.StatusCode, reason string) *buffer {
 	return controlFrame(opClose, append(binary.BigEndian.AppendUint16(nil, uint16(code)), reason...))
 }
 
-// parseClose returns what a close frame's payload says; one without a code
-// says StatusNoStatusRcvd.
+// parseClose parses a close payload. Its default code is StatusNoStatusRcvd.
 func parseClose(payload []byte) websocket.CloseError {
 	if len(payload) < 2 {
 		return websocket.CloseError{Code: websocket.StatusNoStatusRcvd}
@@ -75,17 +73,16 @@ func parseClose(payload []byte) websocket.CloseError {
 	}
 }
 
-// validReason reports whether reason can stand in a close frame.
+// validReason reports whether a close frame can carry reason.
 func validReason(reason string) bool {
 	return len(reason) <= maxCloseReason && utf8.ValidString(reason)
 }
 
 // Fields of an event stream, WHATWG HTML §9.2.5.
 
-// validEventID reports whether id survives the way to a client and back: as a
-// field's value, then as a header's. Of what WHATWG HTML §9.2.6 lets pass,
-// NUL would be ignored, and spaces at the ends and most of what isn't ASCII
-// don't outlive servers and proxies.
+// validEventID reports whether id survives as a field on the way to a client
+// and as a header on the way back. Browsers ignore ids with NUL (WHATWG HTML
+// §9.2.6). Servers and proxies lose outer spaces and most of what isn't ASCII.
 func validEventID(id string) bool {
 	for i := range len(id) {
 		if id[i] < 0x21 || id[i] > 0x7E {
@@ -95,9 +92,9 @@ func validEventID(id string) bool {
 	return len(id) <= maxEventIDBytes
 }
 
-// appendEvent appends e as an event stream has it, or nothing if e can't be
-// sent. Every field gets a space after its colon, for readers strip one: data
-// that begins with a space must not lose it.
+// appendEvent appends e in the form of an event stream, or returns an error and
+// appends nothing. A space follows each colon, because readers remove one: data
+// may begin with a space of its own.
 func appendEvent(b []byte, e *Event) ([]byte, error) {
 	if strings.ContainsAny(e.Name, "\r\n") {
 		return b, fmt.Errorf("realtime: event name %q has a line break, which would end the field on an event stream", e.Name)
@@ -127,10 +124,9 @@ func appendComment(b []byte, text string) []byte {
 }
 
 // appendLines appends each line of text after prefix. A line ends at CR, LF or
-// CRLF, because a reader takes each of them for its end (WHATWG HTML §9.2.5):
-// one that went out as it is would let text forge fields. A line break at the
-// end is followed by one more, empty line. A run of bytes that aren't UTF-8
-// becomes U+FFFD.
+// CRLF, as it does for readers (WHATWG HTML §9.2.5): otherwise text could forge
+// fields. A line break at the end adds an empty line. A run of bytes that
+// aren't UTF-8 becomes U+FFFD.
 func appendLines[T string | []byte](b []byte, prefix string, text T) []byte {
 	for start := 0; ; {
 		end := start

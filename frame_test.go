@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// A joined buffer holds at most 64 messages and 64 KiB, and is made once; one
-// event alone needs none.
+// Joined buffers keep their limits and are made once. One event needs none.
 func TestJoinedBuffers(t *testing.T) {
 	for _, tt := range []struct{ events, bytes, want int }{
 		{1, 1, 1}, {64, 1, 1}, {65, 1, 2}, {128, 1, 2}, {1000, 10, 16},

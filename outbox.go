@@ -8,56 +8,53 @@ import (
 	"time"
 )
 
-// maxWrite bounds one write call, and blindWrite does where only its return
-// tells that the reader takes something: so that a slow but steady one is seen
-// to make progress within WriteTimeout.
+// maxWrite bounds one write, in bytes. blindWrite is the bound where unsent
+// doesn't work: there only the end of a write shows progress, and a slow but
+// steady reader must show some within WriteTimeout.
 const (
 	maxWrite   = 64 << 10
 	blindWrite = 16 << 10
 )
 
-// An outbox is one connection's way out: what waits for it, in order. Where
-// nothing waits and the connection has a way to write without blocking, what is
-// put in goes to the kernel at once, under the lock. What the kernel doesn't
-// take waits, and the outbox starts a goroutine that drains it. That goroutine
-// alone writes from then on, and ends when nothing is left: an idle client has
-// none.
+// An outbox sends a client's messages on its connection, in order. If nothing
+// waits, it writes at once, under the lock, as much as it can without blocking.
+// A goroutine drains the rest. While that runs, it alone writes. It ends when
+// nothing waits: an idle client has none.
 //
-// An outbox is held until open gives it its connection: what is put in waits
-// until then. Its states, held or not:
+// It is held, and all waits, until open gives it conn. Its states, held or not:
 //
 //	open ──close──▶ closed ──all is written──▶ finished
 //	  │                │
 //	  └────────────────┴──fail, or an error──▶ failed
 //
-// Open takes what is put in. Closed takes no more, but sends what waits. In
-// finished and failed nothing is left to be done.
+// An open outbox accepts messages. A closed one accepts none, but still sends
+// those that wait. A finished or failed one has nothing left to do.
 type outbox struct {
 	// Set at construction, never changed.
 	shared *shared
 	owner  outboxOwner
 
-	mu       sync.Mutex                        // guards the fields below; held for no write that can block
+	mu       sync.Mutex                        // guards the fields below; never held during a write that can block
 	conn     io.Writer                         // nil while held
-	try      func(b []byte) (n int, err error) // writes without blocking; nil: there is no way
-	early    []*event                          // what came while held
-	queue    []queued                          // what waits is queue[head:]; the first may be partly written
+	try      func(b []byte) (n int, err error) // writes without blocking; nil: conn can't
+	early    []*event                          // came while held
+	queue    []queued                          // queue[head:] waits; its first may be partly written
 	off      int                               // bytes of queue[head] that are written
 	head     int                               // index into queue
 	latest   *latest                           // where the newest of each Key waits; nil: none does
 	backlog  backlog
-	seq      uint64        // the highest position in the history of what was sent
+	seq      uint64        // the highest history position of the events sent
 	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
-	last     *buffer       // the close frame, if it came while held
-	progress time.Duration // when the drain goroutine last got rid of something, or the kernel did
-	failure  error         // what the owner has not been told yet
+	last     *buffer       // the transport's last bytes, if closed while held
+	progress time.Duration // when a write last ended, or the peer last acknowledged bytes
+	failure  error         // not yet told to the owner
 	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
-	kernel   int32         // what unsent last told
+	kernel   int32         // the last result of unsent
 	done     int32         // messages of queue[head] that are written
 	format   format
 	state    outboxState
-	closed   bool // close was called; stays when o fails
-	blind    bool // unsent can't tell of conn
+	closed   bool // this side has closed o; stays when o fails
+	blind    bool // unsent doesn't work on conn
 	writing  bool // the drain goroutine is running
 }
 
@@ -70,16 +67,15 @@ const (
 	outboxFailed
 )
 
-// An outboxOwner is told how an outbox ends. The methods are called without the
-// outbox's lock, by whoever put something in or by the drain goroutine, and must
-// not block.
+// An outboxOwner is told how its outbox ends. The methods run without the
+// outbox's lock, on the drain goroutine or a caller's. They must not block.
 type outboxOwner interface {
 	outboxFailed(err error) // ErrSlowClient, or the error of a write
 	outboxFinished()
 }
 
-// push sends the events of r. The error is ErrClientClosed, or ErrSlowClient
-// where this push was one too many.
+// push sends the events of r. It returns ErrClientClosed if o isn't open or a
+// write fails, and ErrSlowClient if this push was one too many.
 func (o *outbox) push(r *run) error {
 	o.mu.Lock()
 	defer o.unlock()
@@ -96,8 +92,8 @@ func (o *outbox) push(r *run) error {
 	return o.checkLocked()
 }
 
-// post is push for an event that nobody else gets. Where the kernel takes it,
-// its frame's memory serves the next one.
+// post sends e to this client alone; its errors are those of push. If the
+// kernel accepts the whole frame, a later frame reuses its memory.
 func (o *outbox) post(e *Event) error {
 	o.mu.Lock()
 	defer o.unlock()
@@ -122,15 +118,15 @@ func (o *outbox) post(e *Event) error {
 	return o.checkLocked()
 }
 
-// checkLocked returns the error of a push or a post. A client for which it was
-// one too many has failed then.
+// checkLocked returns the error of a push or a post. If the client has become
+// too slow, it fails o first.
 func (o *outbox) checkLocked() error {
 	if o.state == outboxFailed {
 		return ErrClientClosed
 	}
 	if o.conn == nil && o.backlog.isOverLimit(o.shared) {
 		o.conflateEarlyLocked()
-		if most := hardLimit * o.shared.sendBuffer; o.backlog.owed() > most-most/16 { // or every push would look through all of it for nothing
+		if most := hardLimit * o.shared.sendBuffer; o.backlog.owed() > most-most/16 { // with less gain, every push would search all of it again
 			o.failLocked(ErrSlowClient)
 			return ErrSlowClient
 		}
@@ -142,8 +138,8 @@ func (o *outbox) checkLocked() error {
 	return nil
 }
 
-// isTooSlowLocked reports whether the client is to be cut off. One that is being
-// closed has its closeTimeout, and one that is held can't help it.
+// isTooSlowLocked reports whether the client is too slow to stay. closeTimeout
+// bounds a closing client instead, and only the hard limit a held one.
 func (o *outbox) isTooSlowLocked() bool {
 	switch {
 	case o.state != outboxOpen:
@@ -156,8 +152,8 @@ func (o *outbox) isTooSlowLocked() bool {
 	return o.backlog.isTooSlow(o.shared)
 }
 
-// unlock unlocks o. Before, it starts the goroutine that drains o if something
-// waits; afterwards it tells the owner if o has ended.
+// unlock unlocks o. Before that, it starts the drain goroutine if something
+// waits. After that, it tells the owner if o has ended.
 func (o *outbox) unlock() {
 	if !o.writing && (o.head < len(o.queue) || o.pong != nil) {
 		o.writing = true
@@ -178,14 +174,13 @@ func (o *outbox) unlock() {
 	}
 }
 
-// conflateEarlyLocked drops what a newer event replaces of what came while o
-// was held.
+// conflateEarlyLocked drops held events that a newer one replaces.
 func (o *outbox) conflateEarlyLocked() {
 	o.early = conflate(o.early, func(*event) { o.backlog.replaced(o.shared, 1) })
 }
 
-// replay sends what r has of the past. Where o is held, that comes before what
-// was published in the meantime, some of which the past may have as well.
+// replay sends the past events of r. If o is held, it merges them with the
+// events that have come since, some of which may be the same.
 func (o *outbox) replay(r *replay) {
 	o.mu.Lock()
 	defer o.unlock()
@@ -208,8 +203,8 @@ func (o *outbox) replay(r *replay) {
 	}
 }
 
-// position tells the client that it has seen all up to ev, a notice, unless it
-// has been sent later events. It reports whether it did.
+// position sends ev, a position, unless the client has been sent later events.
+// It reports whether it did.
 func (o *outbox) position(ev *event) bool {
 	o.mu.Lock()
 	defer o.unlock()
@@ -221,8 +216,8 @@ func (o *outbox) position(ev *event) bool {
 	return true
 }
 
-// sendLocked writes bufs, as far as nothing waits and the kernel takes them,
-// and queues the rest. Where the write fails, so does o.
+// sendLocked writes bufs while nothing waits and the kernel accepts them. It
+// queues the rest. If a write fails, so does o.
 func (o *outbox) sendLocked(bufs ...*buffer) {
 	if !o.freeLocked() {
 		o.appendLocked(bufs...)
@@ -251,7 +246,7 @@ func (o *outbox) sendLocked(bufs ...*buffer) {
 
 // queueRestLocked queues bufs, n bytes of which are written.
 func (o *outbox) queueRestLocked(bufs []*buffer, n int) {
-	o.latest = &latest{busy: math.MaxInt} // n bytes are gone: nothing may change places with another
+	o.latest = &latest{busy: math.MaxInt} // nothing may be replaced until the n bytes are counted
 	o.appendLocked(bufs...)
 	o.wroteLocked(n)
 	o.latest.busy = o.head + o.latest.base
@@ -263,11 +258,11 @@ func (o *outbox) queueRestLocked(bufs []*buffer, n int) {
 	}
 }
 
-// freeLocked reports whether what is sent may be written at once: then nothing
-// waits, because whoever leaves something waiting has it drained.
+// freeLocked reports whether bytes may be written at once. Then nothing waits,
+// because unlock has all that waits drained.
 func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 
-// control sends a control frame, unless o takes no more.
+// control sends a control frame or a comment, if o is open and not held.
 func (o *outbox) control(frame *buffer) {
 	o.mu.Lock()
 	defer o.unlock()
@@ -276,9 +271,9 @@ func (o *outbox) control(frame *buffer) {
 	}
 }
 
-// answer sends a pong, in the place of one that still waits (RFC 6455 §5.5.3:
-// only the newest ping needs an answer), so that a flood of pings costs no
-// memory. It goes out before whatever waits.
+// answer sends a pong before the buffers that wait. It replaces a pong that
+// still waits, so a flood of pings costs no memory: only the newest ping needs
+// an answer (RFC 6455 §5.5.3).
 func (o *outbox) answer(pong *buffer) {
 	o.mu.Lock()
 	defer o.unlock()
@@ -291,9 +286,9 @@ func (o *outbox) answer(pong *buffer) {
 	}
 }
 
-// close sends a transport's last bytes behind all that waits; nothing more is
-// taken. It reports whether this call was the one that closed o. Then it has
-// called closed, under the lock: before anybody can see what the last bytes do.
+// close sends a transport's last bytes after all that waits. From then on o
+// accepts nothing. close reports whether this call closed o. If so, it has
+// called closed under the lock, before the last bytes can have an effect.
 func (o *outbox) close(last *buffer, closed func()) bool {
 	o.mu.Lock()
 	defer o.unlock()
@@ -310,15 +305,15 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 	return true
 }
 
-// fail drops what waits; nothing more is taken or written, but for the write
-// under way. The owner isn't told: it is the one that calls fail.
+// fail drops all that waits. o accepts and writes no more, but a write under
+// way goes on. The owner isn't told, because it calls fail.
 func (o *outbox) fail() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.failLocked(nil)
 }
 
-// failLocked does so and has the owner told of err, unless that is nil.
+// failLocked fails o, and has unlock tell the owner of err unless it is nil.
 func (o *outbox) failLocked(err error) {
 	o.state, o.failure = outboxFailed, err
 	o.backlog.drop(o.shared)
@@ -345,31 +340,29 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) {
 	o.backlog.connected(o.shared)
 }
 
-// A queued is what waits in an outbox.
+// A queued is one buffer that waits.
 type queued struct {
 	*buffer
-	event *event // nil, or one with a Key: a newer one may take its place
+	event *event // nil, or one that a newer event may replace
 }
 
-// replacedBuffer stands in the queue where an event was that a newer one has
-// replaced.
+// replacedBuffer marks a queue slot whose event was replaced.
 var replacedBuffer = new(buffer)
 
-// A latest tells where the newest event of each Key waits. Its indexes are those
-// of the queue plus base, which changes with the queue so that they don't.
+// A latest holds where the newest event of each Key waits: its index in the
+// queue plus base. Inserting at the front changes base, not the indexes.
 type latest struct {
 	indexes  map[topicKey]int
 	base     int
-	busy     int // what waits before this index is being written
+	busy     int // slots before this index are being written
 	replaced int // how many in the queue are replacedBuffer
 }
 
-// A topicKey tells events apart that a newer one replaces.
+// A topicKey is equal for events that replace each other.
 type topicKey struct{ topic, key string }
 
-// appendLocked queues bufs. Events with a Key wait one by one, each in the
-// place of the older one that it replaces, or rather behind it: its id comes
-// after those that wait between.
+// appendLocked queues bufs, and events with a Key one by one. Such an event
+// removes the older one but waits at the end, because its id comes last.
 func (o *outbox) appendLocked(bufs ...*buffer) {
 	for _, buf := range bufs {
 		if len(buf.b) == 0 {
@@ -401,9 +394,8 @@ func (o *outbox) appendLocked(bufs ...*buffer) {
 	}
 }
 
-// replaceLocked takes back what waits under a key. What is being written, in
-// part or by the drain goroutine, doesn't wait. The next index is that of the
-// newer one.
+// replaceLocked removes the event that waits under key, unless it is being
+// written. It notes the end of the queue as the index of the newer one.
 func (o *outbox) replaceLocked(key topicKey) {
 	if o.latest == nil {
 		o.latest = new(latest)
@@ -424,14 +416,14 @@ func (o *outbox) replaceLocked(key topicKey) {
 	l.indexes[key] = l.base + len(o.queue)
 }
 
-// makeRoomLocked makes room for one more, in the place of what has gone.
+// makeRoomLocked compacts a full queue if half of it is written or replaced.
 func (o *outbox) makeRoomLocked() {
 	if len(o.queue) < cap(o.queue) {
 		return
 	}
 	l := o.latest
 	if l == nil {
-		l = new(latest) // forgotten again: there is nothing to keep track of
+		l = new(latest) // for this call alone: no event has a Key
 	}
 	if o.head+l.replaced < len(o.queue)/2 {
 		return
@@ -460,12 +452,11 @@ func (o *outbox) makeRoomLocked() {
 	}
 }
 
-// scratch holds what the drain goroutines gather into one write.
+// scratch holds memory in which drain goroutines join buffers for a write.
 var scratch = sync.Pool{New: func() any { return new([maxWrite]byte) }}
 
-// drain writes until nothing waits. It is the body of a goroutine that unlock
-// starts; it ends by itself, at the latest when the connection fails or is
-// aborted. flushed tells of its end.
+// drain is the goroutine that unlock starts. It writes until nothing waits, or
+// the connection fails or is aborted. flushed waits for its end.
 func (o *outbox) drain() {
 	mem := scratch.Get().(*[maxWrite]byte)
 	defer scratch.Put(mem)
@@ -498,10 +489,9 @@ func (o *outbox) drain() {
 	}
 }
 
-// nextLocked returns what to write next: as many whole buffers as fit in
-// maxWrite, or what fits of a larger one. It gathers in mem where that saves
-// writes, but not while a pong waits for the first buffer's end: it must not
-// come behind a close frame.
+// nextLocked returns the next bytes to write: whole buffers within the bound,
+// joined in mem, or a part of a larger one. If a pong waits for the end of the
+// first buffer, it joins none: the pong must not follow a close frame.
 func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	if o.pong != nil && o.off == 0 {
 		if o.head > 0 {
@@ -510,7 +500,7 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 		} else {
 			o.queue = slices.Insert(o.queue, 0, queued{buffer: o.pong})
 			if o.latest != nil {
-				o.latest.base-- // for all others to keep their indexes
+				o.latest.base-- // so that all others keep their indexes
 			}
 		}
 		o.pong = nil
@@ -540,9 +530,9 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	return b
 }
 
-// movesLocked reports whether the kernel got rid of bytes since it was last
-// asked, though perhaps not of so many that it takes more: of a full buffer of
-// megabytes, the peer has to take a third before a write goes on.
+// movesLocked reports whether the peer has acknowledged bytes since the last
+// call. A blocked write may not show that: it goes on only when a third of the
+// kernel's buffer is free, which may take megabytes.
 func (o *outbox) movesLocked(now time.Duration) bool {
 	n, ok := unsent(o.conn)
 	moves := ok && n < int(o.kernel)
@@ -553,7 +543,7 @@ func (o *outbox) movesLocked(now time.Duration) bool {
 	return moves
 }
 
-// skipLocked passes over what has nothing to write.
+// skipLocked removes empty buffers from the front of the queue.
 func (o *outbox) skipLocked() {
 	for o.head < len(o.queue) && len(o.queue[o.head].b) == 0 {
 		o.passLocked()
@@ -561,13 +551,13 @@ func (o *outbox) skipLocked() {
 	if o.head == len(o.queue) {
 		o.head, o.queue = 0, o.queue[:0]
 		if cap(o.queue) > 8 {
-			o.queue = nil // a burst is over: an idle client keeps none of it
+			o.queue = nil // an idle client keeps no memory of a burst
 		}
 		o.latest = nil
 	}
 }
 
-// passLocked takes the first out of the queue.
+// passLocked removes the first buffer of the queue.
 func (o *outbox) passLocked() {
 	q := o.queue[o.head]
 	if q.event != nil {
@@ -582,7 +572,7 @@ func (o *outbox) passLocked() {
 	o.head, o.off, o.done = o.head+1, 0, 0
 }
 
-// wroteLocked moves on by n bytes.
+// wroteLocked counts n bytes as written.
 func (o *outbox) wroteLocked(n int) {
 	delivered := 0
 	for n > 0 {
@@ -605,30 +595,27 @@ func (o *outbox) wroteLocked(n int) {
 	o.backlog.delivered(o.shared, delivered)
 }
 
-// isWriting reports whether something waits to be written.
 func (o *outbox) isWriting() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.writing
 }
 
-// isClosed reports whether this side has closed o, though it may have failed
-// since.
+// isClosed reports whether this side has closed o. o may have failed since.
 func (o *outbox) isClosed() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.closed
 }
 
-// hasFailed reports whether nothing can go out any more.
 func (o *outbox) hasFailed() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.state == outboxFailed
 }
 
-// flushed takes nothing more, and returns a channel that is closed when all
-// that waits is written, or never will be. It is for one caller.
+// flushed ends o: it accepts no more, and fails if it is held. The channel is
+// closed when no drain goroutine is left. It is for one caller.
 func (o *outbox) flushed() <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -647,8 +634,7 @@ func (o *outbox) flushed() <-chan struct{} {
 	return done
 }
 
-// overdue returns the cause for which the sweeper has to cut the connection,
-// or nil.
+// overdue returns why the sweeper must cut the connection, or nil.
 func (o *outbox) overdue(now time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

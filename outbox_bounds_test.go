@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// stuck returns an outbox whose connection takes nothing.
+// stuck returns an outbox whose connection accepts nothing.
 func stuck(f format) *outbox {
 	o := newOutbox()
 	o.writing = true // for ever
@@ -16,7 +16,7 @@ func stuck(f format) *outbox {
 	return o
 }
 
-// keyedHistory returns one with values of 100 Keys in a topic.
+// keyedHistory returns a history with values of 100 Keys in a topic.
 func keyedHistory(topic string) *history {
 	h := newHistory(History{Events: 100, Age: time.Minute})
 	for i := range 100 {
@@ -25,8 +25,7 @@ func keyedHistory(topic string) *history {
 	return h
 }
 
-// Replays are no excuse for a reader that doesn't read: one that asks for them
-// again and again is as slow as any.
+// Replays don't excuse a client that doesn't read, however many it asks for.
 func TestReplaysDoNotExcuse(t *testing.T) {
 	o, h := stuck(format{}), keyedHistory("a")
 	for n := range 2 * hardLimit * 256 {
@@ -42,7 +41,7 @@ func TestReplaysDoNotExcuse(t *testing.T) {
 	t.Errorf("%d messages wait, %d of them exempt", o.backlog.messages, o.backlog.exempt)
 }
 
-// Of positions only the newest waits, and in a format that has none nothing.
+// Only the newest position waits, and none in a format without positions.
 func TestPositionsDoNotPileUp(t *testing.T) {
 	for _, f := range []format{{}, {encoding: envelopeFrame}, {encoding: plainStream}} {
 		o, h := stuck(f), newHistory(History{Events: 100, Age: time.Minute})
@@ -59,7 +58,7 @@ func TestPositionsDoNotPileUp(t *testing.T) {
 	}
 }
 
-// What was sent to one client alone counts by its size, whatever way it waits.
+// Messages to one client alone count by size, whether held or queued.
 func TestPrivateBytesAreBounded(t *testing.T) {
 	large := make([]byte, 1<<20)
 	for name, tt := range map[string]struct {
@@ -88,7 +87,7 @@ func TestPrivateBytesAreBounded(t *testing.T) {
 	}
 }
 
-// What went out before a write failed was delivered.
+// Messages that went out before a write failed were delivered.
 func TestDeliveredBeforeAFailure(t *testing.T) {
 	o, reset := newOutbox(), errors.New("reset")
 	s := o.shared
@@ -106,8 +105,8 @@ func TestDeliveredBeforeAFailure(t *testing.T) {
 	o.ends().want(t, 0, reset)
 }
 
-// A value that is older, of the history, doesn't come behind a newer one: what
-// OnConnect has sent, or what was published since.
+// A value of the history doesn't follow a newer one, which OnConnect has sent
+// or which was published since.
 func TestReplayedValueIsNotOlder(t *testing.T) {
 	for name, tt := range map[string]struct {
 		topic string
@@ -140,8 +139,7 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 	}
 }
 
-// Clients that come back with lists of their own share the memory of events
-// that are not small.
+// Replays of different clients share the memory of large events.
 func TestReplaysShareLargeEvents(t *testing.T) {
 	h := newHistory(History{Events: 100, Age: time.Minute})
 	large := []byte(strings.Repeat("x", 2*maxJoinOne))
@@ -166,7 +164,7 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 	}
 }
 
-// A response that never opened leaves nothing queued.
+// An outbox that was never opened leaves nothing queued.
 func TestFlushedWhileHeld(t *testing.T) {
 	o := newOutbox()
 	o.push(runOf("x"))

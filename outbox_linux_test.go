@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// Only a connection itself can be written to without blocking; what wraps one
-// may have a Write of its own.
+// A wrapper has no non-blocking write: it may have a Write of its own.
 func TestTryWriter(t *testing.T) {
 	pair := func(network, addr string) (a, b net.Conn) {
 		t.Helper()
@@ -75,7 +74,7 @@ func TestTryWriter(t *testing.T) {
 			t.Errorf("%s: try on a closed connection is no error", name)
 		}
 	}
-	// The kernel's own error, too.
+	// Errors of the kernel are returned, too.
 	a, b := pair("tcp", "127.0.0.1:0")
 	a.(*net.TCPConn).CloseWrite()
 	if _, err := tryWriter(a)([]byte("x")); err == nil {

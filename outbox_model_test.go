@@ -15,9 +15,8 @@ import (
 	"time"
 )
 
-// Whatever comes in which order, is taken in whatever pieces and waits in
-// whichever format: what was sent arrives in order, once, but for what a newer
-// event replaced, and all figures agree with what waits.
+// In any order, format and pieces, messages arrive in order and once, unless
+// newer ones replaced them. All counters agree with the queue.
 func TestOutboxModel(t *testing.T) {
 	for seed := range 15 {
 		synctest.Test(t, func(t *testing.T) {
@@ -34,19 +33,19 @@ func TestOutboxModel(t *testing.T) {
 	}
 }
 
-// An outboxModel drives an outbox by chance and knows what it should do.
+// An outboxModel makes random calls of an outbox and knows their results.
 type outboxModel struct {
 	t      *testing.T
 	rnd    *rand.Rand
 	o      *outbox
 	conn   *recorder
-	direct bool // the kernel may be asked
-	room   int  // what it takes at once
+	direct bool // try is set
+	room   int  // bytes that try accepts
 	format format
 	past   *history
 	sent   []modelMessage
 	opened bool
-	most   int // buffers that waited
+	most   int // the most buffers that waited
 }
 
 type modelMessage struct {
@@ -79,7 +78,7 @@ func (m *outboxModel) open() {
 	synctest.Wait()
 }
 
-// event returns one with a number in front of some padding.
+// event returns an event whose data is a number and some padding.
 func (m *outboxModel) event(topic string) *event {
 	padding := m.rnd.IntN(50)
 	switch m.rnd.IntN(10) {
@@ -138,7 +137,7 @@ func (m *outboxModel) step() {
 	synctest.Wait()
 }
 
-// check compares the outbox's figures with what waits in it.
+// check compares the outbox's figures with its queue.
 func (m *outboxModel) check() {
 	o := m.o
 	if !m.opened {
@@ -179,7 +178,7 @@ func (m *outboxModel) check() {
 	}
 }
 
-// finish lets all go out and looks at it.
+// finish has everything written and checks it.
 func (m *outboxModel) finish() {
 	if !m.opened {
 		m.open()
@@ -223,7 +222,7 @@ func (m *outboxModel) finish() {
 	}
 }
 
-// messages returns the data of what was written.
+// messages returns the data of the messages that were written.
 func (m *outboxModel) messages() (messages []string) {
 	if m.format.encoding.isStream() {
 		for block := range strings.SplitSeq(string(m.conn.got), "\n\n") {
@@ -250,7 +249,7 @@ func (m *outboxModel) messages() (messages []string) {
 	return data
 }
 
-// frames returns the messages of a WebSocket, down to its close frame.
+// frames returns a WebSocket's messages up to its close frame.
 func (m *outboxModel) frames() (messages []string) {
 	rest := m.conn.got
 	for len(rest) > 0 {
@@ -278,8 +277,7 @@ func (m *outboxModel) frames() (messages []string) {
 	return messages
 }
 
-// parseFrame returns the first frame of b, a server's, and its size; zero: it
-// is not complete.
+// parseFrame parses an unmasked frame. A size of zero means it is incomplete.
 func parseFrame(b []byte) (first byte, payload []byte, size int) {
 	if len(b) < 2 {
 		return 0, nil, 0
@@ -298,10 +296,10 @@ func parseFrame(b []byte) (first byte, payload []byte, size int) {
 	return b[0], b[head:size], size
 }
 
-// inflate returns what a compressed message has (RFC 7692 §7.2.2).
+// inflate decompresses a message (RFC 7692 §7.2.2).
 func inflate(t *testing.T, b []byte) string {
 	t.Helper()
-	const end = "\x00\x00\xff\xff\x01\x00\x00\xff\xff" // what the sender has left out, and an empty last block
+	const end = "\x00\x00\xff\xff\x01\x00\x00\xff\xff" // the end that the sender left out, and an empty last block
 	text, err := io.ReadAll(flate.NewReader(io.MultiReader(bytes.NewReader(b), strings.NewReader(end))))
 	if err != nil {
 		t.Fatal(err)

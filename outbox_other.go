@@ -4,6 +4,5 @@ package realtime
 
 import "net"
 
-// tryWriter returns nil: all that goes out is written by the draining
-// goroutine.
+// tryWriter returns nil: the drain goroutine does all the writing.
 func tryWriter(net.Conn) func(b []byte) (n int, err error) { return nil }

@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// A recorder is a connection that keeps what is written, and takes it only
-// through its gate: half of it where that has an error.
+// A recorder is a connection that keeps written bytes. Write waits for its
+// gate. On an error from there, it reports half of the bytes as written.
 type recorder struct {
 	net.Conn
 	gate chan error
-	room func() int // what try takes at once; nil: nothing
+	room func() int // bytes that try accepts; nil: none
 
 	writing atomic.Bool
 	mu      sync.Mutex
@@ -104,7 +104,7 @@ func newOutbox() *outbox { return &outbox{shared: newShared(), owner: new(ending
 // ends returns what o has told its owner.
 func (o *outbox) ends() *endings { return o.owner.(*endings) }
 
-// closeWith closes o.
+// closeWith closes o with its last bytes.
 func (o *outbox) closeWith(last *buffer) bool { return o.close(last, func() {}) }
 
 func runOf(payloads ...string) *run {
@@ -122,8 +122,7 @@ func frames(op byte, payloads ...string) (b []byte) {
 	return b
 }
 
-// What waits goes out in few writes, none of them over maxWrite, in order, and
-// is counted by message.
+// Waiting messages go out in order, in few writes of bounded size.
 func TestOutboxGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
@@ -157,8 +156,8 @@ func TestOutboxGathers(t *testing.T) {
 	})
 }
 
-// A pong overtakes what waits, but never a frame that has been begun; only
-// the newest one is sent, and none behind a close frame.
+// A pong overtakes waiting messages, but no frame that has begun. Only the
+// newest is sent, and none after a close frame.
 func TestOutboxPong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
@@ -186,7 +185,7 @@ func TestOutboxPong(t *testing.T) {
 	})
 }
 
-// Where nothing waits, what the kernel takes needs no goroutine; what is left
+// If nothing waits, bytes that the kernel accepts need no goroutine. The rest
 // of a frame goes first.
 func TestOutboxWritesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -227,8 +226,7 @@ func TestOutboxWritesAtOnce(t *testing.T) {
 	})
 }
 
-// A write that fails ends the outbox: what was written before is delivered, what
-// waits is dropped, both counted, and nothing more is taken.
+// A failed write ends the outbox and counts the delivered and lost messages.
 func TestOutboxWriteFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
@@ -248,8 +246,8 @@ func TestOutboxWriteFails(t *testing.T) {
 	})
 }
 
-// A write that fails at once fails the Send, the client and all that comes
-// after; the connection has its 5 s to end.
+// A write that fails at once fails the Send, the client and all later sends.
+// The connection has 5 s to end.
 func TestWriteFailsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := NewHub()
@@ -287,7 +285,7 @@ func TestWriteFailsAtOnce(t *testing.T) {
 	})
 }
 
-// An outbox that has failed takes and writes nothing more.
+// An outbox that has failed accepts and writes nothing more.
 func TestOutboxHasFailed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutbox()
@@ -321,7 +319,7 @@ func TestOutboxHasFailed(t *testing.T) {
 	})
 }
 
-// A held outbox keeps events and the close frame, and no control frames.
+// A held outbox keeps events and the close frame, but no control frames.
 func TestOutboxHeld(t *testing.T) {
 	o := newOutbox()
 	o.push(runOf("early"))
@@ -351,8 +349,8 @@ func TestOutboxSlowPush(t *testing.T) {
 	o.ends().want(t, 0, ErrSlowClient)
 }
 
-// The patience with a reader above SendBuffer: it starts when waiting exceeds
-// that, anew when SendBuffer less wait than at most, and ends when it is below.
+// SlowAfter begins above SendBuffer, starts over when the backlog has shrunk by
+// SendBuffer messages, and ends at SendBuffer.
 func TestOutboxPatience(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOutbox()
@@ -384,12 +382,12 @@ func TestOutboxPatience(t *testing.T) {
 		}
 		push(10)
 		time.Sleep(time.Minute)
-		look(nil) // at the limit for as long as it likes
+		look(nil) // at the limit is never too slow
 		push(30)
 		time.Sleep(999 * time.Millisecond)
 		look(nil)
 		push(1)
-		take(11) // 30 of 41, and anew at 31
+		take(11) // 30 of 41, and SlowAfter starts over at 31
 		time.Sleep(999 * time.Millisecond)
 		look(nil)
 		take(8) // 22 of 31: not enough
@@ -408,10 +406,10 @@ func TestOutboxPatience(t *testing.T) {
 	})
 }
 
-// A queue that is never quite empty doesn't grow for ever.
+// A queue that never empties doesn't grow for ever.
 func TestOutboxQueueIsBounded(t *testing.T) {
 	o := newOutbox()
-	o.writing = true // by this test
+	o.writing = true // this test writes
 	o.open(new(recorder), nil, format{})
 	o.push(runOf("x"))
 	for range 10_000 {
@@ -432,10 +430,9 @@ func TestOutboxQueueIsBounded(t *testing.T) {
 	}
 }
 
-// The memory of a message that the kernel took in part is not used for another
-// one.
+// A message that the kernel accepted in part keeps its memory.
 func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
-	for range 20 { // the pool may forget, under the race detector
+	for range 20 { // under the race detector the pool may drop its items
 		room := 3
 		conn := &recorder{room: func() int { return room }}
 		o, other := newOutbox(), newOutbox()
@@ -457,8 +454,7 @@ func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
 	}
 }
 
-// Whatever is pushed, and however the writes go, the bytes are those of the
-// messages in order, with whole control frames between them.
+// The bytes are messages in order, with whole control frames between them.
 func TestOutboxKeepsOrder(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -531,8 +527,7 @@ func TestOutboxKeepsOrder(t *testing.T) {
 	}
 }
 
-// The hub depends on each of the library's writes being one control frame: it
-// asserts that.
+// The wire accepts only whole close frames from the library.
 func TestWireTakesControlFramesOnly(t *testing.T) {
 	var taken [][]byte
 	clk := &clock{start: time.Now()}

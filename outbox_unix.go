@@ -8,13 +8,11 @@ import (
 	"syscall"
 )
 
-// tryWriter returns a function that writes what the kernel takes of b at once,
-// without ever waiting, or nil where conn has no such way. Only the connection
-// itself has: a wrapper that embeds one has its SyscallConn as well, but may
-// have a Write of its own.
+// tryWriter returns a function that writes as much of b as the kernel accepts,
+// without blocking. It returns nil unless conn is a TCP or Unix connection
+// itself: a wrapper may have a Write of its own.
 //
-// The function must not be called while conn.Write runs, for which it would
-// wait.
+// Don't call the function while conn.Write runs: it would wait for that.
 func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 	var raw syscall.RawConn
 	var err error
@@ -42,9 +40,9 @@ func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 	}
 }
 
-// An attempt is one non-blocking write. They are pooled because a closure for
-// each write would be an allocation for each delivery, and one for each client
-// memory that idles.
+// An attempt is one non-blocking write. Attempts are pooled: a closure for each
+// write would be an allocation for each delivery, and one for each client would
+// be idle memory.
 type attempt struct {
 	do  func(fd uintptr) bool // the method write
 	b   []byte
@@ -58,7 +56,7 @@ var attempts = sync.Pool{New: func() any {
 	return a
 }}
 
-// write reports that it is done, in any case: for RawConn.Write not to wait.
+// write always reports that it is done, so RawConn.Write never waits.
 func (a *attempt) write(fd uintptr) bool {
 	for {
 		a.n, a.err = syscall.Write(int(fd), a.b)
