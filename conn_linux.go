@@ -10,9 +10,8 @@ import (
 	"unsafe"
 )
 
-// limitSilence makes the kernel give a connection up whose peer has not
-// acknowledged what was written to it for so long (TCP_USER_TIMEOUT, RFC 5482).
-// It is for peers that have no way to answer a ping.
+// limitSilence makes the kernel end a connection whose peer acknowledges no
+// data for d (TCP_USER_TIMEOUT, RFC 5482). Use it if peers answer no pings.
 func limitSilence(conn net.Conn, d time.Duration) {
 	const userTimeout = 0x12
 	if c, ok := conn.(*net.TCPConn); ok {
@@ -24,8 +23,8 @@ func limitSilence(conn net.Conn, d time.Duration) {
 	}
 }
 
-// unsent returns how many bytes the kernel holds for conn which the peer has not
-// acknowledged (SIOCOUTQ), and reports whether it can tell.
+// unsent returns how many bytes the peer has not acknowledged (SIOCOUTQ), and
+// reports whether it can tell. It can for TCP, and for TLS over TCP.
 func unsent(conn io.Writer) (n int, ok bool) {
 	if c, ok := conn.(*tls.Conn); ok {
 		conn = c.NetConn()

@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// limitSilence does nothing: there is no portable way.
+// limitSilence does nothing, and unsent can't tell. No portable way exists.
 func limitSilence(net.Conn, time.Duration) {}
 
-// unsent can't tell: there is no portable way.
 func unsent(io.Writer) (n int, ok bool) { return 0, false }

@@ -7,24 +7,23 @@ import (
 	"sync/atomic"
 )
 
-// A shard owns some of a hub's clients and hands them events. All that
-// concerns its clients comes through one inbox and is taken in order by one
-// goroutine, which waits for nothing else: neither for a client nor for a
-// handler nor for another shard.
+// A shard gives events to some of a hub's clients. All that concerns them comes
+// through one inbox. One goroutine handles it in order, and waits for nothing
+// else: no client, no handler, no other shard.
 type shard struct {
 	inbox inbox
-	last  atomic.Pointer[event] // what is published up to here has reached the outboxes; nil: nothing was
+	last  atomic.Pointer[event] // the last event with a position that the outboxes have; nil: none
 	stats *shared
 
 	// Owned by the shard's goroutine.
 	clients []*Client
 	topics  map[string]*topic // those with clients
-	events  []*event          // not yet handed on
-	run     run               // memory for those that all go the same way
-	touched []*Client         // memory for those that get a list
+	events  []*event          // gathered, not yet delivered
+	run     run               // memory for events of one audience
+	touched []*Client         // memory for clients that get a list
 }
 
-// An entry is what a shard's inbox holds.
+// An entry is one item of a shard's inbox.
 type entry struct {
 	op     op
 	event  *event
@@ -43,30 +42,29 @@ const (
 	opSubscribe             // sub
 	opUnsubscribe           // sub
 	opReplay                // replay, to client
-	opNote                  // note is called when all that came before has been handed on
+	opNote                  // note, called when all entries before it are done
 )
 
-// A topic is one that has clients in a shard. It is owned by the shard's
-// goroutine.
+// A topic has one topic's subscriptions in a shard, whose goroutine owns it.
 type topic struct {
 	name string
 	subs []*subscription
 }
 
-// A subscription is a client's to a topic.
+// A subscription links one client to one topic.
 type subscription struct {
 	// Set at construction, never changed.
 	client *Client
 	name   string
 
 	// Owned by the shard's goroutine.
-	topic      *topic // nil: it is not in one
+	topic      *topic // nil: not subscribed
 	index      int    // in topic.subs
 	next, prev *subscription
 }
 
-// loop is the shard's goroutine. It is started with the hub's first client
-// and ends when the inbox is closed; Shutdown waits for it.
+// loop is the shard's goroutine. The hub's first client starts it. It ends when
+// the inbox is closed, and Shutdown waits for it.
 func (s *shard) loop() {
 	for {
 		batch := s.inbox.take()
@@ -80,8 +78,7 @@ func (s *shard) loop() {
 	}
 }
 
-// apply takes one entry. Events are gathered as long as who gets them stays
-// the same.
+// apply handles one entry. It gathers events until another entry comes.
 func (s *shard) apply(e *entry) {
 	if e.op == opEvent {
 		s.events = append(s.events, e.event)
@@ -123,7 +120,7 @@ func (s *shard) leave(c *Client) {
 func (s *shard) subscribe(sub *subscription) {
 	c := sub.client
 	if c.index < 0 {
-		return // it has left meanwhile
+		return // it has left
 	}
 	t := s.topics[sub.name]
 	if t == nil {
@@ -144,7 +141,7 @@ func (s *shard) subscribe(sub *subscription) {
 func (s *shard) unsubscribe(sub *subscription) {
 	t := sub.topic
 	if t == nil {
-		return // its client has left meanwhile
+		return // its client has left
 	}
 	last := len(t.subs) - 1
 	t.subs[sub.index] = t.subs[last]
@@ -195,10 +192,10 @@ func (s *shard) size(ev *event) (n int64) {
 	return n
 }
 
-// sameAudience reports whether the same clients get both.
+// sameAudience reports whether the same clients get a and b.
 func sameAudience(a, b *event) bool { return a.topic == b.topic && a.Except == b.Except }
 
-// deliver hands on what was gathered.
+// deliver gives the gathered events to their clients.
 func (s *shard) deliver() {
 	if len(s.events) == 0 {
 		return
@@ -208,7 +205,7 @@ func (s *shard) deliver() {
 	if i := slices.IndexFunc(events, func(ev *event) bool { return !sameAudience(ev, events[0]) }); i < 0 {
 		s.run.add(events...)
 		for c := range s.audience(events[0]) {
-			c.out.push(&s.run) // a client that has left, or is too slow, costs the others nothing
+			c.out.push(&s.run) // an error concerns that client alone
 		}
 		s.run.reset()
 	} else {
@@ -221,19 +218,18 @@ func (s *shard) deliver() {
 	s.events = s.events[:0]
 }
 
-// A list is the events that some clients get out of a batch: those of another
-// list, and then some. As clients with the same events have the same list, what
-// they get is joined once for all of them.
+// A list is what some clients get of a batch: the list before it, then its own
+// events. Clients with the same events share one, so joining happens once.
 type list struct {
 	before *list
-	events []*event // behind those of before
-	after  *list    // the one that this is before, for the events at hand
-	run    run      // of all of them, made at first use
+	events []*event // after those of before
+	after  *list    // this list plus the newest stretch
+	run    run      // all events, made at first use
 }
 
-// deliverMixed hands on events with several audiences. They are taken in
-// stretches of one audience; each moves every client of it from its list to
-// the one that has the stretch as well.
+// deliverMixed delivers events of several audiences. It divides them into
+// stretches of one audience each. Every client of a stretch moves from its list
+// to the one that adds the stretch.
 func (s *shard) deliverMixed(events []*event) {
 	root := new(list)
 	for len(events) > 0 {
@@ -263,7 +259,7 @@ func (s *shard) deliverMixed(events []*event) {
 	s.touched = s.touched[:0]
 }
 
-// whole returns all events of l and of those before it.
+// whole returns all events of l and of the lists before it.
 func (l *list) whole() *run {
 	if len(l.run.events) == 0 {
 		var stretches [][]*event
@@ -278,8 +274,8 @@ func (l *list) whole() *run {
 }
 
 // conflate returns events without those that a later one of the same topic and
-// Key replaces for everybody, and calls dropped for each of those. It leaves
-// events as they are.
+// Key replaces for all clients. It calls dropped for each of these. It doesn't
+// change events.
 func conflate(events []*event, dropped func(ev *event)) []*event {
 	if !slices.ContainsFunc(events, func(ev *event) bool { return ev.Key != "" }) {
 		return events
@@ -303,19 +299,17 @@ func conflate(events []*event, dropped func(ev *event)) []*event {
 	return kept
 }
 
-// inboxSize is how many entries may wait for a shard before those who put
-// them have to wait as well: this is where publishers feel that a hub falls
-// behind.
+// inboxSize is the number of entries at which put blocks. It makes publishers
+// wait when a hub falls behind.
 const inboxSize = 1024
 
-// An inbox is a shard's queue. It costs nothing while it is empty, and hands
-// over all that waits at once.
+// An inbox is a shard's queue. It keeps nothing alive while it is empty.
 type inbox struct {
 	mu      sync.Mutex // guards the fields below
 	ready   sync.Cond  // there are entries, or the inbox is closed
 	room    sync.Cond  // there is room
 	entries []entry
-	taken   []entry // the slice to fill next
+	taken   []entry // the slice that take returned; filled next
 	closed  bool
 }
 
@@ -323,9 +317,9 @@ func (in *inbox) init() {
 	in.ready.L, in.room.L = &in.mu, &in.mu
 }
 
-// put adds entries, in order and together, and waits until there is room for
-// the first. That is until the shard's goroutine has come round: it waits for
-// nobody. It reports whether the inbox was open: where not, nothing was added.
+// put adds entries, in order and together. It blocks until there is room for
+// the first; the shard's goroutine makes room without waiting for anybody. It
+// reports whether it added them: a closed inbox accepts none.
 func (in *inbox) put(entries ...entry) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -340,12 +334,12 @@ func (in *inbox) put(entries ...entry) bool {
 	return true
 }
 
-// take returns all entries, waiting for one, or nil once the inbox is closed
-// and empty. The slice is valid until the next call.
+// take waits for entries and returns all of them, or nil once the inbox is
+// closed and empty. The slice is valid until the next call.
 func (in *inbox) take() []entry {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	clear(in.taken) // before the wait: an idle hub holds on to nothing
+	clear(in.taken) // before the wait, so that an idle hub keeps nothing alive
 	for len(in.entries) == 0 && !in.closed {
 		in.ready.Wait()
 	}
@@ -357,7 +351,7 @@ func (in *inbox) take() []entry {
 	return in.taken
 }
 
-// close ends the shard once it has taken what is there.
+// close ends the shard after the entries that are left.
 func (in *inbox) close() {
 	in.mu.Lock()
 	defer in.mu.Unlock()

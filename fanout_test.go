@@ -11,11 +11,11 @@ import (
 	"time"
 )
 
-// A publisher waits no longer than its ctx, nor than the hub lives.
+// A publisher waits at most until its ctx ends or the hub shuts down.
 func TestPublishWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := NewHub()
-		hub.started.Store(true) // a loop that takes nothing
+		hub.started.Store(true) // a loop that accepts nothing
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start := time.Now()
@@ -29,7 +29,7 @@ func TestPublishWaits(t *testing.T) {
 		if err := hub.PublishAll(t.Context(), Event{}); err != ErrHubClosed {
 			t.Errorf("PublishAll: %v, want ErrHubClosed", err)
 		}
-		// Nor may anybody who still listens take it.
+		// No event is accepted then, even if something still receives.
 		go func() {
 			for range hub.publish {
 				t.Error("an event was taken after Shutdown had begun")
@@ -45,8 +45,7 @@ func TestPublishWaits(t *testing.T) {
 	})
 }
 
-// An inbox that is full makes whoever puts something in wait, one batch after
-// the other; one that is closed still hands over what it has.
+// A full inbox makes put wait. A closed one still returns its entries.
 func TestInbox(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var in inbox
@@ -77,7 +76,7 @@ func TestInbox(t *testing.T) {
 			t.Errorf("took %d entries, want the end", len(got))
 		}
 
-		// Those for whom there is room don't wait for each other.
+		// Puts for which there is room don't wait for each other.
 		in = inbox{}
 		in.init()
 		in.put(make([]entry, inboxSize)...)
@@ -96,8 +95,7 @@ func TestInbox(t *testing.T) {
 	})
 }
 
-// An event reaches who had joined before it and hadn't left, also where all of
-// that waits for the shard at once.
+// An event reaches the clients that joined before it and haven't left.
 func TestShardKeepsOrder(t *testing.T) {
 	hub := NewHub()
 	hub.settle()
@@ -120,7 +118,7 @@ func TestShardKeepsOrder(t *testing.T) {
 	}
 }
 
-// A shard that waits for the next entry holds on to none of the last ones.
+// A shard that waits for an entry keeps no earlier ones alive.
 func TestIdleInboxHoldsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var in inbox
@@ -138,7 +136,7 @@ func TestIdleInboxHoldsNothing(t *testing.T) {
 	})
 }
 
-// A topic without clients is forgotten, and so is all of a client that leaves.
+// Topics without clients are forgotten, and all of a client that leaves.
 func TestTopicsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := NewHub()
@@ -180,7 +178,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 	})
 }
 
-// queued returns what waits for c.
+// queued returns the buffers that wait for c.
 func (c *Client) queued() []queued {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
@@ -198,13 +196,13 @@ func allFormats() (all []format) {
 	return all
 }
 
-// An event is encoded once for each format, and events that several clients
-// get are joined once for all of them, also where audiences are mixed.
+// An event is encoded once for each format. Clients with the same events share
+// joined buffers, also if audiences are mixed.
 func TestClientsShareBuffers(t *testing.T) {
 	hub := NewHub()
 	hub.settle()
 	s := &shard{stats: &hub.shared}
-	gate := make(chan error) // behind which writes block
+	gate := make(chan error) // all writes wait for it
 	defer close(gate)
 	var clients [formats][2]*Client
 	for _, f := range allFormats() {

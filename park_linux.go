@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// canPark reports whether conn can wait for input without a goroutine. Its
-// type must be exactly one of these: a wrapper may have read ahead.
+// canPark reports whether conn can wait for input without a goroutine. Only
+// these very types can: a wrapper may have read ahead.
 func canPark(conn net.Conn) bool {
 	switch conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
@@ -17,11 +17,10 @@ func canPark(conn net.Conn) bool {
 	return false
 }
 
-// A parker holds connections that wait for input and have no goroutine. Their
-// descriptors are in an epoll set, one-shot and level-triggered: bytes that
-// came before a connection was parked wake it as well. The set's own
-// descriptor waits in Go's netpoller, so that it holds no thread, and Close
-// ends the loop.
+// A parker holds connections that wait for input without a goroutine. Their
+// descriptors are in an epoll set, one-shot and level-triggered, so bytes that
+// came before parking wake them too. The set waits in Go's netpoller: it holds
+// no thread, and closing it ends the loop.
 type parker struct {
 	set  *os.File
 	wait syscall.RawConn // of set
@@ -31,13 +30,13 @@ type parker struct {
 	free  []int32
 }
 
-// A parkedClient is one that has a slot.
+// A parkedClient is one slot.
 type parkedClient struct {
 	client     *Client // nil: the slot is free
-	generation int32   // of the slot's tenants: an event for a former one is dropped
+	generation int32   // counts the slot's clients; input for an earlier one is dropped
 }
 
-// newParker returns a parker whose loop is to be started.
+// newParker returns a parker. Its caller starts the loop.
 func newParker() (*parker, error) {
 	fd, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {
@@ -55,8 +54,8 @@ func newParker() (*parker, error) {
 	return p, nil
 }
 
-// enter gives c a slot. It is for the goroutine that reads c's connection, as
-// are arm and leave.
+// enter gives c a slot. The goroutine that reads c's connection calls it, as
+// well as arm and leave.
 func (p *parker) enter(c *Client) (slot int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -71,16 +70,15 @@ func (p *parker) enter(c *Client) (slot int32) {
 	return slot
 }
 
-// arm lets input, or the connection's end, start c's reading goroutine, and
-// reports whether it could. If so, that goroutine may be running already: the
-// caller has nothing more to do with c. known tells that the connection has
-// been in the set before.
+// arm starts the reading goroutine at the next input or the connection's end,
+// and reports whether it could. If so, that goroutine may already run: leave
+// the client alone then. known: the set has had conn before.
 func (p *parker) arm(slot int32, conn net.Conn, known bool) bool {
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return false
 	}
-	p.mu.Lock() // also what tells the race detector that c's next goroutine comes after this one
+	p.mu.Lock() // this also shows the race detector that the next reading goroutine comes after this one
 	event := syscall.EpollEvent{
 		Events: syscall.EPOLLIN | syscall.EPOLLONESHOT,
 		Fd:     slot,
@@ -91,8 +89,7 @@ func (p *parker) arm(slot int32, conn net.Conn, known bool) bool {
 	if known {
 		op = syscall.EPOLL_CTL_MOD
 	}
-	// Within Control a descriptor is its owner's: a number that was kept could
-	// be another one's by now.
+	// Within Control, fd is surely conn's. A stored number could be reused.
 	armed := false
 	p.wait.Control(func(set uintptr) {
 		raw.Control(func(fd uintptr) { armed = syscall.EpollCtl(int(set), op, int(fd), &event) == nil })
@@ -100,7 +97,7 @@ func (p *parker) arm(slot int32, conn net.Conn, known bool) bool {
 	return armed
 }
 
-// leave gives the slot back. Closing the descriptor takes it out of the set.
+// leave frees the slot. Closing the descriptor removes it from the set.
 func (p *parker) leave(slot int32) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -109,8 +106,7 @@ func (p *parker) leave(slot int32) {
 	p.free = append(p.free, slot)
 }
 
-// loop starts the reading goroutines of connections for which there is input.
-// It is the body of a goroutine that ends when the set is closed.
+// loop starts the reading goroutines of connections with input, until close.
 func (p *parker) loop() {
 	var events [128]syscall.EpollEvent
 	var woken []*Client

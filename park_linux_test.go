@@ -88,7 +88,7 @@ func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 	}
 }
 
-// The sweeper parks what has been idle for a few seconds, and not before.
+// The sweeper parks a client that has been idle for 3 s, and not before.
 func TestSweeperParks(t *testing.T) {
 	hub := realtime.NewHub()
 	s := newTCPSite(t, hub)
@@ -103,8 +103,7 @@ func TestSweeperParks(t *testing.T) {
 	go closeStatus(c)
 }
 
-// A connection is parked between messages only: within one, a kick changes
-// nothing, nor do several while it waits for the next byte.
+// Connections are parked between messages only. Kicks within one do nothing.
 func TestKickWithinAMessage(t *testing.T) {
 	whole := slices.Concat(
 		frame(0x01, []byte("in ")), frame(0x89, []byte("ping")), frame(0x00, []byte("five ")), frame(0x8A, nil), frame(0x80, []byte("pieces")),
@@ -143,7 +142,7 @@ func TestKickWithinAMessage(t *testing.T) {
 	}
 }
 
-// Bytes that come at the moment of parking are not left lying.
+// Bytes that come at the moment of parking are read.
 func TestMessagesAtTheMomentOfParking(t *testing.T) {
 	hub := realtime.NewHub()
 	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
@@ -260,7 +259,7 @@ func TestParkedClientEnds(t *testing.T) {
 	}
 }
 
-// A client keeps one place with the parker, and gives it back.
+// A client keeps one slot of the parker, and gives it back.
 func TestParkingPlaces(t *testing.T) {
 	hub := realtime.NewHub()
 	hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
@@ -288,7 +287,6 @@ func TestParkingPlaces(t *testing.T) {
 	}
 }
 
-// descriptors returns how many are open.
 func descriptors(t *testing.T) int {
 	t.Helper()
 	all, err := os.ReadDir("/proc/self/fd")
@@ -298,7 +296,7 @@ func descriptors(t *testing.T) int {
 	return len(all)
 }
 
-// Pings of both sides pass while a client is parked.
+// Pings of both sides are answered while a client is parked.
 func TestPingsWhileParked(t *testing.T) {
 	hub := realtime.NewHub()
 	hub.PingInterval, hub.PongTimeout = time.Second, time.Second

@@ -7,10 +7,9 @@ import (
 	"net"
 )
 
-// canPark reports whether conn can wait for input without a goroutine.
+// canPark returns false: only Linux has a parker.
 func canPark(net.Conn) bool { return false }
 
-// A parker exists on Linux alone.
 type parker struct{}
 
 func newParker() (*parker, error) { return nil, errors.ErrUnsupported }

@@ -13,8 +13,7 @@ func (c *Client) leaveHub() {
 	c.gone()
 }
 
-// What a client had is given back when it goes: its slot, its place in the
-// shard, and with the last of them all that a burst of clients took.
+// A client that leaves gives its slot back. The last one frees all slots.
 func TestRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := NewHub()
@@ -29,7 +28,7 @@ func TestRegistry(t *testing.T) {
 		}
 		a, b, c := add(), add(), add()
 		b.leaveHub()
-		time.Sleep(2 * revolution) // the sweeper copes with the gap
+		time.Sleep(2 * revolution) // the sweeper passes over the gap
 		if got := hub.registry.all(); len(got) != 2 || got[0] != a || got[1] != c {
 			t.Errorf("the hub has %d clients, want the first and the third", len(got))
 		}
@@ -55,7 +54,7 @@ func TestRegistry(t *testing.T) {
 	})
 }
 
-// A newcomer that was let in just before Shutdown began is waited for.
+// Shutdown waits for a client that was added just before.
 func TestJoinDuringShutdown(t *testing.T) {
 	for range 20 { // the loop may find either first
 		synctest.Test(t, func(t *testing.T) {

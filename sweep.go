@@ -5,52 +5,49 @@ import (
 	"time"
 )
 
-// revolution is how often the sweeper looks at each client: what depends on
-// time happens at most that much late.
+// revolution is how often the sweeper looks at each client. So timeouts are
+// noticed at most that much late.
 const revolution = time.Second
 
-// phases is how many parts a revolution has. Client slots are spread over
-// them, so that not all clients are pinged at once.
+// phases is the number of parts of a revolution. Client slots are spread over
+// them, so that clients are pinged at different times.
 const phases = 16
 
-// parkAfter is how long a client's goroutine waits for its next message before
-// the connection is parked, where it can be: so long that a client which talks
-// pays nothing for it.
+// parkAfter is the silence after which a connection is parked, if it can be. It
+// is so long that an active client pays nothing for parking.
 const parkAfter = 3 * time.Second
 
-// A clock tells a hub's time: that of the process while it runs. When the
-// whole process was stopped (SIGSTOP, a suspended laptop, a frozen container)
-// the clock was too, because what clients sent meanwhile is still unread. The
-// sweeper winds it at least once a revolution, and it runs for two: whoever is
-// first to ask after a stall gets no time from after it.
+// A clock is a hub's time. It stands still while the process does (SIGSTOP, a
+// suspended laptop, a frozen container), because bytes that clients sent then
+// are still unread. The sweeper winds it at least once a revolution, and it
+// runs for two. So the first call of now after a stall doesn't count the stall.
 type clock struct {
 	start time.Time
 	lost  atomic.Int64 // how long it stood still
-	until atomic.Int64 // when it stands still unless it is wound
+	until atomic.Int64 // when it stops unless it is wound
 }
 
-// now returns the hub's time. It is never zero, so that zero can mean never.
+// now returns the hub's time. It is never zero, so zero can mean never.
 func (c *clock) now() time.Duration {
 	return max(1, min(c.running(), time.Duration(c.until.Load())))
 }
 
-// running returns the time of a clock that is wound.
+// running returns the time without the stop at until.
 func (c *clock) running() time.Duration {
 	return time.Since(c.start) - time.Duration(c.lost.Load())
 }
 
-// wind lets the clock run on. It is for the sweeper.
+// wind lets the clock run for two more revolutions. Only the sweeper calls it.
 func (c *clock) wind() {
 	running := c.running()
 	now := max(1, min(running, time.Duration(c.until.Load())))
-	c.lost.Add(int64(running - now)) // before until, so that nobody sees it jump ahead
+	c.lost.Add(int64(running - now)) // before until, so that the time never jumps ahead
 	c.until.Store(int64(now + 2*revolution))
 }
 
-// sweep does all that depends on time, for all clients, so that none of them
-// has a timer. It is the body of a goroutine that the first client starts, and
-// that ends when there are no clients any more, or the hub stops. It
-// never blocks: what it finds overdue, it hands to the client's goroutines.
+// sweep does all that depends on time, so that no client has a timer. It is a
+// goroutine that the first client starts. It ends when there are no clients, or
+// the hub stops. It never blocks: an overdue client's goroutines do the rest.
 func (h *Hub) sweep() {
 	timer := time.NewTimer(time.Hour)
 	timer.Stop()
@@ -62,8 +59,7 @@ func (h *Hub) sweep() {
 		if phase == 0 && h.registry.sweptEmpty() {
 			return
 		}
-		// Phases without a slot are slept through: a hub with one client
-		// wakes once a second.
+		// It sleeps through empty phases: one client wakes it once a second.
 		due = due.Add(revolution / phases)
 		if !h.registry.hasPhase(phase) {
 			continue
@@ -107,7 +103,7 @@ func (c *Client) sweep(now time.Duration) {
 		return // not connected yet, or not any more
 	}
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every {
-		if c.beat != 0 { // and not just connected
+		if c.beat != 0 { // not right after connecting
 			c.heartbeat()
 		}
 		c.beat = now
@@ -115,9 +111,9 @@ func (c *Client) sweep(now time.Duration) {
 	c.transport.sweep(c, now)
 }
 
-// beatInterval returns how often a client gets a heartbeat; not positive: never.
-// A position must be told well before the history has forgotten the one that was
-// told before.
+// beatInterval returns the time between a client's heartbeats. Zero or less
+// means never. The history must not forget a client's last position before the
+// next heartbeat, so a third of History.Age is the limit.
 func (s *shared) beatInterval() time.Duration {
 	switch every := s.history.Age / 3; {
 	case !s.history.keeps():
@@ -129,10 +125,9 @@ func (s *shared) beatInterval() time.Duration {
 	}
 }
 
-// heartbeat tells a client that knows of ids how far it has come, also where
-// nothing was published to its topics: the history would otherwise forget the
-// event that it saw last. On an event stream something is written in any case,
-// for proxies to see that it is alive.
+// heartbeat tells a client its newest position, even if its topics are quiet:
+// the history could forget the last event that it saw. Without a new position,
+// an event stream gets a comment, so that proxies see it alive.
 func (c *Client) heartbeat() {
 	h := c.hub
 	if last := c.home.last.Load(); last != nil {

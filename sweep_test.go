@@ -6,8 +6,7 @@ import (
 	"time"
 )
 
-// A clock that nobody winds stands still after two revolutions, so that what
-// runs first after a stall of the process is stamped with no time to come.
+// A clock that isn't wound stops after two revolutions: a stall adds no time.
 func TestClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := clock{start: time.Now()}
