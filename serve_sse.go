@@ -15,39 +15,33 @@ import (
 	"github.com/coder/websocket"
 )
 
-// ServeSSE makes the request an event-stream client of the hub: a [Client] as
-// any other, but that nothing comes from it. The browser's EventSource is all
-// it takes on the other side, and comes back by itself when the connection is
-// lost; with [Hub.History] it then gets what it has missed. Close ends the
-// stream, which its browser takes for a loss of the connection.
+// ServeSSE makes the request an event-stream client of the hub: a [Client] that
+// sends no messages. A browser's EventSource is enough. It reconnects by
+// itself, also after Close. With [Hub.History] it then gets missed events.
 //
-// The answer to GET is taken over from net/http on HTTP/1.1 without TLS:
-// ServeSSE returns at once then, and the client takes little memory. Headers
-// that were set on w before are sent, those that middleware would add when an
-// answer is written are not. On HTTP/2 and TLS, behind middleware that hides
-// the connection or has set a Content-Encoding, and to HTTP/1.0, ServeSSE
-// answers through w and blocks until the client is gone; it lifts
-// Server.WriteTimeout. HEAD is answered by the headers alone, OPTIONS as CORS
-// asks, any other method by 405.
+// On HTTP/1.1 without TLS, ServeSSE takes the connection over from net/http and
+// returns at once; the client then takes little memory. Headers that are
+// already set on w are sent. Those that middleware adds later are not. On
+// HTTP/1.0, HTTP/2 and TLS, and behind middleware that hides the connection or
+// has set a Content-Encoding, ServeSSE answers through w, lifts
+// Server.WriteTimeout and blocks until the client is gone. HEAD gets the
+// headers alone, OPTIONS the CORS answer, any other method but GET 405.
 //
-// Two kinds of middleware spoil what goes through w: one whose ResponseWriter
-// hides SetWriteDeadline, where Server.WriteTimeout ends the stream and nothing
-// else ends one whose client reads no more; and one that ignores Flush until it
-// has seen enough, and so holds events back. Those that compress can be told to
-// leave a path alone.
+// Two kinds of middleware spoil streams through w. If one hides
+// SetWriteDeadline, Server.WriteTimeout ends the stream, and nothing else ends
+// one whose client stops reading. If one ignores Flush until it has enough
+// data, events are late. Compressing middleware can often exclude a path.
 //
-// A browser tells its origin only where it is another than the server's, so
-// CheckOrigin is asked only about a request that has one. An origin that it
-// accepts gets the CORS headers with which the browser hands the events on, and
-// may send cookies. Where no check is set, every page may read the stream, but
-// no cookies come along.
+// CheckOrigin is asked only about a request with an Origin, which browsers send
+// from other sites. If it accepts, the page may read the events and send
+// cookies (CORS). Without a check every page may read, but sends no cookies.
 //
-// Requests are refused as [Upgrade] refuses them, but for those that come after
-// Shutdown has begun: they get a stream that ends at once, with a delay after
-// which to come back, because an error would make a browser give up.
+// Requests are refused as in [Upgrade]. But a request that may succeed later,
+// as after Shutdown has begun, gets a stream that ends at once, and a delay
+// after which to reconnect. A browser that gets an error would never reconnect.
 //
-// A client that leaves is noticed at once, one that vanishes silently within
-// PingInterval and PongTimeout, on Linux where the connection was taken over.
+// A client that leaves is noticed at once. On Linux, one that vanishes from a
+// connection taken over is noticed within PingInterval plus PongTimeout.
 func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 	if err := h.usable(); err != nil {
 		slog.Error("realtime: event stream: " + err.Error())
@@ -57,12 +51,12 @@ func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 	h.admit(w, r, eventStream{})
 }
 
-// eventStream is the transport of WHATWG HTML §9.2.
+// eventStream is the transport for event streams (WHATWG HTML §9.2).
 type eventStream struct{}
 
 func (eventStream) kind() Transport { return EventStream }
 
-// errAnswered is for requests that need no client to be answered.
+// errAnswered means that the request was answered and needs no client.
 var errAnswered = errors.New("realtime: answered without a client")
 
 func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
@@ -92,16 +86,14 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 	return nil
 }
 
-// refuseForNow ends the stream right after it has begun, because an error would
-// stop a browser's EventSource for good.
+// refuseForNow sends an empty stream: an error ends an EventSource for good.
 func (eventStream) refuseForNow(w http.ResponseWriter, _ string) {
 	streamHeaders(w.Header())
 	w.WriteHeader(http.StatusOK)
 	w.Write(retryNotice().b)
 }
 
-// connect takes the connection over or, where that can't be, stays in the
-// handler.
+// connect takes the connection over or, if it can't, stays in the handler.
 func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
 	f := format{encoding: plainStream}
 	if r.URL.Query().Get("protocol") == Subprotocol {
@@ -118,8 +110,8 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 	return nil, nil
 }
 
-// shareAcross asks CheckOrigin about a request from another site, and answers
-// its refusal. One that is accepted gets the CORS headers (Fetch §3.2).
+// shareAcross asks CheckOrigin about a request that has an Origin. It answers a
+// refusal, or sets the CORS headers (Fetch §3.2).
 func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 	header := w.Header()
 	header.Add("Vary", "Origin")
@@ -135,7 +127,7 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 		header.Set("Access-Control-Allow-Credentials", "true")
 	}
 	if r.Method == http.MethodOptions {
-		// These headers and no others: SameOrigin believes what a proxy adds.
+		// No other headers: SameOrigin trusts those that a proxy adds.
 		header.Set("Access-Control-Allow-Methods", "GET")
 		header.Set("Access-Control-Allow-Headers", "Last-Event-ID, Cache-Control")
 		header.Set("Access-Control-Max-Age", "600")
@@ -143,7 +135,7 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// takeOverStream takes the connection from net/http, or returns nil where the
+// takeOverStream takes the connection from net/http, or returns nil if the
 // answer has to go through w.
 func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
 	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || r.TLS != nil || w.Header().Get("Content-Encoding") != "" {
@@ -155,7 +147,7 @@ func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
 			return nil
 		}
 		if conn, _, err := takeOver(hijacker); err == nil {
-			return conn // what came behind the request, nobody will read
+			return conn // bytes after the request are ignored
 		}
 		outer, ok := hijacker.(interface{ Unwrap() http.ResponseWriter })
 		if !ok {
@@ -165,10 +157,10 @@ func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
 	}
 }
 
-// acceptStream answers the request on its connection and parks it, or starts
-// the client's reading goroutine.
+// acceptStream answers the request on its connection. It parks the connection,
+// or starts the client's reading goroutine.
 func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
-	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach: later it would undo an abort
 	c.wire.attach(nc, nil)
 	header.Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
 	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
@@ -184,8 +176,7 @@ func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
 	return nil
 }
 
-// maxJunk bounds what may come on an event stream, whose client has nothing to
-// say.
+// maxJunk is the most bytes that may come in on an event stream.
 const maxJunk = 64 << 10
 
 // read waits for the end of the connection.
@@ -205,7 +196,7 @@ func (eventStream) read(c *Client) error {
 func (eventStream) ended(c *Client, err error) error {
 	switch readErr := c.wire.readErr; readErr {
 	case nil:
-		return err // it talks too much
+		return err // it sent more than maxJunk
 	case io.EOF:
 		return io.EOF
 	default:
@@ -213,7 +204,7 @@ func (eventStream) ended(c *Client, err error) error {
 	}
 }
 
-// lastBytes returns, where it is the hub that ends, for how long to stay away.
+// lastBytes returns a delay before reconnecting if the hub ends, else nothing.
 func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
 	if errors.Is(cause, ErrHubClosed) {
 		return retryNotice()
@@ -221,19 +212,19 @@ func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
 	return new(buffer)
 }
 
-// finished ends the connection: nobody answers its last bytes.
+// finished ends the connection: no peer answers the last bytes.
 func (eventStream) finished(c *Client) { c.wire.finish() }
 
-// sweep does nothing: what else goes wrong is for the network to notice.
+// sweep does nothing: the kernel notices dead connections.
 func (eventStream) sweep(*Client, time.Duration) {}
 
-// heartbeat sends a comment, for proxies to see that the stream is alive.
+// heartbeat sends a comment, so that proxies see that the stream is alive.
 func (eventStream) heartbeat(c *Client) { c.out.control(heartbeatComment) }
 
 // A response is the connection of an event stream that stays in its HTTP
-// handler. The outbox's goroutine writes to it, and nobody reads.
+// handler. The drain goroutine writes to it. Nothing is read.
 type response struct {
-	net.Conn // nil: what isn't defined here is never called
+	net.Conn // nil: methods that aren't defined here are never called
 	w        http.ResponseWriter
 	rc       *http.ResponseController
 	timeout  time.Duration
@@ -245,16 +236,15 @@ type response struct {
 	over    bool // the handler returns: w may soon be another request's
 }
 
-// stayInHandler is the life of an event stream that is answered through w. It
-// runs on the HTTP handler's goroutine.
+// stayInHandler runs an event stream through w, on the handler's goroutine.
 func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format) {
 	p := &response{w: w, rc: http.NewResponseController(w), timeout: c.hub.shared.writeTimeout, gone: make(chan struct{})}
 	defer c.gone() // deferred because a middleware's writer may panic
 	p.rc.SetWriteDeadline(time.Now().Add(p.timeout))
 	c.wire.attach(p, nil)
 	w.WriteHeader(http.StatusOK)
-	p.Write(retryNotice().b)           // whose failure the next write finds as well
-	p.rc.SetWriteDeadline(time.Time{}) // Server.WriteTimeout is not meant for this
+	p.Write(retryNotice().b)           // if it fails, so does the next write
+	p.rc.SetWriteDeadline(time.Time{}) // lifts Server.WriteTimeout
 	c.connected(p, nil, f)
 	select {
 	case <-r.Context().Done():
@@ -263,8 +253,8 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	}
 }
 
-// Write runs on the outbox's goroutine, where nobody else would recover from a
-// panic of a middleware's writer.
+// Write recovers from a panic of a middleware's writer: on the drain goroutine
+// nothing else would.
 func (p *response) Write(b []byte) (n int, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -278,7 +268,7 @@ func (p *response) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// SetDeadline ends the write under way, and the handler: only abort calls it.
+// SetDeadline ends a write under way and the handler. Only abort calls it.
 func (p *response) SetDeadline(t time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -305,13 +295,13 @@ func (p *response) endLocked() {
 	}
 }
 
-// Read returns the end: it is asked for by who waits for nothing else.
+// Read returns io.EOF. Only wire.discard calls it, to wait for the end.
 func (p *response) Read([]byte) (int, error) { return 0, io.EOF }
 
 // SetReadDeadline does nothing: no Read waits.
 func (p *response) SetReadDeadline(time.Time) error { return nil }
 
-// Close gives the end of the response its time. Nothing touches w afterwards.
+// Close sets a deadline for the response's end. Nothing touches w afterwards.
 func (p *response) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -322,14 +312,13 @@ func (p *response) Close() error {
 	return nil
 }
 
-// retryNotice tells a browser's EventSource how long to wait before it comes
-// back (WHATWG HTML §9.2.6): 1 to 5 s by chance, for not all to come at once.
+// retryNotice tells EventSource how long to wait before it reconnects (WHATWG
+// HTML §9.2.6): 1 to 5 s at random, so that clients don't all return together.
 func retryNotice() *buffer {
 	return &buffer{b: fmt.Appendf(nil, "retry: %d\n\n", 1000+rand.IntN(4000))}
 }
 
-// acceptsStream reports whether r asks for an event stream, as every browser's
-// EventSource does.
+// acceptsStream reports whether r asks for a stream, as every EventSource does.
 func acceptsStream(r *http.Request) bool {
 	for _, accepted := range r.Header["Accept"] {
 		for t := range strings.SplitSeq(accepted, ",") {
