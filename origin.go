@@ -10,18 +10,17 @@ import (
 	"sync/atomic"
 )
 
-// packageCheck is what SetCheckOrigin was last given.
+// packageCheck is the check that SetCheckOrigin was last given.
 var packageCheck atomic.Pointer[func(r *http.Request) bool]
 
-// SetCheckOrigin sets the check that decides for every hub without a
-// [Hub.CheckOrigin] of its own which browsers may connect: it reports whether
-// to accept the request. Nil allows all, which is the default and leaves a hub
-// that knows its users by their cookies open to cross-site WebSocket
-// hijacking: any page that a user visits can then connect in the user's name.
-// Most callers should set [SameOrigin] or what [AllowOrigins] returns.
+// SetCheckOrigin sets the check for all hubs without a [Hub.CheckOrigin]. The
+// check reports whether to accept a request. Nil, the default, accepts all: any
+// page that a user visits can then connect with the user's cookies. If a hub
+// knows its users by cookies, this is cross-site WebSocket hijacking. Most
+// callers should set [SameOrigin] or a check made by [AllowOrigins].
 //
 // The check runs on the request's goroutine and may block. SetCheckOrigin is
-// safe for concurrent use; clients that are already connected stay.
+// safe for concurrent use. Clients that are connected stay.
 func SetCheckOrigin(check func(r *http.Request) bool) {
 	if check == nil {
 		packageCheck.Store(nil)
@@ -30,8 +29,7 @@ func SetCheckOrigin(check func(r *http.Request) bool) {
 	packageCheck.Store(&check)
 }
 
-// originCheck returns the check that is in force for a hub whose own check is
-// own: that one, or else the package's, or else nil, which allows all.
+// originCheck returns own, or else the package's check. Nil accepts all.
 func originCheck(own func(*http.Request) bool) func(*http.Request) bool {
 	if own != nil {
 		return own
@@ -42,44 +40,39 @@ func originCheck(own func(*http.Request) bool) func(*http.Request) bool {
 	return nil
 }
 
-// SameOrigin reports whether r comes from a page of the site that it asks: the
-// host and port of its Origin header are those that the browser asked for. It
-// is a check for [SetCheckOrigin] and [Hub.CheckOrigin], right for a site that
-// serves its pages and its hub under one name; for any other use
-// [AllowOrigins].
+// SameOrigin reports whether r comes from a page of the same site: its Origin
+// has the host and port that the browser asked for. Use it in [SetCheckOrigin]
+// and [Hub.CheckOrigin] if pages and hub have one name, else [AllowOrigins].
 //
-// A request without an Origin is accepted: it comes from no browser, or from
-// an EventSource on its own site. An Origin that is "null", malformed or there
-// twice is refused. A port that is not written is the default one of the
-// Origin's scheme, since behind a proxy the scheme of r may be another.
+// A request without an Origin is accepted: it comes from no browser, or from an
+// EventSource on its own site. An Origin that is "null", malformed or repeated
+// is refused. A missing port is the default of the Origin's scheme, since
+// behind a proxy the scheme of r may differ.
 //
-// Behind proxies it works without settings, and trusting what they forward
-// gives nothing away. The attacker is a page of another site in the user's
-// browser, and a page cannot choose a header of a WebSocket handshake or of an
-// EventSource; its fetch can, but only after a CORS preflight that the server
-// grants, which this package never does. Whoever can forge the headers below
-// is no browser and can forge the Origin just as well: no check of origins
-// stops a program, which has none of the user's cookies to abuse. So an origin
-// is the same if any of these says so:
+// SameOrigin works behind proxies without settings. It can trust the headers
+// below, because an attacker is a page of another site in the user's browser. A
+// page can't set headers of a WebSocket handshake or an EventSource. Its fetch
+// can, but only after a CORS preflight, which this package never grants for
+// these headers. A program can forge them, but also the Origin, and has no
+// cookies of the user. So an origin is the same if any of these says so:
 //
 //   - Sec-Fetch-Site is same-origin, the browser's own word, as for
 //     [http.CrossOriginProtection]. Chromium sends none with a WebSocket.
 //   - Host has the Origin's host and port.
-//   - X-Forwarded-Host has them, in its first entry, or the first host of
-//     Forwarded (RFC 7239), where a proxy wrote its own name into Host. A port
-//     that a proxy cut off ("$host" in nginx) is taken from X-Forwarded-Port.
+//   - The first X-Forwarded-Host has them, or the first host of Forwarded (RFC
+//     7239), for proxies that write their own name into Host. X-Forwarded-Port
+//     gives a port that a proxy cut off ("$host" in nginx).
 //
-// A proxy that rewrites Host and forwards nothing hides the name for good:
-// browsers are refused until it forwards one of them, or AllowOrigins is used.
+// If a proxy forwards none of these, browsers are refused: use AllowOrigins.
 //
-// A page that came over http is refused where the browser asked over TLS (the
-// first X-Forwarded-Proto or proto of Forwarded says so, or else [http.Request.TLS]):
-// a network in between could have written that page. The opposite is accepted,
-// as many proxies call a request http that reached them through TLS elsewhere.
+// A page that came over http is refused if the browser asked over TLS: somebody
+// on the network could have written it. The first X-Forwarded-Proto tells, or
+// else Forwarded's proto, or else [http.Request.TLS]. The opposite is accepted:
+// many proxies call a request http that came over TLS elsewhere.
 //
-// SameOrigin asks nothing of the name itself, so that an attacker's name that
-// resolves to the server's address (DNS rebinding) passes. Use AllowOrigins for
-// a server that trusts its network, as on localhost.
+// SameOrigin doesn't check the name itself: an attacker's name that resolves to
+// the server's address passes (DNS rebinding). Use AllowOrigins for a server
+// that trusts its network, as on localhost.
 func SameOrigin(r *http.Request) bool {
 	values := r.Header.Values("Origin")
 	if len(values) == 0 {
@@ -100,8 +93,7 @@ func SameOrigin(r *http.Request) bool {
 		asksFor(o, firstForwarded(r, "host"), r)
 }
 
-// asksFor reports whether hostport, which r or a proxy says that the browser
-// asked for, is o's.
+// asksFor reports whether hostport, according to r or a proxy, is o's.
 func asksFor(o origin, hostport string, r *http.Request) bool {
 	host, port, ok := parseHost(hostport)
 	if !ok || host != o.host {
@@ -113,7 +105,7 @@ func asksFor(o origin, hostport string, r *http.Request) bool {
 	return o.port == defaultPorts[o.scheme] || firstOf(r, "X-Forwarded-Port") == strconv.Itoa(int(o.port))
 }
 
-// overTLS reports whether it is known that the browser asked for r over TLS.
+// overTLS reports whether the browser is known to have asked over TLS.
 func overTLS(r *http.Request) bool {
 	scheme := firstOf(r, "X-Forwarded-Proto")
 	if scheme == "" {
@@ -122,20 +114,19 @@ func overTLS(r *http.Request) bool {
 	if scheme == "" {
 		return r.TLS != nil
 	}
-	// Traefik forwards the scheme of the WebSocket itself.
+	// Traefik forwards the WebSocket's own scheme.
 	return strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "wss")
 }
 
-// firstOf returns the first entry of the list in a header: each proxy appends
-// its own, so that this one is the nearest to the browser.
+// firstOf returns the first entry of a header's list. Each proxy appends, so it
+// is the nearest to the browser.
 func firstOf(r *http.Request, header string) string {
 	first, _, _ := strings.Cut(r.Header.Get(header), ",")
 	return strings.TrimSpace(first)
 }
 
-// firstForwarded returns the first value that the parameter has in r's
-// Forwarded header (RFC 7239 §4), whichever proxy wrote it: one that keeps
-// Host need not name it.
+// firstForwarded returns the first value of param in r's Forwarded header (RFC
+// 7239 §4), whichever proxy wrote it: one that keeps Host may omit it.
 func firstForwarded(r *http.Request, param string) string {
 	rest := strings.Join(r.Header.Values("Forwarded"), ",")
 	for rest != "" {
@@ -157,14 +148,12 @@ func firstForwarded(r *http.Request, param string) string {
 	return ""
 }
 
-// AllowOrigins returns a check for [SetCheckOrigin] and [Hub.CheckOrigin] that
-// accepts pages of the origins that a pattern names, and requests without an
-// Origin header: they come from no browser, or from an EventSource on its own
-// site. It looks at nothing else, so that it is right behind every proxy. The
-// site's own pages need a pattern, too; without any, every page is refused.
+// AllowOrigins returns a check for [SetCheckOrigin] and [Hub.CheckOrigin]. It
+// accepts pages whose origin matches a pattern, and requests without an Origin,
+// as [SameOrigin] does. Proxies make no difference. The site's own pages need a
+// pattern, too. Without patterns every page is refused.
 //
-// A pattern is an origin as a browser sends it, a scheme and a host, in any
-// letter case:
+// A pattern is an origin as a browser sends it, in any letter case:
 //
 //	https://app.example.com     this host, on the scheme's default port
 //	http://localhost:3000       this port
@@ -172,11 +161,10 @@ func firstForwarded(r *http.Request, param string) string {
 //	https://*.example.com       any subdomain, at any depth; not example.com
 //	null                        pages without an origin, literally
 //
-// Any site can make a page without an origin by putting it into a sandboxed
-// frame: "null" is for testing.
+// "null" is for testing: any site can make such a page with a sandboxed frame.
 //
-// AllowOrigins panics if a pattern is malformed, as [regexp.MustCompile] does:
-// a pattern that matches nothing would be found by the users.
+// AllowOrigins panics if a pattern is malformed. Otherwise only users would
+// find a pattern that matches nothing.
 func AllowOrigins(patterns ...string) func(*http.Request) bool {
 	allowed := make([]originPattern, len(patterns))
 	for i, s := range patterns {
@@ -211,14 +199,13 @@ func (p originPattern) matches(o origin) bool {
 		return false
 	}
 	if p.subdomains {
-		// The host of p starts with a dot, which no origin's host does.
+		// The host of p starts with a dot, as no origin's host does.
 		return strings.HasSuffix(o.host, p.host)
 	}
 	return p.host == o.host
 }
 
-// parsePattern returns the pattern that s is or, if it is none, what to write
-// instead.
+// parsePattern parses a pattern. If s is none, cure says what to write instead.
 func parsePattern(s string) (p originPattern, cure string) {
 	if s == "null" {
 		return originPattern{origin: nullOrigin}, ""
@@ -231,7 +218,7 @@ func parsePattern(s string) (p originPattern, cure string) {
 		return p, fmt.Sprintf("an origin has a scheme: write %q", "https://"+s)
 	}
 	if strings.EqualFold(scheme, "ws") || strings.EqualFold(scheme, "wss") {
-		return p, fmt.Sprintf("an origin is that of the page, which no WebSocket has loaded: write %q", "http"+strings.ToLower(scheme[2:])+"://"+rest)
+		return p, fmt.Sprintf("an origin has the scheme of the page, not of the WebSocket: write %q", "http"+strings.ToLower(scheme[2:])+"://"+rest)
 	}
 	if end := strings.IndexAny(rest, "/?#"); end > 0 {
 		return p, fmt.Sprintf("an origin ends with its host or port: write %q", scheme+"://"+rest[:end])
@@ -250,21 +237,21 @@ func parsePattern(s string) (p originPattern, cure string) {
 	return p, ""
 }
 
-// An origin is whom a page belongs to (RFC 6454 §4).
+// An origin identifies the site of a page (RFC 6454 §4).
 type origin struct {
 	scheme string // in lower case
 	host   string // in lower case, never empty; an IPv6 address in brackets
 	port   uint16 // the scheme's default if none was written; 0 if it has none
 }
 
-// nullOrigin is that of pages that share theirs with no other.
+// nullOrigin is the origin of pages that share theirs with no other.
 var nullOrigin = origin{scheme: "null"}
 
 var defaultPorts = map[string]uint16{"http": 80, "https": 443}
 
-// parseOrigin parses the value of an Origin header. It takes what browsers
-// send and nothing else (RFC 6454 §6.2): url.Parse would take user names and
-// paths, and a check that overlooks one of them is a hole.
+// parseOrigin parses an Origin header. It accepts only what browsers send (RFC
+// 6454 §6.2): url.Parse would accept user names and paths, and a check that
+// overlooks them is a hole.
 func parseOrigin(s string) (o origin, ok bool) {
 	if s == "null" {
 		return nullOrigin, true
@@ -289,8 +276,7 @@ func parseOrigin(s string) (o origin, ok bool) {
 	return o, true
 }
 
-// parseHost parses a host with or without a port, which is 0 then, and returns
-// the host as an origin has it.
+// parseHost parses a host as an origin has it, and a port, which is 0 if none.
 func parseHost(s string) (host string, port uint16, ok bool) {
 	host = s
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
@@ -310,7 +296,7 @@ func parseHost(s string) (host string, port uint16, ok bool) {
 	if host == "" || host[0] == '.' || strings.Contains(host, "..") {
 		return "", 0, false
 	}
-	// A browser sends an international name in its ASCII form (xn--…).
+	// Browsers send international names in ASCII (xn--…).
 	for _, c := range []byte(host) {
 		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
 			return "", 0, false
