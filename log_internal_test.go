@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// What is away is told once, then less and less often, and once when it is back.
+// An outage is logged at once, then less and less often, and when it is over.
 func TestOutageIsToldAtGrowingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var lines []string

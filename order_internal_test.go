@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// A testBroker is a node's broker of an engine that is driven by hand: it keeps
-// what is published and appended.
+// A testBroker keeps what it gets. The test stands in for its engine.
 type testBroker struct {
 	handler BrokerHandler
 	limit   int
@@ -78,7 +77,7 @@ func (b *testBroker) records() [][]byte {
 	return slices.Clone(b.appended)
 }
 
-// A testLog is the same of an engine with a log.
+// A testLog is a testBroker with a log.
 type testLog struct{ testBroker }
 
 func (b *testLog) Follow(HistoryHandler, time.Duration) error { return nil }
@@ -87,7 +86,7 @@ func (b *testLog) Append(_ context.Context, record []byte) error {
 	return b.do(func() { b.appended = append(b.appended, slices.Clone(record)) })
 }
 
-// newOrderShared returns what an order needs of its hub.
+// newOrderShared returns the part of a hub that an order needs.
 func newOrderShared(h History) *shared {
 	s := newShared()
 	s.history = h.settled()
@@ -96,7 +95,7 @@ func newOrderShared(h History) *shared {
 	return s
 }
 
-// A driver is the loop of a hub without clients.
+// A driver stands in for the loop of a hub.
 type driver struct {
 	t   *testing.T
 	o   order
@@ -107,7 +106,7 @@ func (d *driver) publish(topic, data string) receipt {
 	return d.o.publish(newEvent(topic, Event{Data: []byte(data)}), time.Now(), &d.out)
 }
 
-// arrive takes all that has come.
+// arrive passes on all arrivals.
 func (d *driver) arrive() {
 	synctest.Wait()
 	for {
@@ -120,8 +119,7 @@ func (d *driver) arrive() {
 	}
 }
 
-// want checks what clients have got since it was last called: the data of events,
-// or "reset".
+// want checks the events since its last call: their data, or "reset".
 func (d *driver) want(want ...string) {
 	d.t.Helper()
 	var got []string
@@ -140,8 +138,7 @@ func (d *driver) want(want ...string) {
 	}
 }
 
-// since returns what a client gets that comes with an id: "lost", or the data of
-// what it has missed.
+// since returns the data of the events after an id, or "lost".
 func (d *driver) since(id string, topics ...string) string {
 	r := &replay{topics: append(topics, ""), last: id}
 	d.o.fill(r)
@@ -161,7 +158,7 @@ func (d *driver) id(record, i uint64) string {
 	return p.id(p.base + record<<recordBits + i)
 }
 
-// last returns the id of the newest event that clients have got.
+// last returns the id of the newest event that clients got.
 func (d *driver) last() string { return d.out[len(d.out)-1].event.ID }
 
 func TestLocalOrder(t *testing.T) {
@@ -194,7 +191,7 @@ func TestLocalOrder(t *testing.T) {
 	}
 }
 
-// newTestRelay returns a relay whose engine is driven by hand.
+// newTestRelay returns a relay whose engine is driven by the test.
 func newTestRelay(t *testing.T) (*driver, *relay, *testBroker) {
 	b := new(testBroker)
 	r := newRelay(newOrderShared(History{Age: time.Minute}), b)
@@ -224,8 +221,8 @@ func TestRelayOrder(t *testing.T) {
 		r.Deliver("topic/a", []byte(msg)) // an echo
 		r.Deliver("topic/a", from(1, 1, 0, "1"))
 		r.Deliver("topic/a", from(1, 1, 0, "1"))   // twice
-		r.Deliver("topic/b", from(1, 2, 0, "no"))  // which nobody has here
-		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // another node, seen first in its midst
+		r.Deliver("topic/b", from(1, 2, 0, "no"))  // no client here has it
+		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // another node, whose first seen event is its seventh
 		r.Deliver("topic/a", []byte("garbage"))
 		d.arrive()
 		if first := d.last(); d.since(first, "a") != "" {
@@ -235,7 +232,7 @@ func TestRelayOrder(t *testing.T) {
 	})
 }
 
-// A message that is missing is told to those who come back, and not to others.
+// A lost message is told to clients that reconnect, if they have its topic.
 func TestRelayGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, _ := newTestRelay(t)
@@ -265,12 +262,12 @@ func TestRelayGap(t *testing.T) {
 	})
 }
 
-// An engine that is away, or behind, costs local clients nothing.
+// An engine that is away or behind costs local clients nothing.
 func TestRelayWithoutEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
 		b.setAway(true)
-		d.publish("a", "1") // of which nothing is known yet
+		d.publish("a", "1") // the outage isn't known yet
 		synctest.Wait()
 		if rc := d.publish("a", "2"); rc.err != ErrBrokerUnavailable {
 			t.Errorf("receipt %+v, want ErrBrokerUnavailable", rc)
@@ -288,7 +285,7 @@ func TestRelayWithoutEngine(t *testing.T) {
 	})
 }
 
-// An event that the engine never takes is a loss of its own, and no outage.
+// An event that is too large for the engine is lost, but is no outage.
 func TestRelayEventTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
@@ -485,7 +482,7 @@ func TestRelayGoodBye(t *testing.T) {
 	})
 }
 
-// newTestJournal returns a journal whose log is driven by hand.
+// newTestJournal returns a journal whose log is driven by the test.
 func newTestJournal(t *testing.T) (*driver, *journal, *testLog) {
 	b := new(testLog)
 	j := newJournal(newOrderShared(History{Age: time.Minute}), b)
@@ -521,7 +518,7 @@ func TestJournalOrder(t *testing.T) {
 		j.Record("e", 3, b.records()[0])
 		j.Record("e", 4, b.records()[0])        // appended twice
 		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
-		j.Record("e", 6, []byte("from nobody")) // has its number all the same
+		j.Record("e", 6, []byte("from nobody")) // has its number, too
 		j.Record("e", 7, recordOf(2, 1, "z"))
 		d.arrive()
 		d.want("x", "y", "mine", "z")
@@ -541,8 +538,8 @@ func TestJournalOrder(t *testing.T) {
 	})
 }
 
-// What the engine has lost is told to those who are connected, too; a record
-// that another node has forged in this one's name is not taken for its own.
+// If the engine has lost records, connected clients get a reset, too. A record
+// forged in this node's name isn't accepted as its own.
 func TestJournalLoses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, _ := newTestJournal(t)
@@ -689,8 +686,8 @@ func TestJournalMarksTheEnd(t *testing.T) {
 	})
 }
 
-// A cut: events pass by a log that takes none, and when it works again it says
-// so to everybody.
+// A cut: events bypass a log that accepts none. When it works again, it gets a
+// record of that for all nodes.
 func TestJournalCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
@@ -714,7 +711,7 @@ func TestJournalCut(t *testing.T) {
 			t.Error("it isn't down")
 		}
 		late := encodeRecord(j.peers.node, []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}})
-		j.Record("e", 1, late) // the engine had it all the same
+		j.Record("e", 1, late) // the engine had accepted it
 		d.arrive()
 		d.want()
 		b.setAway(false)
@@ -742,8 +739,7 @@ func TestJournalCut(t *testing.T) {
 	})
 }
 
-// A hub that was shut down before it was used starts no broker, whoever comes
-// late.
+// A hub that was shut down before its first use starts no broker.
 func TestUnusedHubStartsNoBroker(t *testing.T) {
 	hub := NewHub()
 	b := new(testBroker)
