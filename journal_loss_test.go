@@ -184,27 +184,29 @@ func TestJournalSettlesAfterLoss(t *testing.T) {
 
 // A hub whose first request becomes no client follows the log all the same.
 func TestJournalRefusedFirst(t *testing.T) {
-	engine := brokertest.NewMemory()
-	here, _ := newNode(t, engine)
-	l := here.listen("")
-	const events = 2000 // more than wait before a hub
-	for i := range events {
-		here.hub.PublishAll(t.Context(), realtime.Event{Data: fmt.Append(nil, i)})
-	}
-	id := ""
-	for range events - 2 {
-		l.next()
-		id = l.lastID
-	}
-	far, b := newNode(t, engine)
-	go far.hub.Run()
-	time.Sleep(50 * time.Millisecond) // the hub waits for something to do
-	far.request("GET", "", "Upgrade: websocket")
-	if b.appends.Load() != 0 {
-		t.Error("it has appended something")
-	}
-	time.Sleep(5500 * time.Millisecond) // for longer than a client would wait
-	expect(t, back(far, transports["event stream"], "", id), fmt.Sprint(events-2), fmt.Sprint(events-1))
+	synctest.Test(t, func(t *testing.T) {
+		engine := brokertest.NewMemory()
+		here, _ := newNode(t, engine)
+		l := here.listen("")
+		const events = 2000 // more than wait before a hub
+		for i := range events {
+			here.hub.PublishAll(t.Context(), realtime.Event{Data: fmt.Append(nil, i)})
+		}
+		id := ""
+		for range events - 2 {
+			l.next()
+			id = l.lastID
+		}
+		far, b := newNode(t, engine)
+		go far.hub.Run()
+		synctest.Wait() // the hub waits for something to do
+		far.request("GET", "", "Upgrade: websocket")
+		if b.appends.Load() != 0 {
+			t.Error("it has appended something")
+		}
+		time.Sleep(5500 * time.Millisecond) // for longer than a client would wait
+		expect(t, back(far, transports["event stream"], "", id), fmt.Sprint(events-2), fmt.Sprint(events-1))
+	})
 }
 
 // In an outage newcomers get the latest values, in order, and so they do when the

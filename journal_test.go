@@ -641,8 +641,12 @@ func TestJournalShutdown(t *testing.T) {
 // nothing or are told wrong: each gets what was published, once and in order,
 // or a reset.
 func TestJournalUnderFire(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(20) {
-		synctest.Test(t, func(t *testing.T) { testJournalUnderFire(t, seed) })
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { testJournalUnderFire(t, seed) })
+		})
 	}
 }
 
