@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,10 +29,16 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv("REALTIME_TEST_PROCESS"); role != "" {
 		os.Exit(childProcess(role))
 	}
+	// Many tests wait rather than work: more of them run at a time than there
+	// are processors.
+	flag.Parse()
+	if n := flag.Lookup("test.parallel"); n.Value.String() == n.DefValue && flag.Lookup("test.fuzz").Value.String() == "" {
+		n.Value.Set(strconv.Itoa(max(8, runtime.GOMAXPROCS(0))))
+	}
 	code := m.Run()
 	Chat.Shutdown(context.Background()) // if its test didn't run
 	if code == 0 {
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for runtime.NumGoroutine() > 2 && time.Now().Before(deadline) {
 			http.DefaultClient.CloseIdleConnections()
 			time.Sleep(10 * time.Millisecond)
@@ -117,7 +124,7 @@ func serveSite(t testing.TB, hub *realtime.Hub, l net.Listener, url string, dial
 	served := make(chan error, 1)
 	go func() { served <- s.srv.Serve(l) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := hub.Shutdown(ctx); err != nil {
 			t.Errorf("Shutdown: %v", err)
