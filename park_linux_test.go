@@ -22,7 +22,7 @@ import (
 // eventually waits until cond holds.
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !cond(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came about that %s", what)
 		}
@@ -33,6 +33,15 @@ func eventually(t *testing.T, what string, cond func() bool) {
 func parked(t *testing.T) {
 	t.Helper()
 	eventually(t, "all clients are parked", func() bool { return running("(*Client).serve") == 0 })
+}
+
+// parkNow parks all clients. A kick that comes within a message is lost.
+func parkNow(t *testing.T, hub *realtime.Hub) {
+	t.Helper()
+	eventually(t, "all clients are parked", func() bool {
+		realtime.Kick(hub)
+		return running("(*Client).serve") == 0
+	})
 }
 
 // newUnixSite serves the hub on a Unix socket.
@@ -59,14 +68,13 @@ func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
 			s := serve(t, hub)
 			var conns []*websocket.Conn
-			for range 20 {
-				conns = append(conns, s.connect())
-			}
-			start := time.Now()
-			parked(t) // right after the handshake, long before the sweeper looks
-			if d := time.Since(start); d > 2*time.Second {
-				t.Errorf("parked after %v, want at once", d)
-			}
+			soon(t, 3*time.Second, func() error { // after which the sweeper parks them
+				for range 20 {
+					conns = append(conns, s.connect())
+				}
+				parked(t)
+				return nil
+			})
 			for range 3 {
 				hub.Broadcast <- []byte("hello")
 				for _, c := range conns {
@@ -78,8 +86,7 @@ func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 						t.Errorf("got %q", got)
 					}
 				}
-				realtime.Kick(hub)
-				parked(t)
+				parkNow(t, hub)
 			}
 			for _, c := range conns {
 				go closeStatus(c)
@@ -93,8 +100,8 @@ func TestSweeperParks(t *testing.T) {
 	hub := realtime.NewHub()
 	s := newTCPSite(t, hub)
 	c := s.connect()
-	write(t, c, "hello")
 	start := time.Now()
+	write(t, c, "hello")
 	eventually(t, "the message is read", func() bool { return hub.Stats().Received == 1 })
 	parked(t)
 	if d := time.Since(start); d < 3*time.Second {
@@ -134,8 +141,7 @@ func TestKickWithinAMessage(t *testing.T) {
 					t.Fatalf("got %q, %v; want %q", payload, err, want)
 				}
 			}
-			realtime.Kick(hub)
-			parked(t)
+			parkNow(t, hub)
 			c.send(frame(0x88, nil))
 			c.readFrame()
 		})
@@ -266,16 +272,14 @@ func TestParkingPlaces(t *testing.T) {
 	s := newTCPSite(t, hub)
 	for round := range int32(3) {
 		c := s.raw()
+		parked(t)
 		for range 5 {
-			parked(t)
 			c.send(frame(0x81, []byte("x")))
 			if _, _, err := c.readFrame(); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it reads", func() bool { return running("(*Client).serve") == 1 })
-			realtime.Kick(hub)
+			parkNow(t, hub)
 		}
-		parked(t)
 		if got, want := realtime.Places(hub), (realtime.PlacesOf{All: 1, Taken: 1, Before: round}); got != want {
 			t.Errorf("the parker has %+v, want %+v", got, want)
 		}
@@ -299,14 +303,30 @@ func descriptors(t *testing.T) int {
 // Pings of both sides are answered while a client is parked.
 func TestPingsWhileParked(t *testing.T) {
 	hub := realtime.NewHub()
-	hub.PingInterval, hub.PongTimeout = time.Second, time.Second
+	hub.PingInterval = 100 * time.Millisecond // and at most a second more
 	s := newTCPSite(t, hub)
-	c := s.connect()
+	pinged := make(chan struct{}, 100)
+	c, _, err := websocket.Dial(t.Context(), s.url, &websocket.DialOptions{
+		OnPingReceived: func(context.Context, []byte) bool {
+			pinged <- struct{}{}
+			return true
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseNow()
 	ctx := c.CloseRead(context.Background()) // answers pings
+	for range 2 {
+		parkNow(t, hub)
+		select {
+		case <-pinged: // the second time only where the first one's answer has come
+		case <-time.After(time.Minute):
+			t.Fatal("it was not pinged")
+		}
+	}
 	for range 3 {
-		time.Sleep(time.Second)
-		realtime.Kick(hub)
-		parked(t)
+		parkNow(t, hub)
 		if err := c.Ping(ctx); err != nil {
 			t.Fatal(err)
 		}
