@@ -201,10 +201,10 @@ func running(function string) int {
 
 // soon wants try to succeed within limit: where it takes longer, something else
 // may have brought its result about. On a busy machine it may take longer, so it
-// is called again then, up to ten times.
+// is called again then, up to five times.
 func soon(t *testing.T, limit time.Duration, try func() error) {
 	t.Helper()
-	for range 10 {
+	for range 5 {
 		start := time.Now()
 		err := try()
 		if time.Since(start) < limit {
@@ -214,7 +214,7 @@ func soon(t *testing.T, limit time.Duration, try func() error) {
 			return
 		}
 	}
-	t.Errorf("ten times it took %v and longer", limit)
+	t.Errorf("five times it took %v and longer", limit)
 }
 
 // read returns the next message, or fails the test.

@@ -265,7 +265,7 @@ func TestMessageInThePacketOfTheHandshake(t *testing.T) {
 				hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
 				s := serve(t, hub)
 				c := s.raw(tt.early...)
-				c.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+				c.conn.SetReadDeadline(time.Now().Add(time.Minute))
 				if tt.late != nil {
 					c.send(tt.late)
 				}
