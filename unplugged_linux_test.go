@@ -1,6 +1,7 @@
 package realtime_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -44,7 +45,7 @@ func childUnplugged() int {
 		return 0
 	}
 	hub := realtime.NewHub()
-	hub.PingInterval, hub.PongTimeout = time.Second, 2*time.Second
+	hub.PingInterval, hub.PongTimeout = time.Second, 5*time.Second
 	hub.WriteTimeout = time.Minute
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -52,7 +53,13 @@ func childUnplugged() int {
 		return 0
 	}
 	go http.Serve(l, hub)
-	conn, _, err := websocket.Dial(context.Background(), "ws://"+l.Addr().String(), nil)
+	pings, beats := make(chan bool, 100), make(chan bool, 100)
+	conn, _, err := websocket.Dial(context.Background(), "ws://"+l.Addr().String(), &websocket.DialOptions{
+		OnPingReceived: func(context.Context, []byte) bool {
+			pings <- true
+			return true
+		},
+	})
 	if err != nil {
 		fmt.Println(err)
 		return 1
@@ -63,9 +70,25 @@ func childUnplugged() int {
 		fmt.Println(err)
 		return 1
 	}
-	go io.Copy(io.Discard, stream)
 	io.WriteString(stream, "GET / HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n")
-	time.Sleep(5 * time.Second)
+	go func() {
+		for lines := bufio.NewScanner(stream); lines.Scan(); {
+			if strings.HasPrefix(lines.Text(), ":") {
+				beats <- true
+			}
+		}
+	}()
+	patience := time.After(time.Minute)
+	for range 3 { // there is no second ping without an answer to the first
+		for _, signs := range []chan bool{pings, beats} {
+			select {
+			case <-signs:
+			case <-patience:
+				fmt.Println("no signs of life")
+				return 1
+			}
+		}
+	}
 	if n := hub.ClientCount(); n != 2 {
 		fmt.Println(n, "clients before the end")
 		return 1
@@ -74,10 +97,13 @@ func childUnplugged() int {
 		fmt.Println(err)
 		return 1
 	}
-	time.Sleep(7 * time.Second) // 3, at most one late for each of two, and for the kernel's timers
-	if n := hub.ClientCount(); n != 0 {
-		fmt.Println(n, "clients are left")
-		return 1
+	// It takes 6 s, at most one more for each of two, and the kernel's timers;
+	// and many minutes where the kernel alone has to notice.
+	for end := time.Now().Add(30 * time.Second); hub.ClientCount() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			fmt.Println(hub.ClientCount(), "clients are left")
+			return 1
+		}
 	}
 	fmt.Println("both are gone")
 	return 0
