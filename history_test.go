@@ -329,6 +329,7 @@ func TestResumeDuringOnConnect(t *testing.T) {
 
 // Who comes back often, while publishers go on, gets each event once, in order.
 func TestExactlyOnce(t *testing.T) {
+	t.Parallel()
 	const publishers, events, clients = 3, 800, 4
 	test := func(t *testing.T, s *site, join func(*site, string) resumer) {
 		hub := s.hub
@@ -392,16 +393,24 @@ func TestExactlyOnce(t *testing.T) {
 				c.cut()
 			})
 		}
-		hub.Broadcast <- []byte("first")
-		time.Sleep(50 * time.Millisecond)
-		hub.Broadcast <- []byte("first")
-		joined.Wait()
-		close(start)
+		go func() {
+			joined.Wait()
+			close(start)
+		}()
+		for waiting := true; waiting; { // whoever has joined gets the next
+			hub.Broadcast <- []byte("first")
+			select {
+			case <-start:
+				waiting = false
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
 		publishing.Wait()
 		reading.Wait()
 	}
 	for name, join := range transports {
 		t.Run(name+" over pipes", func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
 				hub.History = realtime.History{Events: publishers * events * 2}
@@ -409,7 +418,9 @@ func TestExactlyOnce(t *testing.T) {
 			})
 		})
 		t.Run(name+" over TCP", func(t *testing.T) {
+			t.Parallel()
 			hub := realtime.NewHub()
+			hub.SlowAfter = time.Minute // nobody is, but on a busy machine
 			hub.History = realtime.History{Events: publishers * events * 2}
 			test(t, newTCPSite(t, hub), join)
 		})

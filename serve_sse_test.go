@@ -3,6 +3,7 @@ package realtime_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -464,33 +465,43 @@ func TestServeSSEInHandler(t *testing.T) {
 
 // TLS and HTTP/1.0 stay in the handler as well.
 func TestServeSSEOverTLS(t *testing.T) {
-	hub := realtime.NewHub()
-	hub.Logger = quiet
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(hub.ServeSSE))
-	srv.EnableHTTP2 = true
-	srv.Config.WriteTimeout = time.Second
-	srv.StartTLS()
-	defer srv.Close()
-	defer hub.Shutdown(context.Background())
-	resp, err := srv.Client().Get(srv.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.ProtoMajor != 2 {
-		t.Errorf("%s, want HTTP/2", resp.Proto)
-	}
-	time.Sleep(1500 * time.Millisecond)
-	hub.Broadcast <- []byte("hello")
-	br := bufio.NewReader(resp.Body)
-	var lines []string
-	for !slices.Contains(lines, "data: hello\n") {
-		line, err := br.ReadString('\n')
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	conf := &tls.Config{Certificates: cert.TLS.Certificates}
+	cert.Close()
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.Logger = quiet
+		l := listenPipe()
+		srv := &http.Server{Handler: http.HandlerFunc(hub.ServeSSE), TLSConfig: conf.Clone(), WriteTimeout: time.Second}
+		go srv.ServeTLS(l, "", "")
+		tr := &http.Transport{DialContext: l.dial, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+		defer func() {
+			tr.CloseIdleConnections()
+			srv.Close()
+			synctest.Wait()
+		}()
+		defer hub.Shutdown(context.Background())
+		resp, err := (&http.Client{Transport: tr}).Get("https://pipe/")
 		if err != nil {
-			t.Fatalf("%q: %v", lines, err)
+			t.Fatal(err)
 		}
-		lines = append(lines, line)
-	}
+		defer resp.Body.Close()
+		if resp.ProtoMajor != 2 {
+			t.Errorf("%s, want HTTP/2", resp.Proto)
+		}
+		time.Sleep(15 * time.Second) // longer than the server's and the hub's WriteTimeout
+		hub.Broadcast <- []byte("hello")
+		br := bufio.NewReader(resp.Body)
+		var lines []string
+		for !slices.Contains(lines, "data: hello\n") {
+			line, err := br.ReadString('\n')
+			if err != nil {
+				t.Fatalf("%q: %v", lines, err)
+			}
+			lines = append(lines, line)
+		}
+	})
 }
 
 func TestServeSSEHTTP10(t *testing.T) {
@@ -520,6 +531,7 @@ func TestServeSSEHTTP10(t *testing.T) {
 // directly and idle streams are parked.
 func TestBothTransports(t *testing.T) {
 	hub := realtime.NewHub()
+	hub.SlowAfter = time.Minute // nobody is, but on a busy machine
 	left := make(chan error, 100)
 	hub.OnDisconnect = func(_ *realtime.Client, err error) { left <- err }
 	s := newTCPSite(t, hub)
@@ -559,7 +571,7 @@ func TestBothTransports(t *testing.T) {
 			if err != io.EOF {
 				t.Errorf("a stream left with %v, want io.EOF", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("a stream's leaving was not noticed")
 		}
 	}

@@ -352,8 +352,10 @@ func TestTopicsOfTheURL(t *testing.T) {
 // What a newer event replaces doesn't reach a client that was not reading, nor
 // make it slow; all else does, in order.
 func TestKey(t *testing.T) {
+	t.Parallel()
 	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"pipe": newPipeSite, "TCP": newTCPSite} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			test := func(t *testing.T) {
 				hub := realtime.NewHub()
 				s := serve(t, hub)
@@ -394,7 +396,7 @@ func TestKey(t *testing.T) {
 					}
 				}
 				// In a bubble only time tells when its last write is counted.
-				for deadline := time.Now().Add(5 * time.Second); hub.Stats().Queued != 0 && time.Now().Before(deadline); {
+				for deadline := time.Now().Add(time.Minute); hub.Stats().Queued != 0 && time.Now().Before(deadline); {
 					time.Sleep(time.Millisecond)
 				}
 				if st := hub.Stats(); st.Queued != 0 || st.Delivered != int64(kept) || st.Delivered+st.Replaced != events || st.Dropped != 0 {
