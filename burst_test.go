@@ -144,6 +144,7 @@ func TestBurstOnASlowLink(t *testing.T) {
 // A stranger who has large messages echoed and reads none is cut off long
 // before SendBuffer of them wait.
 func TestLargeMessagesToOneClientAreBounded(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
 		l := recordLeft(hub)
@@ -188,6 +189,7 @@ func TestLargeMessagesToOneClientAreBounded(t *testing.T) {
 
 // Large messages to one client take their time on a slow link.
 func TestLargeMessagesToOneClientOnASlowLink(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct{ early, late []int }{
 		"one":                 {late: []int{20 << 20}},
 		"several":             {late: []int{10 << 20, 10 << 20, 5 << 20}},

@@ -61,7 +61,7 @@ func ExampleHub_PublishAll() {
 	defer server.Close()
 	browser := dial(server.URL)
 
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	err := hub.PublishAll(ctx, realtime.Event{Data: []byte("hello")})
 	fmt.Println(receive(browser), err)

@@ -134,6 +134,7 @@ func TestTalkingClientIsNotPinged(t *testing.T) {
 }
 
 func TestPingIntervalNegativeNeverPings(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
 		hub.PingInterval = -1
@@ -435,11 +436,13 @@ func TestSendBufferIsExact(t *testing.T) {
 // A client that catches up with a burst is given its time, one that falls
 // behind isn't.
 func TestCatchingUpIsNotSlow(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		rate int // messages that the client takes in a tenth of a second
 		slow bool
 	}{{600, false}, {100, false}, {30, false}, {20, true}} {
 		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
 				l := recordLeft(hub)

@@ -355,7 +355,10 @@ func TestCutOffAtOnce(t *testing.T) {
 func TestCutOffDuringTheHandler(t *testing.T) {
 	t.Parallel()
 	for name, serve := range map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "tls": newTLSSite} {
-		t.Run(name, func(t *testing.T) { testCutOffDuringTheHandler(t, serve) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testCutOffDuringTheHandler(t, serve)
+		})
 	}
 }
 
