@@ -330,7 +330,7 @@ func TestResumeDuringOnConnect(t *testing.T) {
 // Who comes back often, while publishers go on, gets each event once, in order.
 func TestExactlyOnce(t *testing.T) {
 	t.Parallel()
-	const publishers, events, clients = 3, 800, 4
+	const publishers, events, clients = 3, 400, 4
 	test := func(t *testing.T, s *site, join func(*site, string) resumer) {
 		hub := s.hub
 		var publishing, reading sync.WaitGroup

@@ -358,6 +358,7 @@ func TestKey(t *testing.T) {
 			t.Parallel()
 			test := func(t *testing.T) {
 				hub := realtime.NewHub()
+				hub.WriteTimeout = time.Hour // it does not read while all is published
 				s := serve(t, hub)
 				conn := s.connectAs("topic=a&topic=b")
 				padding := strings.Repeat(".", 4000)
