@@ -73,9 +73,9 @@ func serveNodeEmbedded(e engineConfig) (http.Handler, func([]byte) error, error)
 func serveNodeRedis(e engineConfig) (http.Handler, func([]byte) error, error) {
 	options := rueidis.ClientOption{InitAddress: []string{e.Addr}}
 	if e.Keep {
-		return serveNode(&redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}, true)
+		return serveNode(redisbroker.Connect(options).WithHistory(), true)
 	}
-	return serveNode(&redisbroker.Broker{Options: options}, false)
+	return serveNode(redisbroker.Connect(options), false)
 }
 
 // serveNode follows this package's README, with a broker.

@@ -1,9 +1,7 @@
 // Package redisbroker joins the hubs of several processes by Redis' pub/sub:
 //
 //	hub := realtime.NewHub()
-//	hub.Broker = &redisbroker.Broker{
-//		Options: rueidis.ClientOption{InitAddress: []string{"localhost:6379"}},
-//	}
+//	hub.Broker = redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
 //
 // It takes Redis 6 or later, and Redis 7 or later for a cluster, where it uses
 // sharded pub/sub: a message then costs the nodes of one shard something and not
@@ -19,7 +17,7 @@
 // History:
 //
 //	hub.History.Events = 100
-//	hub.Broker = &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}
+//	hub.Broker = redisbroker.Connect(options).WithHistory()
 //
 // So an event's id means the same on each node, a client that comes back gets
 // what it missed from any of them, and nothing is missed while the connection to
@@ -49,6 +47,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,52 +66,49 @@ const (
 	bufferBytes  = 64 << 10               // of a connection of our own, each way
 )
 
+// ErrClosed is returned by the methods of a [Broker] that is closed.
+var ErrClosed = errors.New("redisbroker: broker is closed")
+
 var (
-	errClosed     = errors.New("redisbroker: broker is closed")
-	errConnecting = errors.New("redisbroker: not connected yet")
-	errNobody     = errors.New("redisbroker: no node of the cluster has this topic")
-	errLost       = errors.New("connection lost")
-	errMissed     = errors.New("redisbroker: the connection to Redis was lost and is back")
+	errConnecting = errors.New("not connected yet")
+	errNobody     = errors.New("no node of the cluster owns the slot of this topic: see CLUSTER SLOTS")
+	errLost       = errors.New("the connection was lost")
+	errMissed     = errors.New("redisbroker: the connection to Redis was lost")
 )
 
-// A Broker is a [realtime.Broker] on Redis. It is for one hub; set its fields
-// before that has its first client.
+// A Broker is one hub's connection to the others. It is made by [New] or
+// [Connect].
 type Broker struct {
-	// Options tell where Redis is: at least their InitAddress, one of a single
-	// Redis, some of a cluster or, with Sentinel.MasterSet, of the sentinels.
-	// [rueidis.ParseURL] makes them from a URL. The Broker connects by itself,
-	// for as long as it takes, so that a program starts without its Redis. Zero
-	// in Dialer.Timeout and ConnWriteTimeout means 3 s here, in the buffers of a
-	// connection 64 KiB.
-	Options rueidis.ClientOption
-
-	// Client is used instead of Options where it isn't nil, and stays open when
-	// the Broker is closed. The Broker takes a connection of its own from it, to
-	// each master of a cluster, and publishes by those that the client shares.
-	// No option of it is needed: what has to be timely has its own limits.
-	Client rueidis.Client
-
-	// Prefix goes before a topic's name in that of its channel. Hubs that are
-	// to hear each other have the same. Empty means "realtime:".
+	// Prefix begins the names of all channels and keys, with a colon behind it.
+	// Hubs with the same Prefix hear each other, and whoever may publish to
+	// "PREFIX:*" can speak to their clients. It is printable ASCII without
+	// blanks and without the characters {}*?[]\, which Redis reads as hash tags
+	// and patterns. It may be assigned until the hub is used. Empty means
+	// "realtime".
 	Prefix string
+
+	// Set at construction, never changed.
+	users     rueidis.Client       // the user's; nil where the broker makes its own
+	options   rueidis.ClientOption // of the broker's own client
+	connects  bool                 // the broker makes its own client
+	inbox     *inbox
+	out       chan publication
+	stop      chan struct{}   // closed when nothing more is accepted to be published
+	ctx       context.Context // ends with Close
+	cancel    context.CancelFunc
+	known     chan struct{} // closed when the first try to find Redis is over
+	stale     chan struct{} // has room for one word that the cluster has changed
+	delivered chan struct{} // closed when the goroutine deliver has ended
+	written   chan struct{} // closed when the goroutine write has ended
+	ended     chan struct{} // closed when the goroutine run has ended, and with it each link
 
 	// Set by Start, never changed.
 	handler realtime.BrokerHandler
-	inbox   *inbox
-	prefix  string
-	out     chan publication
-	stop    chan struct{}   // closed when nothing more is taken to be published
-	ctx     context.Context // ends with Close
-	cancel  context.CancelFunc
-	known   chan struct{} // closed when the first try to find Redis is over
-	stale   chan struct{} // has room for one word that the cluster has changed
+	prefix  string // with the colon behind it
 
-	started   atomic.Bool
-	trusted   atomic.Bool    // the last messages have been published
-	delivered chan struct{}  // closed when the goroutine deliver has ended
-	written   chan struct{}  // closed when the goroutine write has ended
-	ended     chan struct{}  // closed when the goroutine run has ended, and with it each link
-	own       sync.WaitGroup // the links' goroutines
+	started atomic.Bool
+	trusted atomic.Bool    // the last messages have been published
+	own     sync.WaitGroup // the links' goroutines
 
 	mu     sync.Mutex // guards the fields below, and what is said to be guarded by it
 	closed bool
@@ -133,40 +129,129 @@ type topic struct {
 	waiting   []chan<- error
 }
 
-// Start begins to connect and returns. It fails if the Broker is a hub's already.
-func (b *Broker) Start(h realtime.BrokerHandler) error {
-	if b.started.Swap(true) {
-		return errors.New("redisbroker: a Broker is for one hub: make one for each")
+var _ realtime.Broker = (*Broker)(nil)
+
+// New returns a broker on the user's own client, which stays open when the
+// broker is closed. The client may be used for other things, and for other
+// brokers. It needs no particular options: the broker has its own limits for
+// what has to be timely. The broker takes a connection of its own from the
+// client, to each master of a cluster, and publishes by the connections that the
+// client shares.
+func New(client rueidis.Client) *Broker {
+	b := newBroker()
+	b.users = client
+	return b
+}
+
+// Connect returns a broker that makes a client of its own, and closes it when
+// the broker is closed. It returns at once: the broker begins to connect when
+// its hub is used, and tries until Redis answers. So a program starts without
+// its Redis.
+//
+// options need an InitAddress: one address of a single Redis, some of a cluster
+// or, with Sentinel.MasterSet, some of the sentinels. [rueidis.ParseURL] makes
+// options from a URL. Zero in Dialer.Timeout and ConnWriteTimeout means 3 s
+// here, and in ReadBufferEachConn and WriteBufferEachConn 64 KiB.
+func Connect(options rueidis.ClientOption) *Broker {
+	b := newBroker()
+	b.options, b.connects = options, true
+	return b
+}
+
+func newBroker() *Broker {
+	b := &Broker{
+		inbox:     newInbox(),
+		out:       make(chan publication, maxBatch),
+		stop:      make(chan struct{}),
+		known:     make(chan struct{}),
+		stale:     make(chan struct{}, 1),
+		delivered: make(chan struct{}),
+		written:   make(chan struct{}),
+		ended:     make(chan struct{}),
+		topics:    make(map[string]*topic),
+		links:     make(map[string]*link),
 	}
-	b.handler = h
-	b.inbox = newInbox()
-	b.prefix = cmp.Or(b.Prefix, "realtime:")
-	b.out = make(chan publication, maxBatch)
-	b.stop = make(chan struct{})
 	b.ctx, b.cancel = context.WithCancel(context.Background())
-	b.known = make(chan struct{})
-	b.stale = make(chan struct{}, 1)
-	b.delivered, b.written, b.ended = make(chan struct{}), make(chan struct{}), make(chan struct{})
-	b.topics, b.links = make(map[string]*topic), make(map[string]*link)
+	return b
+}
+
+// Start is called by the hub; see [realtime.Broker]. It fails where Prefix is
+// not valid, New got no client, or the broker is another hub's already.
+func (b *Broker) Start(h realtime.BrokerHandler) error { return wrap("start", b.start(h)) }
+
+func (b *Broker) start(h realtime.BrokerHandler) error {
+	prefix, err := channelPrefix(b.Prefix)
+	switch {
+	case err != nil:
+		return err
+	case !b.connects && b.users == nil:
+		return errors.New("there is no client: make the broker by New, with a client that isn't nil, or by Connect")
+	case b.isStopped():
+		return ErrClosed
+	case b.started.Swap(true):
+		return errors.New("the broker is started already: make one for each hub")
+	}
+	b.handler, b.prefix = h, prefix
 	go b.deliver()
 	go b.write()
 	go b.run()
 	return nil
 }
 
-// Close ends what Start began. What was published goes out first, as far as
-// Redis takes it within 3 s. It waits for a Deliver that is running, and
-// returns an error if that blocks for 5 s.
-func (b *Broker) Close() error {
-	if !b.started.Load() {
-		return nil
+// channelPrefix returns what goes before each topic.
+func channelPrefix(prefix string) (string, error) {
+	prefix = cmp.Or(prefix, "realtime")
+	if strings.ContainsFunc(prefix, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`{}*?[]\`, r) }) {
+		return "", fmt.Errorf(`prefix %q: use printable ASCII without blanks and without the characters {}*?[]\`, prefix)
 	}
+	return prefix + ":", nil
+}
+
+// wrap returns what an exported method returns for err: it says which act
+// failed. [ErrClosed] stays as it is.
+func wrap(act string, err error) error {
+	if err == nil || err == ErrClosed {
+		return err
+	}
+	return fmt.Errorf("redisbroker: %s: %w", act, err)
+}
+
+// usable returns why the broker can't be used, or nil.
+func (b *Broker) usable() error {
+	switch {
+	case b.isStopped():
+		return ErrClosed
+	case !b.started.Load():
+		return errors.New("the broker is not started")
+	}
+	return nil
+}
+
+// isStopped reports whether Close was called.
+func (b *Broker) isStopped() bool {
+	select {
+	case <-b.stop:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close is called by the hub; see [realtime.Broker]. A broker that no hub has
+// used is closed by the program that made it. What was published goes out
+// first, as far as Redis accepts it within 3 s. Close waits for a Deliver that
+// is running, and returns an error if that blocks for 5 s.
+func (b *Broker) Close() error {
 	b.mu.Lock()
 	again := b.closed
 	b.closed = true
 	b.mu.Unlock()
 	if !again {
 		close(b.stop)
+	}
+	if !b.started.Load() {
+		b.cancel()
+		return nil
 	}
 	select {
 	case <-b.written:
@@ -207,8 +292,8 @@ func (b *Broker) deliver() {
 // run is the goroutine that finds Redis and keeps the links. It ends with Close.
 func (b *Broker) run() {
 	defer close(b.ended)
-	client := b.Client
-	if client == nil {
+	client := b.users
+	if b.connects {
 		if client = b.connect(); client == nil {
 			return
 		}
@@ -218,7 +303,7 @@ func (b *Broker) run() {
 	b.client, b.err = client, errConnecting
 	b.mu.Unlock()
 	if client.Mode() == rueidis.ClientModeCluster {
-		b.follow()
+		b.followCluster()
 	} else {
 		b.place([]string{""})
 		<-b.ctx.Done()
@@ -229,7 +314,7 @@ func (b *Broker) run() {
 
 // connect makes a client of our own. It tries until that works, or Close.
 func (b *Broker) connect() rueidis.Client {
-	options := b.Options
+	options := b.options
 	options.DisableCache = true // we have no use for it, and it takes a permission
 	options.DisableRetry = true
 	options.Dialer.Timeout = cmp.Or(options.Dialer.Timeout, callTimeout)
@@ -248,7 +333,7 @@ func (b *Broker) connect() rueidis.Client {
 			client.Close()
 		}
 		b.mu.Lock()
-		b.err = fmt.Errorf("redisbroker: connect: %w", err)
+		b.err = fmt.Errorf("no connection to Redis: %w", err)
 		b.mu.Unlock()
 		b.knows()
 		if b.ctx.Err() != nil {
@@ -277,14 +362,21 @@ func (b *Broker) knows() {
 	}
 }
 
-// Subscribe returns nil once Redis has confirmed. While it is away Subscribe
-// waits for it, and for ctx.
-func (b *Broker) Subscribe(ctx context.Context, name string) error {
+// Subscribe is called by the hub; see [realtime.Broker]. While Redis can't be
+// reached it waits for Redis, until ctx ends.
+func (b *Broker) Subscribe(ctx context.Context, topic string) error {
+	return wrap("subscribe", b.subscribe(ctx, topic))
+}
+
+func (b *Broker) subscribe(ctx context.Context, name string) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
 	confirmed := make(chan error, 1)
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
-		return errClosed
+		return ErrClosed
 	}
 	t := b.topics[b.prefix+name]
 	if t == nil {
@@ -303,7 +395,7 @@ func (b *Broker) Subscribe(ctx context.Context, name string) error {
 		return err
 	case <-ctx.Done():
 	case <-b.ctx.Done():
-		return errClosed
+		return ErrClosed
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -323,14 +415,14 @@ func (b *Broker) Subscribe(ctx context.Context, name string) error {
 	if t.link != nil && t.link.err != nil {
 		return t.link.err
 	}
-	return fmt.Errorf("redisbroker: subscribe: %w", cmp.Or(b.err, ctx.Err()))
+	return cmp.Or(b.err, ctx.Err())
 }
 
-// Unsubscribe ends a topic. It doesn't wait for Redis, and returns nil.
-func (b *Broker) Unsubscribe(name string) error {
+// Unsubscribe is called by the hub; see [realtime.Broker]. It returns nil.
+func (b *Broker) Unsubscribe(topic string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if t := b.topics[b.prefix+name]; t != nil {
+	if t := b.topics[b.prefix+topic]; t != nil {
 		b.forget(t)
 	}
 	return nil
@@ -342,7 +434,7 @@ func (b *Broker) forget(t *topic) {
 	if t.link != nil {
 		t.link.leave(t.channel)
 	}
-	t.answer(errors.New("redisbroker: unsubscribed"))
+	t.answer(errors.New("the topic was unsubscribed while it was waiting"))
 }
 
 // answer tells those who wait for a topic. Its caller holds Broker.mu.

@@ -179,7 +179,7 @@ func TestOutage(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(client.Close)
-				return &redisbroker.Broker{Client: client}
+				return redisbroker.New(client)
 			}
 			reader, writer := newNode(t, broker()), newNode(t, broker())
 			reader.join("x")
@@ -195,7 +195,7 @@ func TestOutage(t *testing.T) {
 				if err == nil {
 					t.Error("Subscribe works during an outage")
 				}
-				return strings.Contains(err.Error(), "away")
+				return strings.Contains(err.Error(), "no connection")
 			}
 			eventually(t, "both know", func() bool { return away(reader) && away(writer) })
 			if d := time.Since(start); d > 8*time.Second {
@@ -444,7 +444,7 @@ func TestStartWithoutRedis(t *testing.T) {
 	if err := n.publish("x", "lost"); err == nil || time.Since(start) > 5*time.Second {
 		t.Errorf("Publish: %v after %v, want an error soon", err, time.Since(start))
 	}
-	if err := n.subscribe("x", 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "connect") {
+	if err := n.subscribe("x", 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no connection") {
 		t.Errorf("Subscribe: %v, want that of the connection", err)
 	}
 	if err := n.subscribe("given up", 50*time.Millisecond); err == nil {
@@ -461,9 +461,6 @@ func TestStartWithoutRedis(t *testing.T) {
 	}
 	if got := n.gaps(); got != 0 {
 		t.Errorf("%d gaps were told, want none: nothing was subscribed", got)
-	}
-	if err := newBroker("127.0.0.1:1").Close(); err != nil {
-		t.Errorf("Close of what never started: %v", err)
 	}
 	none := newNode(t, newBroker("127.0.0.1:1"))
 	if err := none.Close(); err != nil {
@@ -486,8 +483,9 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	a, b := &redisbroker.Broker{Client: client}, &redisbroker.Broker{Client: client, Prefix: "other:"}
-	c := newNode(t, &redisbroker.Broker{Client: client})
+	a, b := redisbroker.New(client), redisbroker.New(client)
+	b.Prefix = "other"
+	c := newNode(t, redisbroker.New(client))
 	na, nb := newNode(t, a), newNode(t, b)
 	na.join("x")
 	nb.join("x")
@@ -502,8 +500,57 @@ func TestClient(t *testing.T) {
 	if err := client.Do(t.Context(), client.B().Ping().Build()).Error(); err != nil {
 		t.Errorf("the user's client: %v", err)
 	}
-	if err := na.Start(handler{na}); err == nil {
-		t.Error("a Broker has started twice")
+}
+
+// An error says which act of which package failed, and what to do.
+func TestMisuse(t *testing.T) {
+	t.Parallel()
+	start := func(b *redisbroker.Broker) error { return b.Start(handler{new(node)}) }
+	expect := func(err error, want string) {
+		t.Helper()
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s…", err, want)
+		}
+	}
+	for _, prefix := range []string{"{", "a}b", "a*", "a?", "[a]", `a\b`, "a b", "ü", "a\n"} {
+		b := newBroker("127.0.0.1:1")
+		b.Prefix = prefix
+		expect(start(b), "redisbroker: start: prefix ")
+		expect(b.Publish(t.Context(), "x", nil), "redisbroker: publish: the broker is not started")
+	}
+	expect(start(redisbroker.New(nil)), "redisbroker: start: there is no client: ")
+
+	b := newBroker("127.0.0.1:1").WithHistory()
+	expect(b.Publish(t.Context(), "x", nil), "redisbroker: publish: the broker is not started")
+	expect(b.Subscribe(t.Context(), "x"), "redisbroker: subscribe: the broker is not started")
+	expect(b.Follow(nil, 0), "redisbroker: follow: the broker is not started")
+	expect(b.Append(t.Context(), nil), "redisbroker: append: the broker is not started")
+	if err := b.Unsubscribe("x"); err != nil {
+		t.Error(err)
+	}
+	if err := start(b.Broker); err != nil {
+		t.Error(err)
+	}
+	expect(start(b.Broker), "redisbroker: start: the broker is started already: ")
+	expect(b.Append(t.Context(), nil), "redisbroker: append: the history is not followed")
+
+	for _, b := range []*redisbroker.HistoryBroker{b, newBroker("127.0.0.1:1").WithHistory()} {
+		for range 2 {
+			if err := b.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+		for what, err := range map[string]error{
+			"Start":     start(b.Broker),
+			"Publish":   b.Publish(t.Context(), "x", nil),
+			"Subscribe": b.Subscribe(t.Context(), "x"),
+			"Follow":    b.Follow(nil, 0),
+			"Append":    b.Append(t.Context(), nil),
+		} {
+			if err != redisbroker.ErrClosed {
+				t.Errorf("%s after Close: %v, want ErrClosed", what, err)
+			}
+		}
 	}
 }
 
@@ -512,7 +559,7 @@ func TestPermission(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
 	r.do("ACL", "SETUSER", "app", "on", ">secret", "&realtime:topic/*", "+@all")
-	n := newNode(t, &redisbroker.Broker{Options: rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}})
+	n := newNode(t, redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}))
 	n.join("topic/a")
 	if err := n.subscribe("b", patience); err == nil || !strings.Contains(err.Error(), "NOPERM") {
 		t.Errorf("Subscribe: %v, want NOPERM", err)

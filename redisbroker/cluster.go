@@ -13,9 +13,9 @@ import (
 // slots is how many a cluster has.
 const slots = 16384
 
-// follow keeps the links what the cluster is, until Close. It asks again after
+// followCluster keeps the links what the cluster is, until Close. It asks again after
 // something was refused or lost, and not without a reason.
-func (b *Broker) follow() {
+func (b *Broker) followCluster() {
 	for {
 		var again <-chan time.Time
 		if owners := b.ask(); owners != nil {

@@ -20,7 +20,7 @@ import (
 // the first.
 type cluster struct {
 	nodes  []*redis
-	prefix string // of the topics of brokers to come
+	prefix string // of brokers to come
 }
 
 const masters = 3
@@ -93,10 +93,10 @@ func TestClusterSuite(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t) // takes too long to start one for each
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine {
-		c.prefix = t.Name() + ":"
+		c.prefix = t.Name()
 		return c
 	})
-	c.prefix = "stress:"
+	c.prefix = "stress"
 	t.Run("Stress", func(t *testing.T) {
 		stress(t, c.Broker(), func() (channels []string) {
 			for _, r := range c.nodes {
@@ -274,7 +274,7 @@ func (w *watched) changes() []func() {
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	w := startWatched(t)
-	broker := func() *redisbroker.Broker { return &redisbroker.Broker{Options: w.options()} }
+	broker := func() *redisbroker.Broker { return redisbroker.Connect(w.options()) }
 	reader, writer := newNode(t, broker()), newNode(t, broker())
 	reader.join("x")
 	writer.say("x", "hello")

@@ -1,6 +1,8 @@
 package redisbroker_test
 
 import (
+	"context"
+	"log"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -8,29 +10,49 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// Each process has a hub with a Broker of its own.
-func Example() {
+// Each process has a hub with a broker of its own. The hub keeps working while
+// Redis can't be reached; its events then reach its own clients alone.
+func ExampleConnect() {
 	hub := realtime.NewHub()
-	hub.Broker = &redisbroker.Broker{
-		Options: rueidis.ClientOption{InitAddress: []string{"localhost:6379"}},
-	}
+	hub.Broker = redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
 }
 
-// A URL says it all, as "rediss://user:password@redis.example:6380" for TLS.
-func Example_url() {
+// A URL has all of the options, as "rediss://user:password@redis.example:6380"
+// for TLS.
+func ExampleConnect_url() {
 	options, err := rueidis.ParseURL("redis://localhost:6379")
 	if err != nil {
 		return
 	}
+	broker := redisbroker.Connect(options)
+	broker.Prefix = "chat"
+
 	hub := realtime.NewHub()
-	hub.Broker = &redisbroker.Broker{Options: options, Prefix: "chat:"}
+	hub.Broker = broker
 }
 
-// A hub that has a History keeps it in Redis, for all nodes.
-func ExampleHistoryBroker() {
+// A client that the program also uses for other things.
+func ExampleNew() {
+	client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
+	if err != nil {
+		log.Fatal(err)
+	}
 	hub := realtime.NewHub()
-	hub.History = realtime.History{Events: 100, Age: 10 * time.Minute}
-	hub.Broker = &redisbroker.HistoryBroker{Broker: redisbroker.Broker{
-		Options: rueidis.ClientOption{InitAddress: []string{"localhost:6379"}},
-	}}
+	hub.Broker = redisbroker.New(client)
+
+	// …
+
+	hub.Shutdown(context.Background())
+	client.Close() // which is not the hub's
+}
+
+// A history that all nodes share, kept by Redis.
+func ExampleBroker_WithHistory() {
+	options := rueidis.ClientOption{InitAddress: []string{"localhost:6379"}}
+	broker := redisbroker.Connect(options).WithHistory()
+	broker.MaxRecords = 100_000
+
+	hub := realtime.NewHub()
+	hub.History.Age = 10 * time.Minute
+	hub.Broker = broker
 }

@@ -3,7 +3,6 @@ package redisbroker
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -70,7 +69,7 @@ func (f *follower) run() {
 		}
 		if !f.away {
 			f.away = true
-			f.call(func() { f.handler.Away(fmt.Errorf("redisbroker: Redis is away: %w", err)) })
+			f.call(func() { f.handler.Away(wrap("follow", err)) })
 		}
 	}
 }

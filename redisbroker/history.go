@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -16,25 +15,22 @@ const (
 	maxBulkBytes   = 512 << 20 // proto-max-bulk-len, by default
 )
 
-// A HistoryBroker is a [realtime.HistoryBroker]: a Broker that keeps what is
-// published, in a stream of Redis. Its hub needs a [realtime.History], or it
-// works as the Broker does. Like that it is for one hub.
+// A HistoryBroker is a Broker that has a stream of Redis for the history of its
+// hub. It is made by [Broker.WithHistory].
 //
-// Its keys are "{realtime:log}" and "{realtime:log}:head", with the Prefix for
-// "realtime:". A user of Redis needs them and the channel of the heartbeats,
-// which is "realtime:nodes", and may do with these rules:
+// Its keys are "{realtime:log}" and "{realtime:log}:head", with the Prefix in
+// the place of "realtime". A user of Redis needs them and the channel of the
+// heartbeats, which is "realtime:nodes". These rules are enough:
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
 //	+eval +evalsha +hmget +hset +del +xadd +xtrim +xread +xrevrange +time +pttl +pexpire
 //
-// In a cluster also +cluster|slots, +cluster|shards, +spublish, +ssubscribe and
-// +sunsubscribe; with a Client that caches, what that takes.
+// In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
+// +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs
+// what the cache needs.
 type HistoryBroker struct {
-	// Broker says where Redis is. Nodes that share a history have the same
-	// Prefix, which may not begin with "}". Topics don't have channels then; one
-	// is left, for the nodes' heartbeats.
-	Broker
+	*Broker
 
 	// MaxRecords is about how many records are kept, if they don't become too
 	// old before, which is what usually bounds them. A record has what a node
@@ -47,53 +43,59 @@ type HistoryBroker struct {
 	follower *follower // set by Follow, never changed; nil before
 }
 
-// Follow begins to read the log, and returns. It fails if Start hasn't been
-// called, if it has been called before, or for a Prefix that a cluster could not
-// keep in one slot.
+var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
+
+// WithHistory returns a broker that keeps the history of its hub in Redis, in
+// one stream for all topics. The stream is made when it isn't there. Nodes that
+// share a history have the same Prefix. Don't use b by itself then.
+func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
+
+// Follow is called by the hub; see [realtime.HistoryBroker].
 func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) error {
-	switch {
-	case !b.started.Load():
-		return errors.New("redisbroker: Follow before Start")
-	case b.follower != nil:
-		return errors.New("redisbroker: Follow is called once")
-	case strings.HasPrefix(b.prefix, "}"):
-		return fmt.Errorf("redisbroker: the Prefix %q makes an empty hash tag: let it begin with another character", b.prefix)
+	return wrap("follow", b.follow(h, keep))
+}
+
+func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) error {
+	if err := b.usable(); err != nil {
+		return err
 	}
-	b.mu.Lock()
-	closed := b.closed
-	b.mu.Unlock()
-	if closed {
-		return errClosed
+	if b.follower != nil {
+		return errors.New("the history is followed already")
 	}
 	maxRecords := b.MaxRecords
 	if maxRecords <= 0 {
 		maxRecords = defaultRecords
 	}
-	b.follower = newFollower(&b.Broker, h, newRecordLog(b.prefix, keep, maxRecords))
+	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords))
 	b.own.Go(b.follower.run)
 	return nil
 }
 
-// Append waits for Redis' answer, for 3 s at the most. It fails at once while
-// Redis is away, and with [realtime.ErrEventTooLarge] for more than 512 MiB,
-// which is what Redis takes unless its proto-max-bulk-len says otherwise. A lower
-// limit there is an outage to Append.
+// Append is called by the hub; see [realtime.HistoryBroker]. It waits for Redis'
+// answer, for 3 s at the most. It returns [realtime.ErrEventTooLarge] for more
+// than 512 MiB, the default of Redis' proto-max-bulk-len. A lower limit there
+// looks like an outage to Append.
 func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
+	return wrap("append", b.append(ctx, record))
+}
+
+func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
 	f := b.follower
 	if f == nil {
-		return errors.New("redisbroker: Append before Follow")
+		return errors.New("the history is not followed")
 	}
 	if len(record) > maxBulkBytes { // Redis would close the connection, and seldom be heard to say why
-		return fmt.Errorf("redisbroker: append: %w", realtime.ErrEventTooLarge)
+		return realtime.ErrEventTooLarge
 	}
 	l, err := b.reach(ctx, f.log.key)
 	if err != nil {
 		return err
 	}
-	select {
-	case <-b.stop:
-		return errClosed
-	default:
+	if b.isStopped() {
+		return ErrClosed
 	}
 	b.mu.Lock()
 	client := b.client // is there: there is a link
@@ -108,11 +110,11 @@ func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 	if _, refused := rueidis.IsRedisErr(err); !refused && b.ctx.Err() == nil && !errors.Is(ctx.Err(), context.Canceled) {
 		l.doubt(err)
 	}
-	return fmt.Errorf("redisbroker: append: %w", err)
+	return err
 }
 
-// Close ends what Start and Follow began. It waits for a method of the handler
-// that is running, and returns an error if that blocks for 5 s.
+// Close is called by the hub; see [Broker.Close]. It also waits for a method of
+// the [realtime.HistoryHandler] that is running.
 func (b *HistoryBroker) Close() error {
 	patience := time.After(closeTimeout)
 	err := b.Broker.Close() // whose goroutine run waits for the follower

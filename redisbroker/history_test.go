@@ -42,7 +42,7 @@ func (f freezer) Start() error {
 }
 
 func newHistory(addrs ...string) *redisbroker.HistoryBroker {
-	return &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: rueidis.ClientOption{InitAddress: addrs}}}
+	return newBroker(addrs...).WithHistory()
 }
 
 func TestHistorySuite(t *testing.T) {
@@ -385,9 +385,7 @@ func TestHistoryPermission(t *testing.T) {
 	r := startRedis(t)
 	r.do(aclUser("{realtime:log}*", "realtime:*")...)
 	broker := func(user string) *redisbroker.HistoryBroker {
-		b := newHistory(r.addr)
-		b.Options.Username, b.Options.Password = user, "secret"
-		return b
+		return redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{r.addr}, Username: user, Password: "secret"}).WithHistory()
 	}
 	a := newFollower(t, broker("app"), time.Hour)
 	a.expect("current A-0")
@@ -508,22 +506,6 @@ func TestHistoryRefused(t *testing.T) {
 func TestHistoryMisuse(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
-	b := newHistory(r.addr)
-	if err := b.Close(); err != nil {
-		t.Errorf("Close of what never started: %v", err)
-	}
-	if err := b.Append(t.Context(), nil); err == nil {
-		t.Error("Append works before Follow")
-	}
-	if err := b.Follow(nil, 0); err == nil {
-		t.Error("Follow works before Start")
-	}
-	b.Prefix = "}"
-	n := newNode(t, b)
-	if err := b.Follow(nil, 0); err == nil || !strings.Contains(err.Error(), `"}"`) {
-		t.Errorf("Follow: %v, want one about the prefix", err)
-	}
-	n.Close()
 	a := newFollower(t, newHistory(r.addr), time.Hour)
 	if err := a.Follow(a, time.Hour); err == nil {
 		t.Error("Follow works twice")
@@ -555,7 +537,7 @@ func TestHistoryCloseWhileRecordBlocks(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			b := newHistory(r.addr)
-			b.Prefix = tt.name
+			b.Prefix = strings.ReplaceAll(tt.name, " ", "-")
 			a := newFollower(t, b, time.Hour)
 			a.expect("current A-0")
 			a.block = make(chan struct{})
@@ -591,8 +573,8 @@ func TestHistoryCluster(t *testing.T) {
 	c := startCluster(t)
 	prefix := "" // of a log that is on the master with the replica
 	for i := 0; prefix == ""; i++ {
-		p := fmt.Sprint("p", i, ":")
-		slot, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "{"+p+"log}").AsInt64()
+		p := fmt.Sprint("p", i)
+		slot, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "{"+p+":log}").AsInt64()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -601,11 +583,10 @@ func TestHistoryCluster(t *testing.T) {
 		}
 	}
 	for _, r := range c.nodes { // with what the documentation says
-		r.do(append(aclUser("{"+prefix+"log}*", prefix+"*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
+		r.do(append(aclUser("{"+prefix+":log}*", prefix+":*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
 	}
 	broker := func() *redisbroker.HistoryBroker {
-		b := newHistory(c.nodes[1].addr)
-		b.Options.Username, b.Options.Password = "app", "secret"
+		b := redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{c.nodes[1].addr}, Username: "app", Password: "secret"}).WithHistory()
 		b.Prefix = prefix
 		return b
 	}
@@ -645,7 +626,7 @@ func TestHistorySentinel(t *testing.T) {
 	w := startWatched(t)
 	var all []*follower
 	for range 2 {
-		f := newFollower(t, &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: w.options()}}, time.Hour)
+		f := newFollower(t, redisbroker.Connect(w.options()).WithHistory(), time.Hour)
 		f.expect("current A-0")
 		all = append(all, f)
 	}

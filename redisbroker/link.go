@@ -64,7 +64,7 @@ func (l *link) doubt(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
 	if l.err == nil {
-		l.err = fmt.Errorf("redisbroker: publish: %w", err)
+		l.err = fmt.Errorf("no connection to Redis: publish: %w", err)
 		l.poke()
 	}
 }
@@ -109,7 +109,7 @@ func (l *link) connected() {
 func (l *link) lost(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
-	l.err = fmt.Errorf("redisbroker: Redis is away: %w", err)
+	l.err = fmt.Errorf("no connection to Redis: %w", err)
 	l.b.trusted.Store(false)
 	l.joining, l.leaving = nil, nil
 	for _, t := range l.b.topics {
@@ -391,7 +391,7 @@ func (s *session) subscribe(topics []*topic) (refused []*topic, missed bool, err
 			t.answer(nil)
 		case s.addr == "" && !t.lost: // a permission, most likely
 			delete(s.b.topics, t.channel)
-			t.answer(fmt.Errorf("redisbroker: subscribe: %w", err))
+			t.answer(err)
 		default:
 			refused = append(refused, t)
 			s.b.changed()

@@ -18,9 +18,9 @@ func newNodeBroker(config string) (realtime.Broker, error) {
 	addr, history, _ := strings.Cut(config, " ")
 	options := rueidis.ClientOption{InitAddress: []string{addr}}
 	if history != "" {
-		return &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}, nil
+		return redisbroker.Connect(options).WithHistory(), nil
 	}
-	return &redisbroker.Broker{Options: options}, nil
+	return redisbroker.Connect(options), nil
 }
 
 // Three nodes on a Redis that is killed, and stopped for a while, and from which

@@ -19,14 +19,20 @@ type publication struct {
 	result  chan<- error // has room for one; nil: nobody waits
 }
 
-// Publish hands a message to Redis. While Redis is away it returns an error at
-// once.
+// Publish is called by the hub; see [realtime.Broker].
 //
 // It doesn't wait for Redis' answer, or one node could publish no more than
 // once in each round trip: the messages of that time go out together. What is
 // then found to be lost, at most 128 messages, is not told by an error but by
 // the next Publish waiting for its answer, as all do until one is good.
-func (b *Broker) Publish(ctx context.Context, name string, msg []byte) error {
+func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
+	return wrap("publish", b.publish(ctx, topic, msg))
+}
+
+func (b *Broker) publish(ctx context.Context, name string, msg []byte) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
 	channel := b.prefix + name
 	l, err := b.reach(ctx, channel)
 	if err != nil {
@@ -38,17 +44,15 @@ func (b *Broker) Publish(ctx context.Context, name string, msg []byte) error {
 		result = make(chan error, 1)
 		p.result = result
 	}
-	select {
-	case <-b.stop:
-		return errClosed
-	default:
+	if b.isStopped() {
+		return ErrClosed
 	}
 	select {
 	case b.out <- p:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-b.stop:
-		return errClosed
+		return ErrClosed
 	}
 	if result == nil {
 		return nil
@@ -59,7 +63,7 @@ func (b *Broker) Publish(ctx context.Context, name string, msg []byte) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-b.ctx.Done():
-		return errClosed
+		return ErrClosed
 	}
 }
 
@@ -74,7 +78,7 @@ func (b *Broker) reach(ctx context.Context, channel string) (*link, error) {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-b.stop:
-			return errClosed
+			return ErrClosed
 		}
 	}
 	if err := wait(b.known); err != nil {

@@ -127,7 +127,7 @@ func (r *redis) Stop() error {
 func (r *redis) Broker() realtime.Broker { return newBroker(r.addr) }
 
 func newBroker(addrs ...string) *redisbroker.Broker {
-	return &redisbroker.Broker{Options: rueidis.ClientOption{InitAddress: addrs}}
+	return redisbroker.Connect(rueidis.ClientOption{InitAddress: addrs})
 }
 
 // do sends a command, which must not fail, on a connection of its own.

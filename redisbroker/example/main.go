@@ -37,6 +37,6 @@ func main() {
 // brokers makes the nodes of this process.
 func brokers(options rueidis.ClientOption) func(int) (realtime.Broker, error) {
 	return func(int) (realtime.Broker, error) {
-		return &redisbroker.HistoryBroker{Broker: redisbroker.Broker{Options: options}}, nil
+		return redisbroker.Connect(options).WithHistory(), nil
 	}
 }
