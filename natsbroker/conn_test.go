@@ -309,27 +309,68 @@ func TestConnectionStaysOpen(t *testing.T) {
 	if n := conn.NumSubscriptions(); n != 1 {
 		t.Errorf("there are %d subscriptions, want 1", n)
 	}
-	for range 2 {
-		if err := b.Close(); err != nil {
-			t.Error(err)
-		}
+	if err := b.Close(); err != nil {
+		t.Error(err)
 	}
 	if !conn.IsConnected() || conn.NumSubscriptions() != 0 {
 		t.Errorf("the connection is %v and has %d subscriptions", conn.Status(), conn.NumSubscriptions())
-	}
-	if err := b.Publish(t.Context(), "x", nil); !errors.Is(err, natsbroker.ErrClosed) {
-		t.Errorf("Publish: %v, want ErrClosed", err)
-	}
-	if err := natsbroker.New(nil).Start(new(log)); err == nil {
-		t.Error("a broker starts without a connection")
-	}
-	if err := natsbroker.New(nil).Close(); err != nil {
-		t.Error(err)
 	}
 	conn.Close()
 	if err := natsbroker.New(conn).Start(new(log)); !errors.Is(err, nats.ErrConnectionClosed) {
 		t.Errorf("Start: %v, want ErrConnectionClosed", err)
 	}
+}
+
+// An error says which act of which package failed, and what to do.
+func TestMisuse(t *testing.T) {
+	conn := connect(t, newServers(t, 1).url(0))
+	start := func(b *natsbroker.Broker) error { return b.Start(new(log)) }
+	expect := func(err error, want string) {
+		t.Helper()
+		if err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s…", err, want)
+		}
+	}
+	for _, prefix := range []string{".", "a b", strings.Repeat("a", 201)} { // see TestSubjectPrefix
+		b := natsbroker.New(conn)
+		b.Prefix = prefix
+		expect(start(b), "natsbroker: start: prefix ")
+		expect(b.Publish(t.Context(), "x", nil), "natsbroker: publish: the broker is not started")
+	}
+	expect(start(natsbroker.New(nil)), "natsbroker: start: there is no connection: ")
+
+	b := natsbroker.New(conn).WithHistory()
+	expect(b.Publish(t.Context(), "x", nil), "natsbroker: publish: the broker is not started")
+	expect(b.Subscribe(t.Context(), "x"), "natsbroker: subscribe: the broker is not started")
+	expect(b.Follow(nil, 0), "natsbroker: follow: the broker is not started")
+	expect(b.Append(t.Context(), nil), "natsbroker: append: the broker is not started")
+	if err := b.Unsubscribe("x"); err != nil {
+		t.Error(err)
+	}
+	if err := start(b.Broker); err != nil {
+		t.Error(err)
+	}
+	expect(start(b.Broker), "natsbroker: start: the broker is started already: ")
+	expect(b.Append(t.Context(), nil), "natsbroker: append: the history is not followed")
+
+	for _, b := range []*natsbroker.HistoryBroker{b, natsbroker.New(conn).WithHistory(), natsbroker.New(nil).WithHistory()} {
+		for range 2 {
+			if err := b.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+		for what, err := range map[string]error{
+			"Publish":   b.Publish(t.Context(), "x", nil),
+			"Subscribe": b.Subscribe(t.Context(), "x"),
+			"Follow":    b.Follow(nil, 0),
+			"Append":    b.Append(t.Context(), nil),
+		} {
+			if err != natsbroker.ErrClosed {
+				t.Errorf("%s after Close: %v, want ErrClosed", what, err)
+			}
+		}
+	}
+	expect(start(b.Broker), "natsbroker: broker is closed")
 }
 
 // A connection with a buffer must not keep messages for later either, and one

@@ -33,15 +33,17 @@ const (
 type HistoryBroker struct {
 	*Broker
 
+	// MaxBytes bounds the history: above it the stream drops its oldest
+	// records. An age bounds it first as a rule, that of the hub's
+	// [realtime.History]. It may be assigned until the hub is used. Zero and
+	// less mean 1 GiB.
+	MaxBytes int64
+
 	// Replicas is how many servers of a cluster keep the stream: 1, 3 or 5. Of
 	// three one may be away. It may be assigned until the hub is used. Zero
 	// means 3 where the broker is embedded and its Config has three nodes, and
 	// 1 otherwise.
 	Replicas int
-
-	// MaxBytes bounds the stream, from which the oldest goes first. It may be
-	// assigned until the hub is used. Zero and less mean 1 GiB.
-	MaxBytes int64
 
 	following sync.WaitGroup
 
@@ -50,7 +52,7 @@ type HistoryBroker struct {
 	stream  jetstream.StreamConfig
 	handler realtime.HistoryHandler
 
-	// Owned by the goroutine follow.
+	// Owned by the goroutine read.
 	epoch string
 	last  uint64 // the record handed over last
 	away  bool   // which was told
@@ -58,22 +60,29 @@ type HistoryBroker struct {
 
 var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
 
-// WithHistory returns a broker whose servers keep the history of its hub, in a
-// stream of JetStream for all topics, which is made when it isn't there. They
-// need JetStream, and an embedded one a StoreDir. b is not to be used by itself
-// then.
+// WithHistory returns a broker that keeps the history of its hub in JetStream,
+// in one stream for all topics. The stream is made when it isn't there. Nodes
+// that share a history have the same Prefix. The servers need JetStream; an
+// embedded one needs a StoreDir. Don't use b by itself then.
 func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
-func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) (err error) {
-	if b.prefix == "" {
-		return errors.New("natsbroker: broker is not started")
+func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) error {
+	return wrap("follow", b.follow(h, keep))
+}
+
+func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) (err error) {
+	if err := b.usable(); err != nil {
+		return err
+	}
+	if b.js != nil {
+		return errors.New("the history is followed already")
 	}
 	if b.server != nil && b.server.JetStreamConfig() == nil {
-		return errors.New("natsbroker: an embedded broker has a history only where Config.StoreDir is set")
+		return errors.New("the embedded server has no JetStream: set Config.StoreDir")
 	}
 	if b.js, err = jetstream.New(b.conn); err != nil {
-		return fmt.Errorf("natsbroker: %w", err)
+		return err
 	}
 	keep = max(keep, time.Second) // JetStream wants some
 	b.stream = jetstream.StreamConfig{
@@ -88,7 +97,7 @@ func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) (e
 	}
 	b.stream.MaxBytes = cmp.Or(b.stream.MaxBytes, historyBytes)
 	b.handler = h
-	b.following.Go(b.follow)
+	b.following.Go(b.read)
 	return nil
 }
 
@@ -105,38 +114,40 @@ func streamName(prefix string) string {
 
 // Append is called by the hub; see [realtime.HistoryBroker].
 func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
-	if err := b.usable(); err != nil {
+	return wrap("append", b.append(ctx, record))
+}
+
+func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
+	if err := b.reachable(); err != nil {
 		return err
 	}
 	if b.js == nil {
-		return errors.New("natsbroker: history is not started")
+		return errors.New("the history is not followed")
 	}
 	if most := b.conn.MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
-		return fmt.Errorf("%w: natsbroker: it takes %d bytes, and the server's max_payload is %d", realtime.ErrEventTooLarge, len(record), most)
+		return fmt.Errorf("%w: it has %d bytes, and the server's max_payload is %d", realtime.ErrEventTooLarge, len(record), most)
 	}
-	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would take it, and drop it
-		return fmt.Errorf("%w: natsbroker: it takes %d bytes, and MaxBytes is %d", realtime.ErrEventTooLarge, len(record), most)
+	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would accept it, and drop it
+		return fmt.Errorf("%w: it has %d bytes, and MaxBytes is %d", realtime.ErrEventTooLarge, len(record), most)
 	}
 	_, err := b.js.Publish(ctx, b.prefix+logSubject, record,
 		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))
-	if err != nil {
-		return fmt.Errorf("natsbroker: append: %w", err)
-	}
-	return nil
+	return err
 }
 
 // maxHeaderBytes is more than what goes with a record.
 const maxHeaderBytes = 1024
 
-// Close is called by the hub; see [Broker.Close].
+// Close is called by the hub; see [Broker.Close]. It also waits for a method of
+// the [realtime.HistoryHandler] that is running.
 func (b *HistoryBroker) Close() error {
 	b.cancel() // Broker.Close does it too, and ends the connection
 	b.following.Wait()
 	return b.Broker.Close()
 }
 
-// follow is the goroutine that hands the hub what the stream has. Until Close.
-func (b *HistoryBroker) follow() {
+// read is the goroutine that hands the hub what the stream has. Until Close.
+func (b *HistoryBroker) read() {
 	for b.ctx.Err() == nil {
 		err := b.session()
 		if b.ctx.Err() != nil {
@@ -144,7 +155,7 @@ func (b *HistoryBroker) follow() {
 		}
 		if !b.away {
 			b.away = true
-			b.handler.Away(err)
+			b.handler.Away(wrap("follow", err))
 		}
 		select {
 		case <-time.After(historyRetry/2 + rand.N(historyRetry)):
@@ -158,7 +169,7 @@ func (b *HistoryBroker) follow() {
 func (b *HistoryBroker) session() error {
 	connected, end := b.whileConnected()
 	defer end()
-	if err := b.usable(); err != nil {
+	if err := b.reachable(); err != nil {
 		return err
 	}
 	info, err := b.prepare()
@@ -183,7 +194,7 @@ func (b *HistoryBroker) session() error {
 		jetstream.WithMessagesErrOnMissingHeartbeat(true),
 	)
 	if err != nil {
-		return fmt.Errorf("natsbroker: history: %w", err)
+		return err
 	}
 	defer messages.Stop()
 	// The server that serves the consumer may lag behind the stream's leader, of
@@ -208,11 +219,11 @@ func (b *HistoryBroker) session() error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("natsbroker: history: %w", err)
+			return err
 		}
 		meta, err := m.Metadata()
 		if err != nil {
-			return fmt.Errorf("natsbroker: history: %w", err)
+			return err
 		}
 		if delivered++; meta.Sequence.Consumer != delivered {
 			return errSkipped
@@ -253,7 +264,7 @@ func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 	}
 }
 
-var errSkipped = errors.New("natsbroker: history: a message was lost on its way, and is asked for again")
+var errSkipped = errors.New("a record was lost on its way, and is asked for again")
 
 // tell tells the hub that it has all.
 func (b *HistoryBroker) tell(last uint64) {
@@ -276,7 +287,7 @@ func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 		stream, err = b.js.CreateOrUpdateStream(ctx, b.stream)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("natsbroker: history: stream %s: %w", b.stream.Name, err)
+		return nil, fmt.Errorf("stream %s: %w", b.stream.Name, err)
 	}
 	return stream.CachedInfo(), nil
 }
@@ -295,7 +306,7 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	if err == nil && info.Created.Equal(old.Created) && info.State.LastSeq < b.last {
 		err = b.js.DeleteStream(ctx, b.stream.Name)
 	}
-	return cmp.Or(err, fmt.Errorf("natsbroker: history: stream %s has lost records %d to %d, and begins anew", b.stream.Name, old.State.LastSeq+1, b.last))
+	return cmp.Or(err, fmt.Errorf("stream %s has lost records %d to %d, and starts again at 1", b.stream.Name, old.State.LastSeq+1, b.last))
 }
 
 // consume returns a consumer of what comes behind last.
@@ -311,7 +322,7 @@ func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 		MemoryStorage:     true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("natsbroker: history: consumer: %w", err)
+		return nil, fmt.Errorf("consumer: %w", err)
 	}
 	return consumer, nil
 }

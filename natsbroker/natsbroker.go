@@ -122,10 +122,12 @@ func Options() []nats.Option {
 // A Broker is one hub's connection to the others. It is made by [New] or
 // [Embedded].
 type Broker struct {
-	// Prefix begins all subjects: hubs with the same hear each other, and
-	// whoever may publish to "PREFIX.*" can speak to their clients. It may
-	// have several parts with dots between them, and may be assigned until the
-	// hub is used. Empty means "realtime".
+	// Prefix begins the names of all subjects, with a dot behind it. Hubs with
+	// the same Prefix hear each other, and whoever may publish to "PREFIX.*" can
+	// speak to their clients. It is one or more words with dots between them, of
+	// printable ASCII without blanks and without the characters *>=, in 200
+	// bytes at most. It may be assigned until the hub is used. Empty means
+	// "realtime".
 	Prefix string
 
 	// Set at construction, never changed.
@@ -157,42 +159,47 @@ type Broker struct {
 
 var _ realtime.Broker = (*Broker)(nil)
 
-// New returns a broker on a connection that is the user's, should have
-// [Options], and stays open when the broker is closed. It may be used for other
-// things, but not for another hub: with NoEcho the two would not hear each
-// other.
+// New returns a broker on the user's own connection, which stays open when the
+// broker is closed. The connection should have [Options]. It may be used for
+// other things, but not for another broker: with NoEcho the hubs would not hear
+// each other.
 func New(conn *nats.Conn) *Broker {
 	b := &Broker{conn: conn, topics: make(map[string]string)}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
 
-// Start is called by the hub; see [realtime.Broker]. It fails where the
-// connection is closed or Prefix is no beginning of a subject.
-func (b *Broker) Start(h realtime.BrokerHandler) (err error) {
-	if b.conn == nil {
-		return errors.New("natsbroker: there is no connection: New got nil")
-	}
-	if b.prefix, err = subjectPrefix(b.Prefix); err != nil {
+// Start is called by the hub; see [realtime.Broker]. It fails where Prefix is
+// not valid, the connection that New got is nil or closed, or the broker is
+// another hub's already.
+func (b *Broker) Start(h realtime.BrokerHandler) error { return wrap("start", b.start(h)) }
+
+func (b *Broker) start(h realtime.BrokerHandler) error {
+	prefix, err := subjectPrefix(b.Prefix)
+	switch {
+	case err != nil:
 		return err
-	}
-	if b.ctx.Err() != nil {
+	case b.conn == nil:
+		return errors.New("there is no connection: make the broker by New, with a connection that isn't nil, or by Embedded")
+	case b.ctx.Err() != nil:
 		return ErrClosed
+	case b.prefix != "":
+		return errors.New("the broker is started already: make one for each hub")
 	}
 	b.delivering.Lock() // until sub is set
 	defer b.delivering.Unlock()
 	b.handler = h
 	b.epoch = b.conn.Stats().Reconnects
 	status := b.conn.StatusChanged(nats.CONNECTED) // and not its ReconnectHandler, which is the user's
-	sub, err := b.conn.Subscribe(b.prefix+"*", b.deliver)
+	sub, err := b.conn.Subscribe(prefix+"*", b.deliver)
 	if err == nil {
 		err = sub.SetPendingLimits(maxPendingMessages, maxPendingBytes)
 	}
 	if err != nil {
 		b.conn.RemoveStatusListener(status)
-		return fmt.Errorf("natsbroker: subscribe: %w", err)
+		return err
 	}
-	b.sub, b.status = sub, status
+	b.prefix, b.sub, b.status = prefix, sub, status
 	b.watching.Go(b.watch)
 	return nil
 }
@@ -202,26 +209,31 @@ func (b *Broker) Start(h realtime.BrokerHandler) (err error) {
 // It may block for as long as the connection takes no bytes; see
 // [nats.FlusherTimeout].
 func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
-	if err := ctx.Err(); err != nil {
+	return wrap("publish", b.publish(ctx, topic, msg))
+}
+
+func (b *Broker) publish(ctx context.Context, topic string, msg []byte) error {
+	if err := b.reachable(); err != nil {
 		return err
 	}
-	if err := b.usable(); err != nil {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	subject, err := subject(b.prefix, topic)
 	if err != nil {
 		return err
 	}
-	if err := b.conn.Publish(subject, msg); err != nil {
-		return fmt.Errorf("natsbroker: publish: %w", err)
-	}
-	return nil
+	return b.conn.Publish(subject, msg)
 }
 
 // Subscribe is called by the hub; see [realtime.Broker]. It waits for nothing
 // but a connection that is new.
 func (b *Broker) Subscribe(ctx context.Context, topic string) error {
-	if err := b.usable(); err != nil {
+	return wrap("subscribe", b.subscribe(ctx, topic))
+}
+
+func (b *Broker) subscribe(ctx context.Context, topic string) error {
+	if err := b.reachable(); err != nil {
 		return err
 	}
 	subject, err := subject(b.prefix, topic)
@@ -229,7 +241,7 @@ func (b *Broker) Subscribe(ctx context.Context, topic string) error {
 		return err
 	}
 	if err := b.settle(ctx); err != nil {
-		return fmt.Errorf("natsbroker: subscribe: %w", err)
+		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -244,7 +256,7 @@ func (b *Broker) Subscribe(ctx context.Context, topic string) error {
 func (b *Broker) Unsubscribe(topic string) error {
 	subject, err := subject(b.prefix, topic)
 	if err != nil {
-		return err
+		return wrap("unsubscribe", err)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -252,9 +264,10 @@ func (b *Broker) Unsubscribe(topic string) error {
 	return nil
 }
 
-// Close is called by the hub; see [realtime.Broker]. Who has made a broker that
-// no hub has used calls it himself. An embedded server is shut down, what was
-// published before gets out.
+// Close is called by the hub; see [realtime.Broker]. A broker that no hub has
+// used is closed by the program that made it. What was published goes out
+// first, as far as the connection accepts it; then an embedded server is shut
+// down. Close waits for a Deliver that is running.
 func (b *Broker) Close() error {
 	b.mu.Lock()
 	closed := b.closed
@@ -279,11 +292,19 @@ func (b *Broker) Close() error {
 	b.conn.Close()
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
-	return err
+	return wrap("close", err)
 }
 
-// usable tells why nothing can be sent now. The connection is asked before each
-// message, as it may have a buffer to keep it in.
+// wrap returns what an exported method returns for err: it says which act
+// failed. [ErrClosed] stays as it is.
+func wrap(act string, err error) error {
+	if err == nil || err == ErrClosed {
+		return err
+	}
+	return fmt.Errorf("natsbroker: %s: %w", act, err)
+}
+
+// usable returns why the broker can't be used, or nil.
 func (b *Broker) usable() error {
 	b.mu.RLock()
 	defer b.mu.RUnlock()
@@ -291,9 +312,19 @@ func (b *Broker) usable() error {
 	case b.closed:
 		return ErrClosed
 	case b.prefix == "":
-		return errors.New("natsbroker: broker is not started")
-	case !b.conn.IsConnected():
-		return fmt.Errorf("natsbroker: %w", nats.ErrDisconnected)
+		return errors.New("the broker is not started")
+	}
+	return nil
+}
+
+// reachable returns why nothing can be sent now, or nil. The connection is asked
+// before each message, as it may have a buffer to keep messages in for later.
+func (b *Broker) reachable() error {
+	if err := b.usable(); err != nil {
+		return err
+	}
+	if !b.conn.IsConnected() {
+		return nats.ErrDisconnected
 	}
 	return nil
 }

@@ -1,7 +1,6 @@
 package natsbroker
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 )
@@ -23,7 +22,7 @@ func subject(prefix, topic string) (string, error) {
 	}
 	size := len(prefix) + len(topic) + 2*escaped
 	if size > maxSubjectBytes {
-		return "", fmt.Errorf("natsbroker: topic %.50q… makes a subject of %d bytes, more than %d", topic, size, maxSubjectBytes)
+		return "", fmt.Errorf("topic %.50q… makes a subject of %d bytes, more than %d: use a shorter topic", topic, size, maxSubjectBytes)
 	}
 	switch {
 	case topic == "":
@@ -52,11 +51,11 @@ func subjectPrefix(prefix string) (string, error) {
 	}
 	for token := range strings.SplitSeq(prefix, ".") {
 		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r >= 0x7f || !plain(byte(r)) }) {
-			return "", fmt.Errorf("natsbroker: prefix %q: it has to be words of ASCII with dots between them, without blanks, '*', '>' and '='", prefix)
+			return "", fmt.Errorf("prefix %q: use words of printable ASCII with dots between them, without blanks and without the characters *>=", prefix)
 		}
 	}
 	if len(prefix) > 200 {
-		return "", errors.New("natsbroker: a prefix has at most 200 bytes")
+		return "", fmt.Errorf("prefix %.50q… has %d bytes: use 200 at most", prefix, len(prefix))
 	}
 	return prefix + ".", nil
 }
