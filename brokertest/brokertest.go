@@ -5,6 +5,7 @@ package brokertest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -37,6 +38,7 @@ func Run(t *testing.T, start func(t *testing.T) Engine) {
 		{"Delivers", delivers},
 		{"Order", order},
 		{"Sizes", sizes},
+		{"TooLarge", tooLarge},
 		{"StrangeTopics", strangeTopics},
 		{"ManyTopics", manyTopics},
 		{"SubscribeIsConfirmed", subscribeIsConfirmed},
@@ -256,6 +258,38 @@ func sizes(t *testing.T, engine Engine) {
 	for i, msg := range a.wait("x", len(want)) {
 		if msg != want[i] {
 			t.Errorf("a message of %d bytes came as one of %d", len(want[i]), len(msg))
+		}
+	}
+}
+
+// tooLarge: a large message arrives, or Publish returns ErrEventTooLarge; that
+// is no outage.
+func tooLarge(t *testing.T, engine Engine) {
+	a, b := newNode(t, engine), newNode(t, engine)
+	a.join("x")
+	b.say("x", "before")
+	want := []int{len("before")}
+	for _, size := range []int{2 << 20, 16 << 20} {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		err := b.Publish(ctx, "x", make([]byte, size))
+		cancel()
+		switch {
+		case err == nil:
+			want = append(want, size)
+		case !errors.Is(err, realtime.ErrEventTooLarge):
+			t.Fatalf("Publish of %d bytes: %v, want nil or ErrEventTooLarge", size, err)
+		}
+		ctx, cancel = context.WithTimeout(context.Background(), patience)
+		err = b.Publish(ctx, "x", []byte("small"))
+		cancel()
+		if err != nil {
+			t.Fatalf("Publish after %d bytes: %v", size, err)
+		}
+		want = append(want, len("small"))
+	}
+	for i, msg := range a.wait("x", len(want)) {
+		if len(msg) != want[i] {
+			t.Errorf("message %d has %d bytes, want %d", i, len(msg), want[i])
 		}
 	}
 }

@@ -321,6 +321,30 @@ func TestConnectionStaysOpen(t *testing.T) {
 	}
 }
 
+// A message above the server's max_payload is told from an outage, and the
+// largest below it arrives.
+func TestTooLarge(t *testing.T) {
+	t.Parallel() // it mostly waits
+	engine := newServers(t, 1)
+	var got log
+	a := natsbroker.New(connect(t, engine.url(0)))
+	b := natsbroker.New(connect(t, engine.url(0)))
+	start(t, a, &got)
+	start(t, b, new(log))
+	const most = 1 << 20 // by default
+	for _, size := range []int{most + 1, 5 * most} {
+		if err := b.Publish(t.Context(), "x", make([]byte, size)); !errors.Is(err, realtime.ErrEventTooLarge) {
+			t.Errorf("Publish of %d bytes: %v, want ErrEventTooLarge", size, err)
+		}
+	}
+	publish(t, b, "largest"+strings.Repeat(" ", most-len("largest")))
+	publish(t, b, "last")
+	eventually(t, "last message", func() bool { return got.has("last") })
+	if lines := got.all(); !slices.Equal(lines, []string{"largest", "last"}) {
+		t.Errorf("got %q, want the two that fit", lines)
+	}
+}
+
 // An error says which act of which package failed, and what to do.
 func TestMisuse(t *testing.T) {
 	conn := connect(t, newServers(t, 1).url(0))

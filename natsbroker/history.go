@@ -125,10 +125,10 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 		return errors.New("the history is not followed")
 	}
 	if most := b.conn.MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
-		return fmt.Errorf("%w: it has %d bytes, and the server's max_payload is %d", realtime.ErrEventTooLarge, len(record), most)
+		return tooLarge(record, "the server's max_payload", most)
 	}
 	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would accept it, and drop it
-		return fmt.Errorf("%w: it has %d bytes, and MaxBytes is %d", realtime.ErrEventTooLarge, len(record), most)
+		return tooLarge(record, "MaxBytes", most)
 	}
 	_, err := b.js.Publish(ctx, b.prefix+logSubject, record,
 		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))

@@ -204,10 +204,11 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	return nil
 }
 
-// Publish is called by the hub; see [realtime.Broker]. On a connection whose
-// other side has died it takes messages that nobody gets until that is noticed.
-// It may block for as long as the connection takes no bytes; see
-// [nats.FlusherTimeout].
+// Publish is called by the hub; see [realtime.Broker]. It may block while the
+// connection accepts no bytes; see [nats.FlusherTimeout]. It returns
+// [realtime.ErrEventTooLarge] for more bytes than the server's max_payload, and
+// sends nothing then. Until the broker notices that the other side of its
+// connection is dead, messages are accepted that nobody gets.
 func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
 	return wrap("publish", b.publish(ctx, topic, msg))
 }
@@ -223,7 +224,16 @@ func (b *Broker) publish(ctx context.Context, topic string, msg []byte) error {
 	if err != nil {
 		return err
 	}
-	return b.conn.Publish(subject, msg)
+	err = b.conn.Publish(subject, msg)
+	if errors.Is(err, nats.ErrMaxPayload) { // which is found out before anything is sent
+		return tooLarge(msg, "the server's max_payload", b.conn.MaxPayload())
+	}
+	return err
+}
+
+// tooLarge returns the error for a message, or record, that is above a limit.
+func tooLarge(msg []byte, limit string, most int64) error {
+	return fmt.Errorf("%w: it has %d bytes, and %s is %d: raise that, or publish less at a time", realtime.ErrEventTooLarge, len(msg), limit, most)
 }
 
 // Subscribe is called by the hub; see [realtime.Broker]. It waits for nothing

@@ -502,6 +502,25 @@ func TestClient(t *testing.T) {
 	}
 }
 
+// A message that Redis never accepts is told from an outage.
+func TestTooLarge(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	n := newNode(t, r.Broker())
+	n.join("x")
+	n.say("x", "before")
+	if err := n.Publish(t.Context(), "x", make([]byte, 512<<20+1)); !errors.Is(err, realtime.ErrEventTooLarge) {
+		t.Errorf("Publish: %v, want ErrEventTooLarge", err)
+	}
+	if err := n.publish("x", "after"); err != nil {
+		t.Errorf("Publish after that: %v", err)
+	}
+	n.await("x: after")
+	if got := n.lines(); len(got) != 2 {
+		t.Errorf("got %q, want the small messages alone", got)
+	}
+}
+
 // An error says which act of which package failed, and what to do.
 func TestMisuse(t *testing.T) {
 	t.Parallel()

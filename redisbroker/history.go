@@ -10,10 +10,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-const (
-	defaultRecords = 1_000_000
-	maxBulkBytes   = 512 << 20 // proto-max-bulk-len, by default
-)
+// defaultRecords is how many records are kept, by default.
+const defaultRecords = 1_000_000
 
 // A HistoryBroker is a Broker that has a stream of Redis for the history of its
 // hub. It is made by [Broker.WithHistory].
@@ -73,8 +71,8 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 
 // Append is called by the hub; see [realtime.HistoryBroker]. It waits for Redis'
 // answer, for 3 s at the most. It returns [realtime.ErrEventTooLarge] for more
-// than 512 MiB, the default of Redis' proto-max-bulk-len. A lower limit there
-// looks like an outage to Append.
+// than 512 MiB, the default of Redis' proto-max-bulk-len, and sends nothing
+// then. A lower limit there looks like an outage to Append.
 func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 	return wrap("append", b.append(ctx, record))
 }
@@ -87,8 +85,8 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	if f == nil {
 		return errors.New("the history is not followed")
 	}
-	if len(record) > maxBulkBytes { // Redis would close the connection, and seldom be heard to say why
-		return realtime.ErrEventTooLarge
+	if len(record) > maxBulkBytes {
+		return tooLarge(record)
 	}
 	l, err := b.reach(ctx, f.log.key)
 	if err != nil {

@@ -460,7 +460,7 @@ func TestHistoryBlackHole(t *testing.T) {
 	}
 }
 
-// A record that Redis never takes is told from an outage.
+// A record that Redis never accepts is told from an outage.
 func TestHistoryTooLarge(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)

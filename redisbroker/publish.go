@@ -2,14 +2,23 @@ package redisbroker
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/redis/rueidis"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
 const (
-	maxBatch      = 64      // messages that go to Redis at a time
-	maxBatchBytes = 1 << 20 // the same in bytes, and one message more
+	maxBatch      = 64        // messages that go to Redis at a time
+	maxBatchBytes = 1 << 20   // the same in bytes, and one message more
+	maxBulkBytes  = 512 << 20 // Redis' proto-max-bulk-len, by default
 )
+
+// tooLarge returns the error for a message, or record, that Redis doesn't
+// accept. Redis would close the connection, and the reason would seldom be read.
+func tooLarge(msg []byte) error {
+	return fmt.Errorf("%w: it has %d bytes, and Redis' proto-max-bulk-len is %d: publish less at a time", realtime.ErrEventTooLarge, len(msg), maxBulkBytes)
+}
 
 // A publication is a message on its way to Redis.
 type publication struct {
@@ -19,7 +28,10 @@ type publication struct {
 	result  chan<- error // has room for one; nil: nobody waits
 }
 
-// Publish is called by the hub; see [realtime.Broker].
+// Publish is called by the hub; see [realtime.Broker]. It returns
+// [realtime.ErrEventTooLarge] for more than 512 MiB, the default of Redis'
+// proto-max-bulk-len, and sends nothing then. A lower limit there looks like an
+// outage to Publish.
 //
 // It doesn't wait for Redis' answer, or one node could publish no more than
 // once in each round trip: the messages of that time go out together. What is
@@ -32,6 +44,9 @@ func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
 func (b *Broker) publish(ctx context.Context, name string, msg []byte) error {
 	if err := b.usable(); err != nil {
 		return err
+	}
+	if len(msg) > maxBulkBytes {
+		return tooLarge(msg)
 	}
 	channel := b.prefix + name
 	l, err := b.reach(ctx, channel)
