@@ -18,11 +18,11 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// A log is a handler that notes what comes, messages up to their first blank.
+// A log is a handler that notes gaps, and messages up to their first blank.
 type log struct {
 	mu    sync.Mutex // guards the fields below
 	lines []string
-	gate  chan struct{} // unless nil, Deliver waits for it
+	gate  chan struct{} // Deliver waits until this is closed; nil: it doesn't wait
 }
 
 func (l *log) Deliver(topic string, msg []byte) {
@@ -69,8 +69,8 @@ func publish(t *testing.T, b *natsbroker.Broker, msg string) {
 	}
 }
 
-// A wire is a TCP proxy that can go dead: its connections stay open, and
-// nothing comes through.
+// A wire is a TCP proxy that can be dead: its connections stay open, and it
+// passes no bytes.
 type wire struct {
 	listener net.Listener
 	to       string
@@ -122,7 +122,7 @@ func (w *wire) accept() {
 	}
 }
 
-// copy goes on until the wire is dead, and then for ever does nothing.
+// copy passes bytes until the wire is dead. The connections stay open then.
 func (w *wire) copy(dst, src net.Conn) {
 	b := make([]byte, 32<<10)
 	for {
@@ -149,13 +149,13 @@ func (w *wire) setDead(dead bool) {
 	w.dead = dead
 }
 
-// A connection that is dead takes messages without an error. This is noticed
-// within seconds, by pings where little is published, and by what can't be
-// written where much is. Then publishing fails, and later all comes back.
+// A dead connection accepts messages without an error. It is noticed within
+// seconds: by pings where little is published, and by a write that blocks where
+// much is published. Then Publish fails. Later the broker reconnects.
 func TestDeadConnection(t *testing.T) {
 	for name, msg := range map[string][]byte{"Quiet": nil, "Busy": make([]byte, 64<<10)} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel() // it mostly waits
+			t.Parallel() // the test mostly waits
 			testDeadConnection(t, msg)
 		})
 	}
@@ -175,7 +175,7 @@ func testDeadConnection(t *testing.T, msg []byte) {
 	w.setDead(true)
 	began := time.Now()
 	publish(t, b, "lost")
-	publish(t, a, "taken by nobody")
+	publish(t, a, "lost as well")
 	eventually(t, "error of Publish", func() bool { return a.Publish(t.Context(), "x", msg) != nil })
 	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("a dead connection was noticed after %v, want seconds", took)
@@ -192,8 +192,8 @@ func testDeadConnection(t *testing.T, msg []byte) {
 	publish(t, a, "3")
 }
 
-// A gap is told when the connection is back, even if nothing comes then: who
-// returns to the hub may have missed something before.
+// A gap is told after a reconnect, also if no message comes. Clients that
+// reconnect to the hub may have lost events.
 func TestQuietReturn(t *testing.T) {
 	engine := newServers(t, 1)
 	var got log
@@ -205,8 +205,9 @@ func TestQuietReturn(t *testing.T) {
 	eventually(t, "gap", func() bool { return got.has("gap") })
 }
 
-// A handler that blocks while more comes than may wait is told of a gap before
-// the first message behind it, and behind the last one before it.
+// A handler blocks while more messages come than may wait. It is told of a gap
+// twice: before the first message behind the hole, and behind the last message
+// before the hole.
 func TestSlowConsumer(t *testing.T) {
 	engine := newServers(t, 1)
 	got := &log{gate: make(chan struct{})}
@@ -238,11 +239,12 @@ func TestSlowConsumer(t *testing.T) {
 		t.Errorf("gaps are at %d and %d, the hole is before %d", first, last, hole)
 	}
 	if n := len(lines); n > messages {
-		t.Errorf("%d messages came: none is missing", n)
+		t.Errorf("%d messages came, want fewer: the test needs some that are lost", n)
 	}
 }
 
-// What a server doesn't allow is told, not waited for.
+// Subscribe returns the error of a server that doesn't allow it, and doesn't
+// wait.
 func TestNoPermission(t *testing.T) {
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, Users: []*server.User{{
 		Username: "u", Password: "p", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"realtime.*"}}},
@@ -259,7 +261,7 @@ func TestNoPermission(t *testing.T) {
 		t.Fatal("the server is not ready")
 	}
 	conn := connect(t, s.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	start(t, natsbroker.New(conn), new(log)) // may
+	start(t, natsbroker.New(conn), new(log)) // is allowed
 	b := natsbroker.New(conn)
 	b.Prefix = "Other"
 	if err := b.Start(new(log)); err != nil {
@@ -271,7 +273,7 @@ func TestNoPermission(t *testing.T) {
 	}
 }
 
-// Close waits for the handler, and nothing is delivered any more.
+// Close waits for the handler. It isn't called after that.
 func TestCloseWaits(t *testing.T) {
 	engine := newServers(t, 1)
 	got := &log{gate: make(chan struct{})}
@@ -300,7 +302,7 @@ func TestCloseWaits(t *testing.T) {
 	}
 }
 
-// The connection is the user's, also after Close.
+// The user's connection stays open after Close.
 func TestConnectionStaysOpen(t *testing.T) {
 	engine := newServers(t, 1)
 	conn := connect(t, engine.url(0))
@@ -324,7 +326,7 @@ func TestConnectionStaysOpen(t *testing.T) {
 // A message above the server's max_payload is told from an outage, and the
 // largest below it arrives.
 func TestTooLarge(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newServers(t, 1)
 	var got log
 	a := natsbroker.New(connect(t, engine.url(0)))
@@ -397,8 +399,8 @@ func TestMisuse(t *testing.T) {
 	expect(start(b.Broker), "natsbroker: broker is closed")
 }
 
-// A connection with a buffer must not keep messages for later either, and one
-// that began before there was a server works when there is.
+// A connection with a buffer must not keep messages for later either. A
+// connection that was made before there was a server works once there is one.
 func TestNoHoarding(t *testing.T) {
 	engine := newServers(t, 1)
 	engine.Stop()

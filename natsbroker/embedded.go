@@ -18,58 +18,61 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// routeTimeout is how long Embedded waits for the first of the others.
+// routeTimeout is how long Embedded waits for a first route to another server.
 const routeTimeout = 2 * time.Second
 
-// maxPayload is the most that NATS recommends.
+// maxPayload is the highest max_payload that NATS recommends.
 const maxPayload = 8 << 20
 
-// Config is what [Embedded] needs to know. The zero Config is that of a process
-// alone.
+// Config is the configuration of [Embedded]. The zero Config is for a single
+// process.
 type Config struct {
-	// Listen is the host:port at which the servers of other processes reach
-	// this one's, and nobody else has business: 6222 is the usual port, 0 any
-	// that is free, and without a host it is every address of the machine.
-	// Empty means that no port is opened.
+	// Listen is the host:port at which the server accepts the servers of the
+	// other processes, and nobody else. The usual port is 6222; port 0 is any
+	// free one. Without a host it is every address of the machine. Empty means
+	// that other processes can't reach the server.
 	Listen string
 
-	// Routes are addresses at which others listen. One that is up suffices, as
-	// servers tell each other of the rest; the list may be the same on all
-	// machines, with their own address in it. As each server has to reach each,
-	// it takes a Listen.
+	// Routes are the addresses at which the other servers listen. One of them
+	// that is up is enough, because servers tell each other of the rest. The
+	// list may be the same on all machines, with their own addresses in it.
+	// Routes need a Listen, because each server has to reach each other one.
 	Routes []string
 
-	// Secret is a text that all servers share, and without which none gets in.
-	// Who gets in receives every event and may send any. It is required
-	// unless Listen is a loopback address or TLS is set. Routes without TLS
-	// carry it, as all else, in the clear.
+	// Secret is a text that all servers share. A server without it is refused;
+	// a server with it receives every event and may send any. Secret is
+	// required unless Listen is a loopback address or TLS is set. Routes
+	// without TLS carry it, as everything else, in the clear.
 	Secret string
 
-	// TLS protects routes. Each server has both roles, so it needs
-	// Certificates with the names in the others' Routes, RootCAs, and to know
-	// servers by their certificate ClientCAs and ClientAuth. Nil means no TLS.
+	// TLS protects the routes. A server is the client of some routes and the
+	// server of others. So TLS needs Certificates, with the host names of the
+	// others' Routes in them, and RootCAs. With ClientCAs and ClientAuth only
+	// servers that have a certificate are accepted. Nil means no TLS.
 	TLS *tls.Config
 
-	// StoreDir is a directory of this server's own where JetStream keeps what
-	// [Broker.WithHistory] is for; it is made if need be, and has to be the same
-	// after a restart. Where there is a Listen it takes three nodes or more, of
-	// which more than half have to be up, and Routes that list all of them, on
-	// each the same. Empty means no JetStream.
+	// StoreDir is the directory in which JetStream keeps the history of
+	// [Broker.WithHistory]. It belongs to this server alone, is made if it
+	// isn't there, and has to be the same after a restart. With a Listen a
+	// history needs three nodes or more, and on each of them Routes that list
+	// all of them. More than half of the nodes have to be up. Empty means no
+	// JetStream.
 	StoreDir string
 
-	// Logger gets warnings and errors of the server, as of routes that can't
-	// be made. Nil means slog.Default().
+	// Logger gets the warnings and errors of the server, for example about
+	// routes that can't be made. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
-// Embedded starts a NATS server inside this process and returns a broker on it,
-// whose Close, which is the hub's to call, shuts it down. Several make a
-// cluster by their Routes. It is no server for other clients: there is a port
-// on 127.0.0.1, as it can't be without, but nobody is let in.
+// Embedded starts a NATS server inside this process and returns a broker on it.
+// The broker's Close, which the hub calls, shuts the server down. Several servers
+// form a cluster by their Routes. The server isn't for other clients: it has to
+// have a port for them, on 127.0.0.1, but it refuses all of them.
 //
-// It returns when the server has found another one of its cluster, after two
-// seconds at the latest: it may be the first. Those that come later find it. An
-// error tells what is wrong with config, or that Listen can't be had.
+// Embedded returns when the server has found another server of its cluster, and
+// after two seconds at the latest, because it may be the first. Servers that
+// start later find it. An error names the field of config that is wrong, or says
+// that the server can't listen.
 func Embedded(config Config) (*Broker, error) {
 	options, err := config.options()
 	if err != nil {
@@ -98,23 +101,24 @@ func Embedded(config Config) (*Broker, error) {
 // connect returns a connection within the process to a server that is ready.
 func connect(s *server.Server, options *server.Options) (*nats.Conn, error) {
 	if !s.ReadyForConnections(10 * time.Second) {
-		return nil, errors.New("it doesn't get ready")
+		return nil, errors.New("it is not ready after 10 s: its log says why")
 	}
 	for deadline := time.Now().Add(routeTimeout); len(options.Routes) > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		if s.NumRemotes() > 0 {
-			time.Sleep(spread) // for the rest, and what each of them has subscribed to
+			time.Sleep(spread) // for the other routes, and the subscriptions of each server
 			break
 		}
 	}
 	return nats.Connect("", append(Options(),
 		nats.InProcessServer(s),
 		nats.RetryOnFailedConnect(false),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // a slow consumer: the hub is told
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // a slow consumer, of which the hub is told
 	)...)
 }
 
-// ClusterAddr returns where an embedded server listens for others, as host:port
-// for their Routes; of any other it is empty.
+// ClusterAddr returns the host:port at which an embedded server accepts other
+// servers, for their Routes. It is empty where the server accepts none, or isn't
+// embedded.
 func (b *Broker) ClusterAddr() string {
 	if b.server == nil || b.server.ClusterAddr() == nil {
 		return ""
@@ -122,11 +126,11 @@ func (b *Broker) ClusterAddr() string {
 	return b.server.ClusterAddr().String()
 }
 
-// options returns the server's.
+// options returns the options of the server.
 func (c *Config) options() (*server.Options, error) {
-	// With DontListen a server (2.15.2) never begins with its routes, and its
-	// Shutdown hangs. So it listens where only this machine can reach it, and
-	// turns everybody away.
+	// A server with DontListen (2.15.2) never connects its routes, and its
+	// Shutdown hangs. So this one listens where only this machine can reach it,
+	// and refuses every client.
 	o := &server.Options{
 		ServerName:                 rand.Text(),
 		Host:                       "127.0.0.1",
@@ -142,14 +146,14 @@ func (c *Config) options() (*server.Options, error) {
 			return nil, err
 		}
 		if c.Listen != "" && len(c.Routes) < 3 {
-			return nil, fmt.Errorf("natsbroker: Config has a StoreDir, a Listen and %d Routes: a history needs three nodes or more, and Routes that list all of them, this one included", len(c.Routes))
+			return nil, fmt.Errorf("natsbroker: Config has a StoreDir, a Listen and %d Routes: list three nodes or more in Routes, this one included", len(c.Routes))
 		}
 		o.ServerName, o.JetStream, o.StoreDir = name, true, c.StoreDir
-		o.NoSystemAccount = false // in which servers agree
+		o.NoSystemAccount = false // which the servers need to agree
 	}
 	if c.Listen == "" {
 		if len(c.Routes) > 0 {
-			return nil, errors.New("natsbroker: Config has Routes, but no Listen: servers pass on nothing, so each has to be reached by each")
+			return nil, errors.New("natsbroker: Config has Routes, but no Listen: set Listen, because each server has to reach each other one")
 		}
 		return o, nil
 	}
@@ -158,10 +162,10 @@ func (c *Config) options() (*server.Options, error) {
 		return nil, fmt.Errorf("natsbroker: Config.Listen: %w", err)
 	}
 	if ip := net.ParseIP(host); c.Secret == "" && c.TLS == nil && host != "localhost" && !ip.IsLoopback() {
-		return nil, fmt.Errorf("natsbroker: Config.Listen is %s, where others than this machine may reach it: set Secret or TLS", c.Listen)
+		return nil, fmt.Errorf("natsbroker: Config.Listen is %s, which other machines may reach: set Secret or TLS", c.Listen)
 	}
 
-	// The server only logs that it can't listen, so this tries before.
+	// A server that can't listen only logs it. So this tries first.
 	l, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("natsbroker: Config.Listen: %w", err)
@@ -174,8 +178,8 @@ func (c *Config) options() (*server.Options, error) {
 		Host:          cmp.Or(host, "0.0.0.0"),
 		Port:          port,
 		TLSConfig:     c.TLS,
-		NoAdvertise:   true, // of where clients would be let in
-		PoolSize:      -1,   // they divide accounts, and there is one
+		NoAdvertise:   true, // the address for clients, as none is accepted
+		PoolSize:      -1,   // no pool of routes: it divides accounts, and there is one
 		PingInterval:  pingInterval,
 		MaxPingsOut:   maxPings,
 		WriteDeadline: writeTimeout,
@@ -196,8 +200,8 @@ func (c *Config) options() (*server.Options, error) {
 	return o, nil
 }
 
-// storedName returns the name of the server that has a directory, which the
-// others of its cluster know it by, also after a restart.
+// storedName returns the name of the server that has a directory. The other
+// servers of its cluster know it by that name, also after a restart.
 func storedName(dir string) (string, error) {
 	file := filepath.Join(dir, "name")
 	name, err := os.ReadFile(file)
@@ -213,7 +217,7 @@ func storedName(dir string) (string, error) {
 	return string(name), nil
 }
 
-// thisProcess lets in who comes without a network.
+// thisProcess accepts clients that connect without a network.
 type thisProcess struct{}
 
 func (thisProcess) Check(c server.ClientAuthentication) bool {
@@ -221,7 +225,7 @@ func (thisProcess) Check(c server.ClientAuthentication) bool {
 	return addr != nil && addr.Network() == "pipe"
 }
 
-// A serverLog gives a Logger what the server's operator should know.
+// A serverLog gives a Logger the server's warnings and errors.
 type serverLog struct{ *slog.Logger }
 
 func (serverLog) Noticef(string, ...any) {}

@@ -19,7 +19,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// newEmbedded starts a broker of its own server that gets from an other.
+// newEmbedded starts a broker with a server of its own. It returns the broker and
+// the log of the messages of topic "x" that others publish.
 func newEmbedded(t *testing.T, config natsbroker.Config) (*natsbroker.Broker, *log) {
 	t.Helper()
 	b, err := natsbroker.Embedded(config)
@@ -31,7 +32,7 @@ func newEmbedded(t *testing.T, config natsbroker.Config) (*natsbroker.Broker, *l
 	return b, got
 }
 
-// A buffer is a log file that may be read while it is written.
+// A buffer may be read while it is written.
 type buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -52,7 +53,7 @@ func (b *buffer) String() string {
 func TestEmbeddedAlone(t *testing.T) {
 	var config natsbroker.Config
 	b, got := newEmbedded(t, config)
-	publish(t, b, "nobody hears it")
+	publish(t, b, "nobody gets it")
 	if addr := b.ClusterAddr(); addr != "" {
 		t.Errorf("it listens at %s", addr)
 	}
@@ -68,7 +69,7 @@ func TestEmbeddedAlone(t *testing.T) {
 	}
 }
 
-// What was published before Close gets out.
+// Messages that were published before Close arrive.
 func TestEmbeddedClose(t *testing.T) {
 	config := natsbroker.Config{Listen: "127.0.0.1:0"}
 	a, got := newEmbedded(t, config)
@@ -111,7 +112,8 @@ func TestEmbeddedConfig(t *testing.T) {
 	}
 }
 
-// Who doesn't know the secret isn't let in, and both sides' logs say so.
+// A server without the secret is refused. The logs of both sides say so, and
+// don't contain the secret.
 func TestEmbeddedSecret(t *testing.T) {
 	var logged buffer
 	config := natsbroker.Config{Listen: "127.0.0.1:0", Secret: "right", Logger: slog.New(slog.NewTextHandler(&logged, nil))}
@@ -129,7 +131,7 @@ func TestEmbeddedSecret(t *testing.T) {
 	}
 	eventually(t, "line about the secret", func() bool { return strings.Contains(strings.ToLower(logged.String()), "auth") })
 	if strings.Contains(logged.String(), "right") || strings.Contains(logged.String(), "wrong") {
-		t.Error("the log tells the secret")
+		t.Error("the log contains the secret")
 	}
 }
 

@@ -52,7 +52,7 @@ func ExampleEmbedded() {
 
 	web := httptest.NewServer(http.HandlerFunc(there.ServeSSE))
 	defer web.Close()
-	answer, err := http.Get(web.URL + "?topic=news") // is there when events of every node are going to come
+	answer, err := http.Get(web.URL + "?topic=news") // returns once the client gets the events of all nodes
 	if err != nil {
 		stdlog.Fatal(err)
 	}

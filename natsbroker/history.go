@@ -18,14 +18,14 @@ import (
 )
 
 const (
-	apiTimeout   = 3 * time.Second        // for JetStream to answer
-	pullBeat     = time.Second            // of a server while it has nothing; two missing ones are an outage
+	apiTimeout   = 3 * time.Second        // for an answer of JetStream
+	pullBeat     = time.Second            // between heartbeats of an idle server; two missing ones are an outage
 	pullExpiry   = 30 * time.Second       // of one request for messages
-	pullMessages = 64                     // that may wait here
-	idleConsumer = 30 * time.Second       // after which a server forgets where this node was
-	historyRetry = 200 * time.Millisecond // between two tries to follow the stream
+	pullMessages = 64                     // messages that may wait here
+	idleConsumer = 30 * time.Second       // after which a server forgets the place of a silent node
+	historyRetry = 200 * time.Millisecond // between two tries to read the stream
 	historyBytes = 1 << 30                // of a stream, by default
-	currentWait  = 3 * time.Second        // for a record that is due, before the leader is asked whether it is there
+	currentWait  = 3 * time.Second        // for a record that is due; then the leader is asked whether it still exists
 )
 
 // A HistoryBroker is a Broker that has a stream of JetStream for the history of
@@ -34,15 +34,15 @@ type HistoryBroker struct {
 	*Broker
 
 	// MaxBytes bounds the history: above it the stream drops its oldest
-	// records. An age bounds it first as a rule, that of the hub's
-	// [realtime.History]. It may be assigned until the hub is used. Zero and
-	// less mean 1 GiB.
+	// records. As a rule the Age of the hub's [realtime.History] bounds the
+	// history first. It may be assigned until the hub is used. Zero and less
+	// mean 1 GiB.
 	MaxBytes int64
 
-	// Replicas is how many servers of a cluster keep the stream: 1, 3 or 5. Of
-	// three one may be away. It may be assigned until the hub is used. Zero
-	// means 3 where the broker is embedded and its Config has three nodes, and
-	// 1 otherwise.
+	// Replicas is the number of servers of a cluster that keep the stream: 1, 3
+	// or 5. With three the stream works while one of them is down. It may be
+	// assigned until the hub is used. Zero means 3 where the broker is embedded
+	// and its Config has three nodes or more, and 1 otherwise.
 	Replicas int
 
 	following sync.WaitGroup
@@ -54,8 +54,8 @@ type HistoryBroker struct {
 
 	// Owned by the goroutine read.
 	epoch string
-	last  uint64 // the record handed over last
-	away  bool   // which was told
+	last  uint64 // number of the record that was handed over last
+	away  bool   // the handler was told so
 }
 
 var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
@@ -63,7 +63,8 @@ var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
 // WithHistory returns a broker that keeps the history of its hub in JetStream,
 // in one stream for all topics. The stream is made when it isn't there. Nodes
 // that share a history have the same Prefix. The servers need JetStream; an
-// embedded one needs a StoreDir. Don't use b by itself then.
+// embedded one needs a StoreDir. The hub needs a [realtime.History]; without one
+// the broker works as b does. Don't use b by itself after this.
 func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
@@ -84,7 +85,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) (e
 	if b.js, err = jetstream.New(b.conn); err != nil {
 		return err
 	}
-	keep = max(keep, time.Second) // JetStream wants some
+	keep = max(keep, time.Second) // zero is for ever to JetStream
 	b.stream = jetstream.StreamConfig{
 		Name:        streamName(b.prefix),
 		Description: "the history of realtime hubs",
@@ -101,18 +102,20 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) (e
 	return nil
 }
 
-// logSubject is what follows the prefix where records go: two words, which the
-// subscription to topics doesn't have, and of a form that no topic and no prefix
-// has.
+// logSubject follows the prefix in the subject of records. It is two words, so
+// that the subscription to topics doesn't get them. No topic and no prefix has
+// its form.
 const logSubject = "=log.records"
 
-// streamName returns the name of the stream for hubs with a prefix, which may
-// have what no file's name has.
+// streamName returns the name of the stream of a prefix. It is also a file's
+// name, so it can't have every character of a prefix.
 func streamName(prefix string) string {
 	return strings.NewReplacer(".", "=2E", "/", "=2F", "\\", "=5C").Replace(strings.TrimSuffix(prefix, "."))
 }
 
-// Append is called by the hub; see [realtime.HistoryBroker].
+// Append is called by the hub; see [realtime.HistoryBroker]. It waits for
+// JetStream's answer. It returns [realtime.ErrEventTooLarge] for a record that
+// the server's max_payload or MaxBytes can't hold, and sends nothing then.
 func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 	return wrap("append", b.append(ctx, record))
 }
@@ -135,18 +138,19 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	return err
 }
 
-// maxHeaderBytes is more than what goes with a record.
+// maxHeaderBytes is more than the size of a record's headers.
 const maxHeaderBytes = 1024
 
 // Close is called by the hub; see [Broker.Close]. It also waits for a method of
 // the [realtime.HistoryHandler] that is running.
 func (b *HistoryBroker) Close() error {
-	b.cancel() // Broker.Close does it too, and ends the connection
+	b.cancel() // as Broker.Close does, but the connection is needed until read has ended
 	b.following.Wait()
 	return b.Broker.Close()
 }
 
-// read is the goroutine that hands the hub what the stream has. Until Close.
+// read is the goroutine that hands the records of the stream to the hub. It ends
+// with Close, which waits for it.
 func (b *HistoryBroker) read() {
 	for b.ctx.Err() == nil {
 		err := b.session()
@@ -164,8 +168,8 @@ func (b *HistoryBroker) read() {
 	}
 }
 
-// session hands over records, from where the one before stopped, until something
-// is wrong, which it returns.
+// session hands over records until something is wrong, and returns that error.
+// It begins behind the last record of the session before.
 func (b *HistoryBroker) session() error {
 	connected, end := b.whileConnected()
 	defer end()
@@ -197,8 +201,8 @@ func (b *HistoryBroker) session() error {
 		return err
 	}
 	defer messages.Stop()
-	// The server that serves the consumer may lag behind the stream's leader, of
-	// whom info is: that it has no more doesn't mean that there is none.
+	// info is from the stream's leader. The server that serves the consumer may
+	// lag behind it, so its last record may not be the stream's last one.
 	current := false
 	due := info.State
 	for delivered := uint64(0); ; {
@@ -233,8 +237,8 @@ func (b *HistoryBroker) session() error {
 	}
 }
 
-// missing looks whether what is due is there still: it may have been too old, or
-// too much, for the stream.
+// missing asks whether the records that are due still exist, and returns due
+// without those that the stream has dropped for their age, or for its size.
 func (b *HistoryBroker) missing(due jetstream.StreamState) (jetstream.StreamState, error) {
 	info, err := b.prepare()
 	if err != nil {
@@ -246,8 +250,8 @@ func (b *HistoryBroker) missing(due jetstream.StreamState) (jetstream.StreamStat
 	return due, nil
 }
 
-// whileConnected returns a context that ends when the connection is lost, which
-// a consumer would wait out, or end is called.
+// whileConnected returns a context that ends when the connection is lost, or end
+// is called. A consumer alone would wait until the connection is back.
 func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 	ctx, cancel := context.WithCancel(b.ctx)
 	status := b.conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
@@ -266,13 +270,14 @@ func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 
 var errSkipped = errors.New("a record was lost on its way, and is asked for again")
 
-// tell tells the hub that it has all.
+// tell tells the hub that it has all records.
 func (b *HistoryBroker) tell(last uint64) {
 	b.last, b.away = last, false
 	b.handler.Current(b.epoch, last)
 }
 
-// prepare returns what is known of the stream, which it makes if need be.
+// prepare returns the state of the stream. It makes the stream if it isn't there,
+// and gives it the broker's settings if it has others.
 func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
@@ -292,8 +297,9 @@ func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 	return stream.CachedInfo(), nil
 }
 
-// renew makes the stream anew, which has lost records: it would give their
-// numbers again. Others may do the same.
+// renew deletes a stream that has lost records, because it would give their
+// numbers again. The next session makes another. Other nodes may do the same at
+// that time, so it looks first whether old is still the stream.
 func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	select {
 	case <-time.After(rand.N(time.Second)):
@@ -306,10 +312,10 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	if err == nil && info.Created.Equal(old.Created) && info.State.LastSeq < b.last {
 		err = b.js.DeleteStream(ctx, b.stream.Name)
 	}
-	return cmp.Or(err, fmt.Errorf("stream %s has lost records %d to %d, and starts again at 1", b.stream.Name, old.State.LastSeq+1, b.last))
+	return cmp.Or(err, fmt.Errorf("stream %s has lost its records %d to %d, and starts again at 1", b.stream.Name, old.State.LastSeq+1, b.last))
 }
 
-// consume returns a consumer of what comes behind last.
+// consume returns a consumer of the records behind last.
 func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
@@ -327,8 +333,8 @@ func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 	return consumer, nil
 }
 
-// leave lets the server forget a consumer, which it does by itself if it doesn't
-// hear of it.
+// leave deletes a consumer. The server deletes it by itself after idleConsumer if
+// this can't reach it.
 func (b *HistoryBroker) leave(consumer jetstream.Consumer) {
 	if b.conn.IsConnected() {
 		ctx, cancel := context.WithTimeout(context.Background(), historyRetry)

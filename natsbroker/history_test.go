@@ -23,12 +23,12 @@ import (
 )
 
 func TestServerHistory(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return newStores(t, 1) })
 }
 
 func TestClusterHistory(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return newStores(t, 3) })
 }
 
@@ -56,8 +56,8 @@ func (a *archive) close() {
 	a.web.Close()
 }
 
-// say publishes to topic "x", as often as it takes while the engine isn't there
-// yet, and returns what it has published in the end.
+// say publishes to topic "x". It tries again, with another text, until the engine
+// accepts it, and returns the last text.
 func (a *archive) say(text string) string {
 	a.t.Helper()
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
@@ -98,7 +98,7 @@ func (a *archive) listen(id string) *stream {
 	return s
 }
 
-// next returns the next event's data, or name where it has none.
+// next returns the data of the next event, or "reset" for a reset.
 func (s *stream) next() string {
 	s.t.Helper()
 	for s.lines.Scan() {
@@ -123,17 +123,17 @@ func (s *stream) expect(want ...string) {
 	}
 }
 
-// until skips events before the given one.
+// until skips the events before the given one, and that one.
 func (s *stream) until(text string) {
 	s.t.Helper()
 	for s.next() != text {
 	}
 }
 
-// Embedded nodes keep what was published, also while one of them is not there:
-// its clients resume elsewhere, and on it when it is back.
+// Embedded nodes keep the history also while one of them doesn't run. Its clients
+// resume at the other nodes, and at it when it runs again.
 func TestEmbeddedHistory(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	var configs []natsbroker.Config
 	var routes []string
 	for range 3 {
@@ -186,7 +186,7 @@ func TestEmbeddedHistory(t *testing.T) {
 		}
 	}
 	c := nodes[2].listen(clients[0].id)
-	c.until(nodes[1].say("to who is back"))
+	c.until(nodes[1].say("to the node that runs again"))
 	if st := nodes[2].Stats(); st.Resumed == 0 {
 		t.Errorf("Stats() = %+v", st)
 	}
@@ -215,13 +215,13 @@ func TestHistoryConfig(t *testing.T) {
 		t.Errorf("Follow: %v", err)
 	}
 	if err := h.Append(t.Context(), nil); err == nil {
-		t.Error("Append works without Follow")
+		t.Error("Append succeeds without Follow")
 	}
 }
 
-// A process alone has a history that outlives it.
+// The history of a single process is there after its restart.
 func TestEmbeddedAloneHistory(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	config := natsbroker.Config{StoreDir: t.TempDir()}
 	start := func() *archive {
 		b, err := natsbroker.Embedded(config)
@@ -244,10 +244,10 @@ func TestEmbeddedAloneHistory(t *testing.T) {
 	back.expect("4")
 }
 
-// A stream that somebody deletes is made anew, and who comes back with an id of
-// the old one is told.
+// After somebody has deleted the stream the nodes make another. Clients that
+// reconnect with an id of the former one get a reset.
 func TestStreamIsDeleted(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
 	a, b := newArchive(t, engine.HistoryBroker()), newArchive(t, engine.HistoryBroker())
 	c := b.listen("")
@@ -273,10 +273,10 @@ func TestStreamIsDeleted(t *testing.T) {
 	}
 }
 
-// A stream that has lost its newest records, as a server restored from a backup
-// has, gives no number twice.
+// A stream that has lost its newest records gives no number twice. A server that
+// is restored from a backup has such a stream.
 func TestStreamLosesRecords(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
 	a := newArchive(t, engine.HistoryBroker())
 	c := a.listen("")
@@ -302,13 +302,13 @@ func TestStreamLosesRecords(t *testing.T) {
 	c.until(a.say("3"))
 	a.listen(id).expect("reset")
 	if fresh := newArchive(t, engine.HistoryBroker()); fresh.listen(id).next() != "reset" {
-		t.Error("an id of what is lost resumes")
+		t.Error("the id of a lost event resumes")
 	}
 }
 
-// An event larger than the servers' max_payload is refused, and is no outage.
+// An event above the server's max_payload is refused. That is no outage.
 func TestRecordTooLarge(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
 	a := newArchive(t, engine.HistoryBroker())
 	c := a.listen("")
@@ -322,13 +322,14 @@ func TestRecordTooLarge(t *testing.T) {
 		}
 	}
 	a.say("2")
-	eventually(t, "end of it", func() bool { return !a.Stats().BrokerDown })
+	eventually(t, "working broker", func() bool { return !a.Stats().BrokerDown })
 	if st := a.Stats(); st.Unsent != 2 || st.Published != 5 {
 		t.Errorf("Stats() = %+v", st)
 	}
 }
 
-// A tally is a node's side that minds what is said to be all.
+// A tally is a handler that checks whether all records have come when the log is
+// said to be current.
 type tally struct {
 	t *testing.T
 
@@ -363,10 +364,10 @@ func (c *tally) isCurrent() bool {
 	return c.current
 }
 
-// A server that still catches up with the others serves consumers: that it has
-// no more doesn't mean that there is none.
+// A server serves consumers while it lags behind the others. The log isn't
+// current when that server has no more records.
 func TestLaggingServer(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newStores(t, 3)
 	follow := func(server int) (*natsbroker.HistoryBroker, *tally) {
 		b := natsbroker.New(connect(t, engine.url(server))).WithHistory()
@@ -405,10 +406,9 @@ func TestLaggingServer(t *testing.T) {
 	starting.Wait()
 }
 
-// An event larger than the stream may be is refused: the stream would take it,
-// and drop it.
+// An event above MaxBytes is refused. The stream would accept it, and drop it.
 func TestMaxBytes(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
 	b := engine.HistoryBroker().(*natsbroker.HistoryBroker)
 	b.MaxBytes = 100 << 10

@@ -38,7 +38,7 @@ func newSite(t *testing.T, broker realtime.Broker) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.CloseNow() })
-	go func() { // until the client is cut off
+	go func() { // until the connection is closed
 		defer close(s.got)
 		for {
 			_, data, err := conn.Read(context.Background())
@@ -58,7 +58,7 @@ func (s *site) say(t *testing.T, text string) {
 	}
 }
 
-// expect takes what the client gets up to text, which has to come.
+// expect skips the events before text. It fails if text doesn't come.
 func (s *site) expect(t *testing.T, text string) {
 	t.Helper()
 	eventually(t, "event "+text, func() bool {
@@ -86,8 +86,8 @@ func TestHubs(t *testing.T) {
 		}
 	}
 
-	// The server of the hub that is the others' route goes with it. What it
-	// said before gets out, and the others have each other.
+	// The hub whose server is the others' route is shut down. Its last event
+	// arrives, and the others stay connected with each other.
 	sites[0].say(t, "good-bye")
 	if err := sites[0].Shutdown(t.Context()); err != nil {
 		t.Error(err)
@@ -104,7 +104,7 @@ func TestHubs(t *testing.T) {
 	}
 }
 
-// A hub whose server is killed goes on with another.
+// A hub whose server is killed connects to another server.
 func TestKilledServer(t *testing.T) {
 	engine := newServers(t, 3)
 	var sites []*site
@@ -127,6 +127,6 @@ func TestKilledServer(t *testing.T) {
 		s.expect(t, "back")
 	}
 	if n := sites[1].Stats().Gaps; n != 0 {
-		t.Errorf("a hub whose server lives has noticed %d gaps", n)
+		t.Errorf("a hub whose server still runs has noticed %d gaps, want none", n)
 	}
 }

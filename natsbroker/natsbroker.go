@@ -1,5 +1,5 @@
-// Package natsbroker joins hubs through NATS: servers that the user runs, or
-// one inside each process, so that nothing has to be installed.
+// Package natsbroker joins hubs through NATS. The user runs the servers, or each
+// process has one inside, so that nothing has to be installed.
 //
 //	conn, err := nats.Connect("nats://10.0.0.5:4222", natsbroker.Options()...)
 //	…
@@ -15,45 +15,55 @@
 //	…
 //	hub.Broker = broker
 //
-// # What it costs
+// # Costs
 //
-// A broker has one subscription, to the subjects of all topics, and drops what
-// its hub has not subscribed to: each node gets all that any node publishes. So
-// NATS knows nothing of topics, and 100,000 of them cost what one does. As
-// subscriptions they took 230 MB in three servers and their client, and more
-// than a second to repeat after each reconnect. And Subscribe is confirmed where a subscription for each topic could not be: a
-// server answers that it knows of a subscription, but not that the others of
-// its cluster do, and until then they drop what is published there.
+// Each node gets everything that any node publishes. A broker has one
+// subscription, to the subjects of all topics, and drops the messages of topics
+// that its hub has not subscribed to. So NATS knows nothing of topics, and
+// 100,000 topics cost as much as one.
 //
-// The price is that more nodes serve more clients, but not more events: each
-// has to read them all. To drop one takes about a microsecond, the server's
-// share included. If that, or the traffic, is too much, divide the hubs by
-// [Broker.Prefix].
+// A subscription for each topic would be worse in two ways. 100,000 of them took
+// 230 MB in three servers and their client, and more than a second to repeat
+// after each reconnect. And Subscribe could not be confirmed: a server answers
+// that it knows of a subscription, but it doesn't answer when the other servers
+// of its cluster know of it. Until then they drop what is published there.
 //
-// # What may be lost
+// The price is that more nodes serve more clients, but not more events, because
+// each node has to read all events. To drop an event takes about a microsecond,
+// the server's share included. If that is too much, or the traffic, divide the
+// hubs into groups, each with its own [Broker.Prefix].
 //
-// NATS delivers at most once. Events are lost while a node has no connection,
-// where one has died and nobody has noticed yet, when a hub is too slow for
-// them, and where the servers of a cluster have lost each other. A broker tells
-// its hub of what it notices, and the hub notices the rest by the numbers that
-// events carry.
+// # Losses
+//
+// NATS delivers at most once. Events are lost
+//   - while a node has no connection,
+//   - while a connection is dead and nobody has noticed it,
+//   - while a hub is too slow for what is published, and
+//   - while the servers of a cluster are cut off from each other.
+//
+// A broker tells its hub of the losses that it notices. The hub notices the
+// others by the numbers that events carry.
 //
 // # History
 //
-// With JetStream nothing is lost that Publish has returned nil for, and the id of
-// an event resumes on each node, also on one that was just started:
+// With JetStream no event is lost for which Publish has returned nil. The id of
+// an event resumes on each node, also on a node that has just started:
 //
 //	hub.History = realtime.History{Age: 10 * time.Minute}
 //	hub.Broker = natsbroker.New(conn).WithHistory()
 //
-// All events of all topics are one stream in a file, named as the Prefix is; the
-// user of the connection has to be allowed to make it. Each node reads it from
-// the beginning when it starts. An event takes a round trip to the stream's
-// leader, and one to the replicas, before it is delivered. Where a cluster has
-// lost its leader it takes 4 to 10 s to choose another: for that time events reach
-// the clients of their own node alone, and Publish says so. A stream without
-// replicas may lose its newest records when a machine crashes, and not the server
-// alone; then it begins anew, and clients that come back get a reset.
+// One stream has all events of all topics. It is kept in a file, and its name is
+// the Prefix. The user of the connection needs the permission to create it. Each
+// node reads it from the beginning when it starts. An event needs a round trip to
+// the stream's leader, and one to the replicas, before it is delivered.
+//
+// A cluster that has lost its leader needs 4 to 10 s to elect another. For that
+// time events reach the clients of their own node alone, and Publish returns
+// [realtime.ErrBrokerUnavailable].
+//
+// A stream without replicas may lose its newest records when the machine crashes.
+// When the server alone crashes it loses none. After such a loss the stream is
+// deleted and created again, and clients that reconnect get a reset.
 package natsbroker
 
 import (
@@ -74,38 +84,43 @@ import (
 
 const (
 	pingInterval  = 2 * time.Second // of connections and routes
-	maxPings      = 2               // that may stay unanswered
+	maxPings      = 2               // pings that may stay unanswered
 	writeTimeout  = 5 * time.Second
 	flushTimeout  = 5 * time.Second
 	reconnectWait = 500 * time.Millisecond
 
-	// maxPending bounds what waits for a hub that is behind.
+	// These bound the messages that wait for a hub that is behind.
 	maxPendingMessages = 500_000
 	maxPendingBytes    = 64 << 20
 
-	// spread is how long servers have to tell each other of a subscription.
-	// They don't say when they have. On one machine it took 2 ms at most, and
-	// 220 ms while their routes were flooded.
+	// spread is the time in which servers tell each other of a subscription.
+	// They don't say when they have done it. On one machine it took 2 ms at
+	// most, and 220 ms while their routes were flooded.
 	spread = 250 * time.Millisecond
 )
 
 // ErrClosed is returned by the methods of a [Broker] that is closed.
 var ErrClosed = errors.New("natsbroker: broker is closed")
 
-// errAway is told to the hub.
+// errAway is the reason of a gap that the hub gets.
 var errAway = errors.New("natsbroker: the connection to NATS was lost")
 
-// Options returns what a connection should be made with. It does not receive
-// what it has sent, tries to connect for ever and from the start, keeps nothing
-// for when it has, and notices within six seconds that the other side is dead.
-// Options of the user's own go behind them.
+// Options returns the options that a connection for [New] should have. Such a
+// connection
+//   - does not receive the messages that it has sent,
+//   - tries to connect until it is closed, also when there is no server at first,
+//   - keeps no messages for later while it is disconnected, and
+//   - notices within six seconds that the other side is dead.
 //
-// A broker works on a connection with others, but: MaxReconnects and
-// RetryOnFailedConnect decide whether it comes back at all; without NoEcho the
-// hub gets its own events to drop; with a ReconnectBufSize an event may go out
-// late that Publish took just when the connection was lost; and PingInterval,
-// MaxPingsOutstanding and FlusherTimeout decide how long one that is dead takes
-// events which nobody gets: 6 minutes by default.
+// Append your own options to them.
+//
+// A broker also works on a connection with other options. These matter:
+//   - MaxReconnects and RetryOnFailedConnect decide whether it reconnects at all.
+//   - Without NoEcho the hub gets its own events and drops them.
+//   - With a ReconnectBufSize an event may be sent late that Publish accepted
+//     just when the connection was lost.
+//   - PingInterval, MaxPingsOutstanding and FlusherTimeout decide for how long a
+//     dead connection accepts events that nobody gets. By default it is 6 minutes.
 func Options() []nats.Option {
 	return []nats.Option{
 		nats.NoEcho(),
@@ -132,8 +147,8 @@ type Broker struct {
 
 	// Set at construction, never changed.
 	conn     *nats.Conn
-	server   *server.Server     // nil: the user's, elsewhere
-	replicas int                // of a stream; zero: as the user says
+	server   *server.Server     // the embedded one; nil: the user's, elsewhere
+	replicas int                // of a stream, unless the user says otherwise; zero: 1
 	ctx      context.Context    // ends with Close
 	cancel   context.CancelFunc // called by Close
 
@@ -147,13 +162,13 @@ type Broker struct {
 	settled  atomic.Uint64 // one more than the connection's epoch in which settle succeeded
 
 	delivering sync.Mutex // held while handler is called; guards the fields below
-	epoch      uint64     // the connection's, when it was last looked at
-	dropped    int        // the same, of messages that sub has dropped
-	behind     int        // messages to come before again is told
-	again      error
+	epoch      uint64     // how often the connection had reconnected at the last look
+	dropped    int        // how many messages sub had dropped at the last look
+	behind     int        // messages that are delivered before again is told
+	again      error      // a gap
 
 	mu     sync.RWMutex      // guards the fields below
-	topics map[string]string // those subscribed to, by subject
+	topics map[string]string // those that the hub has subscribed to, by subject
 	closed bool
 }
 
@@ -190,7 +205,7 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	defer b.delivering.Unlock()
 	b.handler = h
 	b.epoch = b.conn.Stats().Reconnects
-	status := b.conn.StatusChanged(nats.CONNECTED) // and not its ReconnectHandler, which is the user's
+	status := b.conn.StatusChanged(nats.CONNECTED) // the ReconnectHandler is the user's
 	sub, err := b.conn.Subscribe(prefix+"*", b.deliver)
 	if err == nil {
 		err = sub.SetPendingLimits(maxPendingMessages, maxPendingBytes)
@@ -236,8 +251,8 @@ func tooLarge(msg []byte, limit string, most int64) error {
 	return fmt.Errorf("%w: it has %d bytes, and %s is %d: raise that, or publish less at a time", realtime.ErrEventTooLarge, len(msg), limit, most)
 }
 
-// Subscribe is called by the hub; see [realtime.Broker]. It waits for nothing
-// but a connection that is new.
+// Subscribe is called by the hub; see [realtime.Broker]. It returns at once,
+// unless the connection is new: then it waits until the servers know of it.
 func (b *Broker) Subscribe(ctx context.Context, topic string) error {
 	return wrap("subscribe", b.subscribe(ctx, topic))
 }
@@ -275,9 +290,9 @@ func (b *Broker) Unsubscribe(topic string) error {
 }
 
 // Close is called by the hub; see [realtime.Broker]. A broker that no hub has
-// used is closed by the program that made it. What was published goes out
-// first, as far as the connection accepts it; then an embedded server is shut
-// down. Close waits for a Deliver that is running.
+// used is closed by the program that made it. Messages that were published are
+// sent first, as far as the connection accepts them. Then an embedded server is
+// shut down. Close waits for a Deliver that is running.
 func (b *Broker) Close() error {
 	b.mu.Lock()
 	closed := b.closed
@@ -287,11 +302,11 @@ func (b *Broker) Close() error {
 		return nil
 	}
 	b.cancel()
-	b.delivering.Lock() // waits for the handler, which is called no more
+	b.delivering.Lock() // waits for the handler; it isn't called again
 	sub := b.sub
 	b.delivering.Unlock()
 	if sub != nil {
-		sub.Unsubscribe() // fails where the connection is closed, and then there is no need
+		sub.Unsubscribe() // fails only where the connection is closed, which ends sub as well
 		b.conn.RemoveStatusListener(b.status)
 		b.watching.Wait()
 	}
@@ -339,7 +354,7 @@ func (b *Broker) reachable() error {
 	return nil
 }
 
-// deliver takes a message. The subscription's goroutine calls it.
+// deliver hands a message to the hub. The subscription's goroutine calls it.
 func (b *Broker) deliver(m *nats.Msg) {
 	b.delivering.Lock()
 	defer b.delivering.Unlock()
@@ -358,12 +373,12 @@ func (b *Broker) deliver(m *nats.Msg) {
 	}
 }
 
-// lookLocked tells the handler of a gap if there is one before the message that
-// is to be delivered. The caller holds delivering.
+// lookLocked tells the handler of a gap before the message that deliver has, if
+// there is one. The caller holds delivering.
 func (b *Broker) lookLocked() {
 	if epoch := b.conn.Stats().Reconnects; epoch != b.epoch {
 		b.epoch = epoch
-		b.handler.Gap(errAway) // again by watch
+		b.handler.Gap(errAway) // watch tells it again
 	}
 	if dropped, err := b.sub.Dropped(); err == nil && dropped != b.dropped {
 		b.dropped = dropped
@@ -371,16 +386,16 @@ func (b *Broker) lookLocked() {
 	}
 }
 
-// gapLocked tells of a gap now, and again behind the messages that wait: some
-// of them may be from before it. The caller holds delivering.
+// gapLocked tells of a gap now, and again behind the messages that wait, because
+// some of them may be from before the gap. The caller holds delivering.
 func (b *Broker) gapLocked(err error) {
 	b.handler.Gap(err)
-	b.behind, _, _ = b.sub.Pending() // with the one that deliver is at
+	b.behind, _, _ = b.sub.Pending() // the message that deliver has is one of them
 	b.again = err
 }
 
-// watch is the goroutine that tells of a gap when the connection is back and
-// has settled. Until Close.
+// watch is the goroutine that tells of a gap when the connection was lost and
+// has settled again. It ends with Close, which waits for it.
 func (b *Broker) watch() {
 	for {
 		select {
@@ -409,9 +424,9 @@ func (b *Broker) watch() {
 	}
 }
 
-// settle returns nil once all that is published anywhere arrives here: the
-// server has the subscription, and has told the others. After a reconnect it
-// may be another server.
+// settle returns nil once everything that any node publishes arrives here: the
+// server has the subscription, and has told the other servers of it. After a
+// reconnect all of that begins again, as it may be another server.
 func (b *Broker) settle(ctx context.Context) error {
 	epoch := b.conn.Stats().Reconnects
 	if b.settled.Load() == epoch+1 {
@@ -422,7 +437,7 @@ func (b *Broker) settle(ctx context.Context) error {
 	if err := b.conn.FlushWithContext(flushing); err != nil {
 		return err
 	}
-	// It answers that it doesn't let us before it answers the flush.
+	// A server that refuses the subscription says so before it answers the flush.
 	if err := b.conn.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), strconv.Quote(b.prefix+"*")) {
 		return err
 	}

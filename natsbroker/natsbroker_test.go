@@ -21,16 +21,16 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// patience is how long a test waits for what has to come.
+// patience is the time that a test waits for an event that has to come.
 const patience = 30 * time.Second
 
-// TestMain fails on goroutines that tests have left behind. The process may be
-// one that a test has started.
+// TestMain fails on goroutines that tests have left running. In a process that a
+// test has started it runs a node or a NATS server instead.
 func TestMain(m *testing.M) {
 	brokertest.Main(newNode)
 	serveNATS()
 	flag.Parse()
-	flag.Set("test.parallel", "4") // they wait more than they work
+	flag.Set("test.parallel", "4") // the tests wait more than they work
 	code := m.Run()
 	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -46,12 +46,12 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("in %v there was no %s", patience, what)
+			t.Fatalf("no %s within %v", what, patience)
 		}
 	}
 }
 
-// Servers are NATS servers as somebody would run them: one, or a cluster.
+// Servers are NATS servers as a user would run them: one, or a cluster.
 type servers struct {
 	t       testing.TB
 	options []server.Options
@@ -61,7 +61,7 @@ type servers struct {
 	brokers int
 }
 
-// newServers starts servers with ports of their own, which they keep.
+// newServers starts servers. They have the same ports after a restart.
 func newServers(t testing.TB, n int) *servers {
 	s := &servers{t: t, running: make([]*server.Server, n)}
 	for range n {
@@ -80,7 +80,7 @@ func newServers(t testing.TB, n int) *servers {
 	return s
 }
 
-// newStores starts servers that have JetStream.
+// newStores starts servers with JetStream.
 func newStores(t testing.TB, n int) *servers {
 	s := &servers{t: t, running: make([]*server.Server, n)}
 	var routes []string
@@ -106,8 +106,9 @@ func (s *servers) begin() {
 	}
 }
 
-// freePort returns a port to listen on, now and again: below 32768, where the
-// system takes those of connections from.
+// freePort returns a free port. It is below 32768, because from there on the
+// system chooses ports for connections, and a server needs its port again after a
+// restart.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
@@ -125,8 +126,8 @@ func (s *servers) url(i int) string {
 	return fmt.Sprintf("nats://127.0.0.1:%d", s.options[i].Port)
 }
 
-// Start starts the servers that don't run, and waits until they all know each
-// other.
+// Start starts the servers that don't run, and waits until all of them are
+// connected with each other.
 func (s *servers) Start() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,7 +155,7 @@ func (s *servers) Start() error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return errors.New("the servers don't find each other")
+			return errors.New("the servers are not connected with each other")
 		}
 	}
 }
@@ -176,7 +177,8 @@ func (s *servers) kill(i int) {
 	}
 }
 
-// Broker returns a broker on a connection of its own, to the next server.
+// Broker returns a broker on a connection of its own, to one server after
+// another.
 func (s *servers) Broker() realtime.Broker {
 	s.mu.Lock()
 	i := s.brokers % len(s.options)
@@ -185,7 +187,7 @@ func (s *servers) Broker() realtime.Broker {
 	return natsbroker.New(connect(s.t, s.url(i)))
 }
 
-// HistoryBroker is Broker with a history, on as many servers as there are.
+// HistoryBroker is Broker with a history that all servers keep.
 func (s *servers) HistoryBroker() realtime.HistoryBroker {
 	b := s.Broker().(*natsbroker.Broker).WithHistory()
 	b.Replicas = len(s.options)
@@ -202,16 +204,16 @@ func connect(t testing.TB, url string, options ...nats.Option) *nats.Conn {
 }
 
 func TestServer(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return newServers(t, 1) })
 }
 
 func TestCluster(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return newServers(t, 3) })
 }
 
-// Embedded servers are one for each broker.
+// Embedded is an engine in which each broker has a server of its own.
 type embedded struct {
 	t     testing.TB
 	first string
@@ -233,10 +235,10 @@ func (e *embedded) Broker() realtime.Broker {
 	return b
 }
 
-func (*embedded) Stop() error  { return errors.New("it is part of the process") }
+func (*embedded) Stop() error  { return errors.New("an embedded server is part of the process") }
 func (*embedded) Start() error { return errors.ErrUnsupported }
 
 func TestEmbedded(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel() // the test mostly waits
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return &embedded{t: t} })
 }

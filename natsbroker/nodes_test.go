@@ -21,10 +21,10 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// A nodeConfig is what a node's process is told.
+// A nodeConfig is the configuration of a node's process.
 type nodeConfig struct {
 	History bool
-	URL     string // of a server; empty: the node has one of its own, with:
+	URL     string // of a server; empty: the node has an embedded server, with:
 
 	Listen   string
 	Routes   []string
@@ -62,11 +62,12 @@ func newNode(config string) (realtime.Broker, error) {
 	return b.WithHistory(), nil
 }
 
-// serverVariable is set in the environment of a process that is a NATS server,
-// to its port, a blank and its directory.
+// serverVariable is set in the environment of a process that is a NATS server.
+// Its value is the port, a blank and the directory.
 const serverVariable = "NATSBROKER_TEST_SERVER"
 
-// serveNATS is such a process, if this is one. It ends with its standard input.
+// serveNATS runs the NATS server if the process is one. The process ends with its
+// standard input.
 func serveNATS() {
 	config, is := os.LookupEnv(serverVariable)
 	if !is {
@@ -122,12 +123,12 @@ func (s *serverProcess) kill() error {
 	return err
 }
 
-// Three nodes on one server, which is killed, and stopped for a while, and from
-// which one node is cut off.
+// Three nodes have one server. It is killed, it is stopped for a while, and one
+// node is cut off from it.
 func TestNodesOnAServer(t *testing.T) {
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
-			t.Parallel() // it mostly waits
+			t.Parallel() // the test mostly waits
 			port := freePort(t)
 			s := newServerProcess(t, port)
 			w := newWire(t, fmt.Sprintf("127.0.0.1:%d", port))
@@ -153,12 +154,12 @@ func TestNodesOnAServer(t *testing.T) {
 	}
 }
 
-// Three nodes that have a server each: with a node it is killed as well, and
-// with a history the others choose a leader anew.
+// Three nodes have an embedded server each, which is killed with its node. With a
+// history the others may have to elect another leader then.
 func TestNodesWithServers(t *testing.T) {
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
-			t.Parallel() // it mostly waits
+			t.Parallel() // the test mostly waits
 			var cluster brokertest.Cluster
 			var routes []string
 			for range cluster.Config {

@@ -9,7 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// The port that an embedded server has because it must lets nobody in.
+// An embedded server has to have a port for clients, and refuses all of them.
 func TestEmbeddedHasNoClients(t *testing.T) {
 	b, err := Embedded(Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -17,7 +17,7 @@ func TestEmbeddedHasNoClients(t *testing.T) {
 	}
 	t.Cleanup(func() { b.Close() })
 	if !b.server.Addr().(*net.TCPAddr).IP.IsLoopback() {
-		t.Errorf("it listens at %v", b.server.Addr())
+		t.Errorf("it listens at %v, want a loopback address", b.server.Addr())
 	}
 	conn, err := nats.Connect(b.server.ClientURL())
 	if !errors.Is(err, nats.ErrAuthorization) {

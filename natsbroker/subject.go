@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// maxSubjectBytes leaves room in a line of the protocol, 4096 bytes by default:
-// a server cuts off who sends a longer one.
+// maxSubjectBytes leaves room in a line of the protocol, which has 4096 bytes by
+// default. A server closes a connection that sends a longer line.
 const maxSubjectBytes = 4000
 
-// subject returns the subject of a topic: one token behind the prefix, in which
-// every byte that NATS, its tools or a log could take for something else is
-// written as "=2E". Topics that differ have subjects that differ.
+// subject returns the subject of a topic: the prefix and one token. In the token
+// every byte that means something to NATS, its tools or a log is written in the
+// form "=2E". Different topics have different subjects.
 func subject(prefix, topic string) (string, error) {
 	const digits = "0123456789ABCDEF"
 	escaped := 0
@@ -42,9 +42,11 @@ func subject(prefix, topic string) (string, error) {
 	return string(b), nil
 }
 
+// plain reports whether a byte stands for itself in a subject.
 func plain(c byte) bool { return c > ' ' && c < 0x7f && c != '.' && c != '*' && c != '>' && c != '=' }
 
-// subjectPrefix returns what goes before each topic.
+// subjectPrefix returns the beginning of all subjects. An empty prefix is the
+// default one.
 func subjectPrefix(prefix string) (string, error) {
 	if prefix == "" {
 		prefix = "realtime"

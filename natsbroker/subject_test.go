@@ -45,8 +45,8 @@ func TestSubjectPrefix(t *testing.T) {
 	}
 }
 
-// A subject is valid, one token, and tells its topic, so that no two topics
-// have one.
+// A subject is valid and has one token behind the prefix. The topic can be read
+// from it, so no two topics have the same.
 func FuzzSubject(f *testing.F) {
 	for _, topic := range []string{"", "=", "=2E", ".", "a b", "*", ">", "\x00", "\xff", "日本語", "topic/A"} {
 		f.Add(topic)

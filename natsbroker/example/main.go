@@ -1,16 +1,16 @@
-// Example is a room on several nodes: who is at one hears those at the others.
-// NATS runs inside the process, and so do two nodes. Start it and open the two
-// addresses that it prints:
+// Example is a room on several nodes, which NATS joins. Two nodes and their NATS
+// servers run inside the process. Start it and open the two addresses that it
+// prints:
 //
 //	go run ./example
 //
-// On several machines, or here in several windows, each process is a node:
+// On several machines, or in several windows of one, each process is a node:
 //
 //	go run ./example -addr localhost:8080 -listen 127.0.0.1:6222
 //	go run ./example -addr localhost:8081 -listen 127.0.0.1:6223 -routes 127.0.0.1:6222
 //
-// With a directory three nodes keep a history that all of them share: stop one
-// and its page, which comes back with it, has missed nothing.
+// With a directory each, three nodes keep a history that all of them share. Stop
+// one, say something at another, and start it again: its page gets what was said.
 //
 //	all=127.0.0.1:6222,127.0.0.1:6223,127.0.0.1:6224
 //	go run ./example -addr localhost:8080 -listen 127.0.0.1:6222 -routes $all -store /tmp/room/0
@@ -30,12 +30,12 @@ import (
 )
 
 func main() {
-	addrs := flag.String("addr", "localhost:8080,localhost:8081", "`host:port` to serve the page at; of several, each is a node")
+	addrs := flag.String("addr", "localhost:8080,localhost:8081", "`host:port,...` to serve the page at; each is a node")
 	var config natsbroker.Config
-	flag.StringVar(&config.Listen, "listen", "127.0.0.1:0", "`host:port` at which other processes reach this one")
-	routes := flag.String("routes", "", "`host:port,...` at which others listen")
-	flag.StringVar(&config.Secret, "secret", "", "`text` that all share; needed where -listen is open to others")
-	flag.StringVar(&config.StoreDir, "store", "", "`directory` of this node's for the history")
+	flag.StringVar(&config.Listen, "listen", "127.0.0.1:0", "`host:port` at which this process accepts the other ones")
+	routes := flag.String("routes", "", "`host:port,...` at which the other processes listen")
+	flag.StringVar(&config.Secret, "secret", "", "`text` that all processes share; required where other machines can reach -listen")
+	flag.StringVar(&config.StoreDir, "store", "", "`directory` of this process alone, for the history")
 	flag.Parse()
 	if *routes != "" {
 		config.Routes = strings.Split(*routes, ",")
@@ -46,8 +46,8 @@ func main() {
 	}
 }
 
-// brokers makes the nodes of this process, of which all reach the others through
-// the first.
+// brokers returns a function that makes the broker of each node. The nodes of
+// this process reach those of others through its first node.
 func brokers(config natsbroker.Config) func(int) (realtime.Broker, error) {
 	return func(int) (realtime.Broker, error) {
 		broker, err := natsbroker.Embedded(config)

@@ -13,7 +13,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// What is said at one node of the process is heard at the other.
+// A text that a client sends at one node reaches the clients of both nodes.
 func TestExample(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
