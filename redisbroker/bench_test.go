@@ -11,7 +11,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// A counter is a handler that only counts.
+// A counter is a handler that counts.
 type counter struct{ messages, gaps atomic.Int64 }
 
 func (c *counter) Deliver(string, []byte) { c.messages.Add(1) }
@@ -27,7 +27,8 @@ func newCounter(b *testing.B, broker realtime.Broker) *counter {
 	return c
 }
 
-// BenchmarkPublish is one goroutine of one node that publishes to another.
+// BenchmarkPublish measures messages from one goroutine of a node to another
+// node.
 func BenchmarkPublish(b *testing.B) {
 	r := startRedis(b)
 	for _, size := range []int{128, 4096} {
@@ -54,8 +55,9 @@ func BenchmarkPublish(b *testing.B) {
 	}
 }
 
-// BenchmarkTopics is what it takes to subscribe to topics, 64 at a time as a hub
-// does, and to have them all again after the connection was lost.
+// BenchmarkTopics measures how long it takes to subscribe to topics, 64 at a time
+// as a hub does, and to subscribe to all of them again after the connection was
+// lost.
 func BenchmarkTopics(b *testing.B) {
 	for _, topics := range []int{1000, 100_000} {
 		b.Run(fmt.Sprintf("topics=%d", topics), func(b *testing.B) {

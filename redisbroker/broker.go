@@ -1,44 +1,61 @@
-// Package redisbroker joins the hubs of several processes by Redis' pub/sub:
+// Package redisbroker joins hubs through Redis. The user runs it: a single one,
+// one with sentinels, or a cluster.
 //
 //	hub := realtime.NewHub()
 //	hub.Broker = redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
 //
-// It takes Redis 6 or later, and Redis 7 or later for a cluster, where it uses
-// sharded pub/sub: a message then costs the nodes of one shard something and not
-// all of them.
+// Redis has to be version 6 or later, and a cluster version 7 or later. In a
+// cluster the broker uses sharded pub/sub, so that a message costs the nodes of
+// one shard something, and not all nodes.
 //
-// Redis keeps nothing of what it is given to publish. What goes by while the
-// connection is lost is lost for this node, and told as a gap once everything is
-// subscribed again; so is what Redis drops by its client-output-buffer-limit.
+// # Costs
+//
+// Each node gets the events of its clients' topics alone. Redis has a
+// subscription for each topic of each node.
+//
+// # Losses
+//
+// Redis' pub/sub delivers at most once. Events are lost
+//   - while a node has no connection,
+//   - while a topic moves to another node of a cluster,
+//   - when Redis drops them by its client-output-buffer-limit, and
+//   - while a hub is too slow for what is published.
+//
+// A broker tells its hub of a gap once all topics are subscribed again. The hub
+// notices other losses by the numbers that events carry.
 //
 // # History
 //
-// A [HistoryBroker] keeps it, in one stream for all topics, if its hub has a
-// History:
+// A [HistoryBroker] keeps all events in one stream of Redis, if its hub has a
+// History. The id of an event then resumes on each node, also on a node that has
+// just started, and nothing is lost while a node has no connection:
 //
-//	hub.History.Events = 100
+//	hub.History = realtime.History{Age: 10 * time.Minute}
 //	hub.Broker = redisbroker.Connect(options).WithHistory()
 //
-// So an event's id means the same on each node, a client that comes back gets
-// what it missed from any of them, and nothing is missed while the connection to
-// Redis is lost. It takes Redis 6.2 or later. The nodes have the same History:
-// the shortest Age rules.
+// Redis has to be version 6.2 or later. All nodes should have the same History,
+// because the shortest Age trims the stream.
 //
-// It promises what Redis does. With appendonly and "appendfsync always" a crash
-// loses nothing that Publish has returned nil for; with "everysec", the default,
-// or where a replica takes over, perhaps the last second, and without any
-// persistence all. Nodes that had what is lost notice, each when it is connected
-// again or appends: then ids begin anew, it's counted as a gap, and a client that
-// comes back gets a reset. Until the first of them has noticed, though, nodes
-// that didn't have it may give an id a second time. Who can't have that lets
-// Redis wait for the disk, and its replicas with min-replicas-to-write lose less.
-// With another maxmemory-policy than noeviction the history is lost when memory
-// is short, as its keys expire, a day or more after the last node has gone.
+// Each node reads all topics. So one stream, on one master of a cluster, has to
+// carry everything that is published, once to each node. Redis runs a script for
+// each record. A node sends its next record when it has the answer to the one
+// before, with all events that were published in the meantime. An idle node sends
+// two commands in two seconds.
 //
-// What it costs: each node reads all topics, so one stream, on one master of a
-// cluster, has to carry all that is published, once to each node. Redis runs a
-// script for each record; a node sends its next one when it has the answer, with
-// all that was published meanwhile. One that is idle asks twice in two seconds.
+// The history is as durable as Redis is. With appendonly and "appendfsync always"
+// a crash loses no event for which Publish has returned nil. With "appendfsync
+// everysec", the default, a crash may lose the last second, and so may a replica
+// that takes over. Without persistence a crash loses all.
+//
+// Nodes notice that Redis has lost records that they had, each when it reconnects
+// or appends. Then ids begin again, Stats.Gaps counts a gap, and clients that
+// reconnect get a reset. Until the first node has noticed it, nodes that did not
+// have the records may give an id a second time. To rule that out let Redis wait
+// for the disk. With replicas, min-replicas-to-write makes the loss smaller.
+//
+// The keys of the history expire a day or more after the last node has gone. So
+// Redis needs the maxmemory-policy noeviction: with another one it drops the
+// history when memory is short.
 package redisbroker
 
 import (
@@ -57,13 +74,13 @@ import (
 )
 
 const (
-	callTimeout  = 3 * time.Second        // for Redis to answer
+	callTimeout  = 3 * time.Second        // for an answer of Redis
 	pingInterval = 2 * time.Second        // a dead connection is noticed after that and callTimeout
-	minBackoff   = 50 * time.Millisecond  // between two tries to connect
-	maxBackoff   = time.Second            // the same, after some
-	retryDelay   = 100 * time.Millisecond // before Redis is asked again for what it has refused
+	minBackoff   = 50 * time.Millisecond  // between the first two tries to connect
+	maxBackoff   = time.Second            // between later tries
+	retryDelay   = 100 * time.Millisecond // before a command is repeated that Redis has refused
 	closeTimeout = 5 * time.Second        // for a Deliver that blocks
-	bufferBytes  = 64 << 10               // of a connection of our own, each way
+	bufferBytes  = 64 << 10               // of a connection of the broker's own client, each way
 )
 
 // ErrClosed is returned by the methods of a [Broker] that is closed.
@@ -93,11 +110,11 @@ type Broker struct {
 	connects  bool                 // the broker makes its own client
 	inbox     *inbox
 	out       chan publication
-	stop      chan struct{}   // closed when nothing more is accepted to be published
+	stop      chan struct{}   // closed when Publish accepts no more messages
 	ctx       context.Context // ends with Close
 	cancel    context.CancelFunc
 	known     chan struct{} // closed when the first try to find Redis is over
-	stale     chan struct{} // has room for one word that the cluster has changed
+	stale     chan struct{} // has room for one signal that the cluster has changed
 	delivered chan struct{} // closed when the goroutine deliver has ended
 	written   chan struct{} // closed when the goroutine write has ended
 	ended     chan struct{} // closed when the goroutine run has ended, and with it each link
@@ -107,36 +124,35 @@ type Broker struct {
 	prefix  string // with the colon behind it
 
 	started atomic.Bool
-	trusted atomic.Bool    // the last messages have been published
+	trusted atomic.Bool    // Redis has accepted the last messages
 	own     sync.WaitGroup // the links' goroutines
 
-	mu     sync.Mutex // guards the fields below, and what is said to be guarded by it
+	mu     sync.Mutex // guards the fields below, and those that say so elsewhere
 	closed bool
 	client rueidis.Client
 	err    error             // why there are no links
 	topics map[string]*topic // by channel
 	links  map[string]*link  // by address
-	owners []string          // the address of the link that has a slot; one that isn't a cluster has one slot
+	owners []string          // the address of the link of each slot; without a cluster there is one slot
 }
 
-// A topic is what this node has subscribed to, or is about to. It is guarded by
-// Broker.mu.
+// A topic is one that this node has subscribed to, or is about to. It is guarded
+// by Broker.mu.
 type topic struct {
 	channel   string
-	link      *link // nil: nobody knows yet which node of the cluster has it
-	confirmed bool  // it is subscribed there
-	lost      bool  // it was, before something was missed
-	waiting   []chan<- error
+	link      *link          // nil: the node of the cluster that has the topic isn't known yet
+	confirmed bool           // it is subscribed there
+	lost      bool           // it was subscribed, and the subscription was lost
+	waiting   []chan<- error // one of each Subscribe that waits
 }
 
 var _ realtime.Broker = (*Broker)(nil)
 
 // New returns a broker on the user's own client, which stays open when the
 // broker is closed. The client may be used for other things, and for other
-// brokers. It needs no particular options: the broker has its own limits for
-// what has to be timely. The broker takes a connection of its own from the
-// client, to each master of a cluster, and publishes by the connections that the
-// client shares.
+// brokers. It needs no particular options, because the broker has its own time
+// limits. The broker opens a connection of its own through the client, to each
+// master of a cluster, and publishes by the connections that the client shares.
 func New(client rueidis.Client) *Broker {
 	b := newBroker()
 	b.users = client
@@ -198,7 +214,8 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	return nil
 }
 
-// channelPrefix returns what goes before each topic.
+// channelPrefix returns the beginning of all channels. An empty prefix is the
+// default one.
 func channelPrefix(prefix string) (string, error) {
 	prefix = cmp.Or(prefix, "realtime")
 	if strings.ContainsFunc(prefix, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`{}*?[]\`, r) }) {
@@ -238,9 +255,9 @@ func (b *Broker) isStopped() bool {
 }
 
 // Close is called by the hub; see [realtime.Broker]. A broker that no hub has
-// used is closed by the program that made it. What was published goes out
-// first, as far as Redis accepts it within 3 s. Close waits for a Deliver that
-// is running, and returns an error if that blocks for 5 s.
+// used is closed by the program that made it. Messages that were published are
+// sent first, as far as Redis accepts them within 3 s. Close waits for a Deliver
+// that is running, and returns an error if that blocks for 5 s.
 func (b *Broker) Close() error {
 	b.mu.Lock()
 	again := b.closed
@@ -267,12 +284,12 @@ func (b *Broker) Close() error {
 	}
 	select {
 	case <-b.ended:
-	case <-patience: // a dial can't be cut short; run ends with it
+	case <-patience: // a dial can't be interrupted; run ends when it returns
 	}
 	return nil
 }
 
-// deliver is the goroutine that hands the node what has come. It ends with
+// deliver is the goroutine that hands messages and gaps to the hub. It ends with
 // Close, which waits for it.
 func (b *Broker) deliver() {
 	defer close(b.delivered)
@@ -289,7 +306,8 @@ func (b *Broker) deliver() {
 	}
 }
 
-// run is the goroutine that finds Redis and keeps the links. It ends with Close.
+// run is the goroutine that finds Redis and keeps the links. It ends with Close,
+// which waits for it.
 func (b *Broker) run() {
 	defer close(b.ended)
 	client := b.users
@@ -312,14 +330,15 @@ func (b *Broker) run() {
 	b.own.Wait()
 }
 
-// connect makes a client of our own. It tries until that works, or Close.
+// connect makes the broker's own client. It tries until that works, or until
+// Close; then it returns nil.
 func (b *Broker) connect() rueidis.Client {
 	options := b.options
-	options.DisableCache = true // we have no use for it, and it takes a permission
+	options.DisableCache = true // the broker doesn't use it, and it needs a permission
 	options.DisableRetry = true
 	options.Dialer.Timeout = cmp.Or(options.Dialer.Timeout, callTimeout)
 	options.ConnWriteTimeout = cmp.Or(options.ConnWriteTimeout, callTimeout)
-	if options.Sentinel.MasterSet != "" { // or a switch that it misses is for good
+	if options.Sentinel.MasterSet != "" { // a message of a sentinel about a new master may be lost
 		options.Sentinel.TopologyRefreshInterval = cmp.Or(options.Sentinel.TopologyRefreshInterval, 5*time.Second)
 	}
 	options.ReadBufferEachConn = cmp.Or(options.ReadBufferEachConn, bufferBytes)
@@ -329,7 +348,7 @@ func (b *Broker) connect() rueidis.Client {
 		if err == nil {
 			return client
 		}
-		if client != nil { // ForceSingleClient has both
+		if client != nil { // with ForceSingleClient there may be both
 			client.Close()
 		}
 		b.mu.Lock()
@@ -342,11 +361,11 @@ func (b *Broker) connect() rueidis.Client {
 	}
 }
 
-// backOff waits for about as long as it is told, or until Close, and returns
-// how long to wait the next time.
+// backOff waits for about the given time, or until Close. It returns the time to
+// wait after the next failure.
 func (b *Broker) backOff(wait time.Duration) time.Duration {
 	select {
-	case <-time.After(wait/2 + rand.N(wait)): // not all nodes in the same moment
+	case <-time.After(wait/2 + rand.N(wait)): // so that not all nodes try at the same moment
 	case <-b.ctx.Done():
 	}
 	return min(2*wait, maxBackoff)
@@ -400,7 +419,7 @@ func (b *Broker) subscribe(ctx context.Context, name string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	select {
-	case err := <-confirmed: // in the same moment
+	case err := <-confirmed: // at the same moment
 		return err
 	default:
 	}
@@ -428,7 +447,7 @@ func (b *Broker) Unsubscribe(topic string) error {
 	return nil
 }
 
-// forget drops a topic. Its caller holds mu.
+// forget unsubscribes a topic. The caller holds mu.
 func (b *Broker) forget(t *topic) {
 	delete(b.topics, t.channel)
 	if t.link != nil {
@@ -437,7 +456,7 @@ func (b *Broker) forget(t *topic) {
 	t.answer(errors.New("the topic was unsubscribed while it was waiting"))
 }
 
-// answer tells those who wait for a topic. Its caller holds Broker.mu.
+// answer ends every Subscribe that waits for a topic. The caller holds Broker.mu.
 func (t *topic) answer(err error) {
 	for _, w := range t.waiting {
 		w <- err // has room
@@ -445,8 +464,8 @@ func (t *topic) answer(err error) {
 	t.waiting = nil
 }
 
-// assign gives a topic to the link that is to have it, which may be none yet.
-// Its caller holds mu.
+// assign gives a topic to its link, or takes it from its link while it has none.
+// The caller holds mu.
 func (b *Broker) assign(t *topic) {
 	l := b.linkOf(t.channel)
 	if l == t.link {
@@ -462,7 +481,7 @@ func (b *Broker) assign(t *topic) {
 	}
 }
 
-// linkOf returns the link of a channel, or nil while it isn't known. Its caller
+// linkOf returns the link of a channel, or nil while it isn't known. The caller
 // holds mu.
 func (b *Broker) linkOf(channel string) *link {
 	switch len(b.owners) {
@@ -475,8 +494,8 @@ func (b *Broker) linkOf(channel string) *link {
 	return b.links[b.owners[cmd.Slot()]]
 }
 
-// place makes the links what the owners of the slots say, and moves the topics.
-// The goroutine run alone calls it.
+// place makes one link for each owner of slots, ends the other links, and gives
+// each topic to its link. The goroutine run alone calls it.
 func (b *Broker) place(owners []string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -27,7 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	brokertest.Main(newNodeBroker)
 	flag.Parse()
-	flag.Set("test.parallel", "6") // they wait more than they work
+	flag.Set("test.parallel", "6") // the tests wait more than they work
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	for deadline := time.Now().Add(10 * time.Second); code == 0 && runtime.NumGoroutine() > before; time.Sleep(20 * time.Millisecond) {
@@ -45,17 +45,17 @@ func TestSuite(t *testing.T) {
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return startRedis(t) })
 }
 
-// A node is a broker whose handler keeps a log of what comes.
+// A node is a broker whose handler keeps a log of messages and gaps.
 type node struct {
 	realtime.Broker
 	t     testing.TB
-	block chan struct{} // Deliver waits until it is closed
+	block chan struct{} // Deliver waits until this is closed
 
 	mu  sync.Mutex // guards the fields below
 	log []string   // "topic: message" or "gap: error"
 }
 
-// newNode starts a broker, which is closed with the test.
+// newNode starts a broker. It is closed when the test ends.
 func newNode(t testing.TB, b realtime.Broker) *node {
 	t.Helper()
 	n := &node{Broker: b, t: t, block: make(chan struct{})}
@@ -72,7 +72,7 @@ func (n *node) start() {
 	n.t.Cleanup(func() { n.Close() })
 }
 
-// A handler is the node's side that the broker sees.
+// A handler is a node's side of its broker.
 type handler struct{ *node }
 
 func (h handler) Deliver(topic string, msg []byte) {
@@ -107,7 +107,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%v have passed without: %s", patience, what)
+			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
 }
@@ -139,14 +139,15 @@ func (n *node) publish(topic, msg string) error {
 	return n.Publish(ctx, topic, []byte(msg))
 }
 
-// say publishes, until that works.
+// say publishes, and tries again until that succeeds.
 func (n *node) say(topic, msg string) {
 	n.t.Helper()
-	eventually(n.t, "a Publish that works", func() bool { return n.publish(topic, msg) == nil })
+	eventually(n.t, "a Publish that succeeds", func() bool { return n.publish(topic, msg) == nil })
 }
 
-// An outage of Redis, of any kind, is noticed within seconds; then Publish fails
-// at once, and all comes back by itself, with a gap before the first message.
+// Outages of Redis, of any kind, are noticed within seconds. Then Publish fails
+// at once. After the outage the broker reconnects by itself, and tells a gap
+// before the first message.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -162,7 +163,7 @@ func TestOutage(t *testing.T) {
 			p := startProxy(t, startRedis(t).addr)
 			return p.addr(), func() { p.set(true, true) }, func() { p.set(false, false) }
 		}, false},
-		{"silent", func(t *testing.T) (addr string, hurt, heal func()) { // it gets what we send
+		{"silent", func(t *testing.T) (addr string, hurt, heal func()) { // Redis gets our commands, but we don't get its answers
 			p := startProxy(t, startRedis(t).addr)
 			return p.addr(), func() { p.set(false, true) }, func() { p.set(false, false) }
 		}, true},
@@ -193,11 +194,11 @@ func TestOutage(t *testing.T) {
 			away := func(n *node) bool {
 				err := n.subscribe("y", 100*time.Millisecond)
 				if err == nil {
-					t.Error("Subscribe works during an outage")
+					t.Error("Subscribe succeeds during an outage")
 				}
 				return strings.Contains(err.Error(), "no connection")
 			}
-			eventually(t, "both know", func() bool { return away(reader) && away(writer) })
+			eventually(t, "both nodes notice it", func() bool { return away(reader) && away(writer) })
 			if d := time.Since(start); d > 8*time.Second {
 				t.Errorf("it was noticed after %v", d)
 			}
@@ -207,7 +208,7 @@ func TestOutage(t *testing.T) {
 			}
 			heal()
 			eventually(t, "a gap", func() bool { return reader.gaps() > 0 })
-			for range 50 { // the first may just bring the news that Publish works
+			for range 50 { // the first ones may be published twice, by say
 				writer.say("x", "after")
 			}
 			eventually(t, "the messages", func() bool {
@@ -226,7 +227,7 @@ func TestOutage(t *testing.T) {
 }
 
 // Redis closes the connection of a subscriber that is too slow for what is
-// published. That is a gap, and all comes back.
+// published. The broker tells a gap and reconnects.
 func TestRedisDropsSlowSubscriber(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t, "--client-output-buffer-limit", "pubsub 1mb 512kb 1")
@@ -235,7 +236,7 @@ func TestRedisDropsSlowSubscriber(t *testing.T) {
 	reader.join("x", "y")
 	p.set(false, true)
 	payload := strings.Repeat(".", 100<<10)
-	for range 300 { // more than the network holds
+	for range 300 { // more than the network can buffer
 		writer.say("x", payload)
 	}
 	p.set(false, false)
@@ -244,12 +245,13 @@ func TestRedisDropsSlowSubscriber(t *testing.T) {
 	reader.await("y: hello")
 }
 
-// A connection that an administrator closes is one like any other.
+// After an administrator has closed the connection, the broker reconnects with
+// all topics, and tells one gap each time.
 func TestClientKill(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
 	reader, writer := newNode(t, r.Broker()), newNode(t, r.Broker())
-	const topics = 3000 // take several round trips
+	const topics = 3000 // to subscribe them needs several round trips
 	for i := range topics {
 		reader.join(fmt.Sprint(i))
 	}
@@ -268,9 +270,9 @@ func TestClientKill(t *testing.T) {
 	}
 }
 
-// Of what is published without a pause, nothing is missing that a gap doesn't
-// come before and after which all is there, however many topics have to be
-// subscribed again.
+// While one node publishes without a pause, another loses its connection. Each
+// hole in a topic has a gap between the messages around it, however many topics
+// have to be subscribed again.
 func TestGapIsExact(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -323,7 +325,7 @@ func TestGapIsExact(t *testing.T) {
 		if ok && n != last+1 || !ok && n != 0 {
 			lost++
 			if gap[topic] == gaps {
-				t.Fatalf("topic %s has %d after %d, and no gap was told since", topic, n, last)
+				t.Fatalf("topic %s has %d after %d, and no gap was told in between", topic, n, last)
 			}
 		}
 		seen[topic], gap[topic] = n, gaps
@@ -331,8 +333,8 @@ func TestGapIsExact(t *testing.T) {
 	t.Logf("%d messages, %d holes, %d gaps", published, lost, gaps)
 }
 
-// Where the node is behind, what waits for it is bounded, and a gap tells where
-// something is missing.
+// The messages that wait for a slow hub are bounded. A gap is told in the place
+// of the ones that are lost.
 func TestSlowNode(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -344,7 +346,7 @@ func TestSlowNode(t *testing.T) {
 	for i := range messages {
 		writer.say("x", fmt.Sprintf("%d %s", i, payload))
 	}
-	time.Sleep(6 * time.Second) // longer than a connection may be silent
+	time.Sleep(6 * time.Second) // longer than a connection may stay silent
 	close(reader.block)
 	eventually(t, "a gap", func() bool { return reader.gaps() > 0 })
 	lines := reader.lines()
@@ -359,7 +361,7 @@ func TestSlowNode(t *testing.T) {
 	writer.say("x", "now")
 	reader.await("x: now")
 	if got := reader.gaps(); got != 1 {
-		t.Errorf("%d gaps were told, want 1: the connection was held", got)
+		t.Errorf("%d gaps were told, want 1: the connection was not lost", got)
 	}
 }
 
@@ -388,14 +390,14 @@ func TestCloseWhileDeliverBlocks(t *testing.T) {
 			<-reader.block
 			time.Sleep(100 * time.Millisecond)
 			if got := reader.lines(); len(got) != 1 {
-				t.Errorf("got %q, want what was being delivered", got)
+				t.Errorf("got %q, want only the message that was being delivered", got)
 			}
 		})
 	}
 }
 
-// Once a node has been told of the gap its own messages go out, too: what it
-// publishes by was lost as well, and it may not have used that since.
+// Publish succeeds as soon as a gap was told, although the connection by which
+// the node publishes was lost as well, and the node may not have used it since.
 func TestPublishAfterGap(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -416,7 +418,7 @@ func TestPublishAfterGap(t *testing.T) {
 	}
 }
 
-// What was published before Close arrives.
+// Messages that were published before Close arrive.
 func TestCloseFlushes(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -434,7 +436,7 @@ func TestCloseFlushes(t *testing.T) {
 	eventually(t, "all of the messages", func() bool { return len(reader.lines()) == 2000 })
 }
 
-// A program starts without its Redis, and joins it when that comes.
+// A program starts without its Redis, and connects once Redis has started.
 func TestStartWithoutRedis(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -445,10 +447,10 @@ func TestStartWithoutRedis(t *testing.T) {
 		t.Errorf("Publish: %v after %v, want an error soon", err, time.Since(start))
 	}
 	if err := n.subscribe("x", 50*time.Millisecond); err == nil || !strings.Contains(err.Error(), "no connection") {
-		t.Errorf("Subscribe: %v, want that of the connection", err)
+		t.Errorf("Subscribe: %v, want the error of the connection", err)
 	}
 	if err := n.subscribe("given up", 50*time.Millisecond); err == nil {
-		t.Error("Subscribe works without Redis")
+		t.Error("Subscribe succeeds without Redis")
 	}
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
@@ -464,11 +466,11 @@ func TestStartWithoutRedis(t *testing.T) {
 	}
 	none := newNode(t, newBroker("127.0.0.1:1"))
 	if err := none.Close(); err != nil {
-		t.Errorf("Close of what never connected: %v", err)
+		t.Errorf("Close of a broker that never connected: %v", err)
 	}
 }
 
-// The user's client stays open; a Unix socket is as good as a port.
+// The user's client stays open after Close. It may use a Unix socket.
 func TestClient(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "s")
@@ -573,7 +575,7 @@ func TestMisuse(t *testing.T) {
 	}
 }
 
-// What Redis doesn't allow is told, not tried for ever.
+// Commands that Redis doesn't allow return its error, and aren't tried for ever.
 func TestPermission(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -590,7 +592,8 @@ func TestPermission(t *testing.T) {
 	n.await("topic/a: hello")
 }
 
-// Subscribe and Unsubscribe of one topic at a time leave what came last.
+// Subscribe and Unsubscribe of one topic at a time have the effect of the last
+// call.
 func TestSubscribeStress(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -622,7 +625,7 @@ func stress(t *testing.T, b realtime.Broker, channels func() []string) {
 		n.await(fmt.Sprintf("%d: hello", i))
 		n.Unsubscribe(fmt.Sprint(i))
 	}
-	eventually(t, "no channel is left", func() bool { return len(channels()) == 0 })
+	eventually(t, "the end of all channels", func() bool { return len(channels()) == 0 })
 	if got := n.gaps(); got != 0 {
 		t.Errorf("%d gaps were told, want none", got)
 	}

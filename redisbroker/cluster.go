@@ -10,11 +10,12 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// slots is how many a cluster has.
+// slots is the number of slots of a cluster.
 const slots = 16384
 
-// followCluster keeps the links what the cluster is, until Close. It asks again after
-// something was refused or lost, and not without a reason.
+// followCluster gives each master of the cluster a link, until Close. It asks for
+// the masters again when a command was refused or a connection lost, and not
+// otherwise.
 func (b *Broker) followCluster() {
 	for {
 		var again <-chan time.Time
@@ -38,7 +39,7 @@ func (b *Broker) followCluster() {
 	}
 }
 
-// changed says that the cluster is perhaps not what it was.
+// changed has followCluster ask again, because the cluster may have changed.
 func (b *Broker) changed() {
 	select {
 	case b.stale <- struct{}{}:
@@ -46,8 +47,8 @@ func (b *Broker) changed() {
 	}
 }
 
-// ask returns the address of the master that has each slot, as the first node
-// knows it that answers, or nil.
+// ask returns the address of each slot's master, as the first node that answers
+// knows it. It returns nil if no node answers.
 func (b *Broker) ask() []string {
 	for addr, node := range b.client.Nodes() {
 		ctx, cancel := context.WithTimeout(b.ctx, callTimeout)
@@ -63,9 +64,10 @@ func (b *Broker) ask() []string {
 	return nil
 }
 
-// parseSlots reads an answer to CLUSTER SLOTS: arrays of the first slot, the
-// last, the master as an array of host and port, and then its replicas. asked
-// is who gave it. A slot that nobody has is empty.
+// parseSlots returns the address of each slot's master from an answer to CLUSTER
+// SLOTS: arrays of the first slot, the last slot, the master as an array of host
+// and port, and then its replicas. asked is the address of the node that has
+// answered. The address is empty for a slot without a master.
 func parseSlots(ranges []rueidis.RedisMessage, asked string) []string {
 	owners := make([]string, slots)
 	for _, r := range ranges {
@@ -80,7 +82,7 @@ func parseSlots(ranges []rueidis.RedisMessage, asked string) []string {
 			return nil
 		}
 		host, _ := master[0].ToString()
-		if host == "" { // it doesn't know its own name
+		if host == "" { // the node that has answered, which doesn't know its own name
 			host, _, _ = net.SplitHostPort(asked)
 		}
 		port, err := master[1].AsInt64()

@@ -16,11 +16,11 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// A cluster is one of Redis, of the test's own: three masters, and a replica of
-// the first.
+// A cluster is a Redis cluster of the test's own: three masters, and a replica of
+// the first one.
 type cluster struct {
 	nodes  []*redis
-	prefix string // of brokers to come
+	prefix string // of the brokers that Broker returns
 }
 
 const masters = 3
@@ -57,7 +57,7 @@ func (r *redis) text(args ...string) string {
 
 func (r *redis) id() string { return r.text("CLUSTER", "MYID") }
 
-// settle waits until all the nodes know each other.
+// settle waits until all nodes know each other.
 func (c *cluster) settle() {
 	for _, r := range c.nodes {
 		eventually(r.t, "a cluster", func() bool {
@@ -91,7 +91,7 @@ func (c *cluster) Start() error {
 
 func TestClusterSuite(t *testing.T) {
 	t.Parallel()
-	c := startCluster(t) // takes too long to start one for each
+	c := startCluster(t) // one for all subtests, because it is slow to start
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine {
 		c.prefix = t.Name()
 		return c
@@ -120,8 +120,9 @@ func (c *cluster) slotOf(topic string) int {
 	return int(n)
 }
 
-// Topics follow their slots: to another node that is given them, and to the
-// replica that takes a lost master's place. Others aren't disturbed.
+// Topics follow their slots: to another node that gets the slot, and to the
+// replica that takes a lost master's place. Topics of other slots aren't
+// disturbed.
 func TestClusterChanges(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -155,7 +156,7 @@ func TestClusterChanges(t *testing.T) {
 		t.Errorf("%d gaps were told, want 1", got)
 	}
 
-	// So does one that nobody has subscribed to.
+	// A slot moves that nobody has subscribed to.
 	fresh := ""
 	for i := 0; fresh == "" || c.slotOf(fresh)*masters/16384 != 1; i++ {
 		fresh = fmt.Sprint("fresh ", i)
@@ -170,14 +171,14 @@ func TestClusterChanges(t *testing.T) {
 		t.Errorf("%d gaps were told, want 1", got)
 	}
 
-	// A master goes for good.
+	// A master is lost for good.
 	c.nodes[0].Stop()
 	for i := range 20 {
-		writer.say(topics[2], fmt.Sprint("meanwhile ", i))
-		reader.await(fmt.Sprint(topics[2], ": meanwhile ", i))
+		writer.say(topics[2], fmt.Sprint("other ", i))
+		reader.await(fmt.Sprint(topics[2], ": other ", i))
 	}
 	eventually(t, "a gap", func() bool { return reader.gaps() == 2 })
-	for i := 0; ; i++ { // the writer may learn later
+	for i := 0; ; i++ { // the writer may notice it later
 		msg := fmt.Sprint("3.", i)
 		writer.say(topics[0], msg)
 		time.Sleep(50 * time.Millisecond)
@@ -185,7 +186,7 @@ func TestClusterChanges(t *testing.T) {
 			break
 		}
 		if i > 200 {
-			t.Fatal("the topic didn't come back")
+			t.Fatal("the topic was not subscribed again")
 		}
 	}
 	for _, topic := range topics {
@@ -193,7 +194,7 @@ func TestClusterChanges(t *testing.T) {
 		reader.await(topic + ": 4")
 	}
 
-	// One comes anew, and gets a slot.
+	// A new master joins, and gets a slot.
 	late := startRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-config-file", "nodes.conf")
 	host, port, _ := strings.Cut(c.nodes[1].addr, ":")
 	late.do("CLUSTER", "MEET", host, port)
@@ -210,7 +211,7 @@ func TestClusterChanges(t *testing.T) {
 	}
 }
 
-// A watched Redis is one with a replica and a sentinel.
+// A watched Redis has a replica and a sentinel.
 type watched struct {
 	nodes    []*redis
 	sentinel *redis
@@ -237,7 +238,7 @@ sentinel failover-timeout m 3000
 	return &watched{nodes, sentinel}
 }
 
-// options are those of a client that asks the sentinel.
+// options returns the options of a client that asks the sentinel.
 func (w *watched) options() rueidis.ClientOption {
 	return rueidis.ClientOption{InitAddress: []string{w.sentinel.addr}, Sentinel: rueidis.SentinelOption{MasterSet: "m"}}
 }
@@ -250,14 +251,15 @@ func (w *watched) master() string {
 	return net.JoinHostPort(addr[0], addr[1])
 }
 
-// changes returns what makes another one the master, to be done in turn.
+// changes returns functions that each make the other one the master. They are to
+// be called in turn.
 func (w *watched) changes() []func() {
 	return []func(){
 		func() {
 			eventually(w.sentinel.t, "a failover", func() bool { return w.sentinel.try("SENTINEL", "FAILOVER", "m") == nil })
 		},
 		func() { w.nodes[1].Stop() },
-		func() { // the old one doesn't hear of it, as if it were cut off
+		func() { // the former master doesn't hear of it, as if it were cut off
 			w.sentinel.do("SENTINEL", "REMOVE", "m")
 			if err := w.nodes[1].Start(); err != nil {
 				w.sentinel.t.Fatal(err)
@@ -269,8 +271,8 @@ func (w *watched) changes() []func() {
 	}
 }
 
-// Where sentinels choose another master, of one that is lost or by hand, the
-// topics follow.
+// Topics follow when the sentinels choose another master: by hand, after a loss,
+// and when the former master is cut off.
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	w := startWatched(t)
@@ -292,7 +294,7 @@ func TestSentinel(t *testing.T) {
 				break
 			}
 			if i > 200 {
-				t.Fatal("the topic didn't come back")
+				t.Fatal("the topic was not subscribed again")
 			}
 		}
 		if channels, err := w.nodes[(round+1)%2].do("PUBSUB", "CHANNELS", "realtime:*").AsStrSlice(); err != nil || len(channels) != 1 {

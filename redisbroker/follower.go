@@ -16,44 +16,45 @@ import (
 
 const (
 	readBlock    = 2 * time.Second // for the next record; a dead connection is noticed after that and callTimeout
-	maxRead      = 128             // records that are read at a time: of the largest that a hub makes 32 MiB
-	maxReadBytes = 32 << 20        // above which they become fewer
-	maxRetired   = 100             // epochs that are known after they have ended
+	maxRead      = 128             // records that are read at a time: 32 MiB of the largest that a hub makes
+	maxReadBytes = 32 << 20        // above which fewer records are read at a time
+	maxRetired   = 100             // epochs that are remembered after they have ended
 )
 
 var (
-	errSilent   = errors.New("no answer from Redis")
+	errSilent   = errors.New("no answer from Redis in time")
 	errSentinel = errors.New("the sentinels have chosen another master")
 )
 
-// A follower hands a node the records of the log. One goroutine does it, over
-// one connection, which asks for as much as the node takes: what a slow one has
-// to have waits in Redis.
+// A follower hands the records of the log to the hub. One goroutine does it, over
+// one connection. It asks for more records when the hub has accepted the ones
+// before, so the records that a slow hub hasn't had yet wait in Redis.
 //
-// The connection is its own and not of those that the client shares, as it's
-// blocked while it waits for the next record.
+// The connection is the follower's own, and not one that the client shares,
+// because it is blocked while the follower waits for the next record.
 type follower struct {
 	// Set at construction, never changed.
 	b       *Broker
 	handler realtime.HistoryHandler
 	log     *recordLog
 	ended   chan struct{} // closed when the goroutine run has ended
-	calling atomic.Bool   // a method of the handler runs
+	calling atomic.Bool   // a method of the handler is running
 
 	// Owned by the goroutine run.
-	away bool // the handler has been told, and not that it's over
-	told bool // the handler knows that the log is current
+	away bool // the handler was told so, and Current not since
+	told bool // the handler was told that the log is current
 
 	mu sync.Mutex // guards the field below, which the goroutine run alone changes
-	at position
+	at position   // up to which the hub has had the log
 }
 
 func newFollower(b *Broker, h realtime.HistoryHandler, log *recordLog) *follower {
 	return &follower{b: b, handler: h, log: log, ended: make(chan struct{})}
 }
 
-// run is the follower's goroutine. It ends with the Broker, when the dial or the
-// handler's method of that moment is over, and the broker's run waits for it.
+// run is the follower's goroutine. It ends with the Broker, once a dial or a
+// method of the handler that is running has returned. The broker's run waits for
+// it.
 func (f *follower) run() {
 	defer close(f.ended)
 	select {
@@ -83,8 +84,8 @@ func (f *follower) call(method func()) {
 	}
 }
 
-// serve connects, calls up, and hands on records until the connection is lost,
-// whose reason it returns, or the Broker is closed.
+// serve connects, calls up, and hands records to the hub. It returns when the
+// connection is lost, with the reason, or the Broker is closed.
 func (f *follower) serve(client rueidis.Client, up func()) error {
 	master := addresses(client)
 	conn, _ := client.Dedicate()
@@ -100,8 +101,8 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 		if !f.position().at.before(log.end) {
 			f.current(log.place)
 		}
-		// An answer that has nothing is a reason to open the log again: nobody
-		// is woken when it's lost while the connection is not.
+		// After an answer without records the log is opened again. It may have
+		// been lost while the connection was not, and XREAD doesn't tell that.
 		for records := []record{{}}; len(records) > 0; {
 			if records, err = f.read(conn, count); err != nil {
 				return err
@@ -122,13 +123,13 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 			}
 		}
 		if client.Mode() != rueidis.ClientModeCluster && !slices.Equal(addresses(client), master) {
-			return errSentinel // see link.serve; a master of a cluster knows by itself
+			return errSentinel // see link.serve; a former master of a cluster redirects the client
 		}
 	}
 }
 
-// open finds out what the log is, and goes back to its begin if it isn't the one
-// that the node knows.
+// open returns the state of the log. If it isn't the log that the node knows, the
+// follower goes back to its beginning.
 func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient) (logState, error) {
 	ctx, cancel := f.within(callTimeout)
 	defer cancel()
@@ -175,9 +176,9 @@ func (f *follower) read(conn rueidis.DedicatedClient, count int) (records []reco
 	return records, nil
 }
 
-// nextCount returns how many records to ask for, where as many as the last time
-// had a size in bytes. It starts with one, as a slow network may not bring more
-// before it counts as dead.
+// nextCount returns the number of records to ask for next, where the last count
+// records had the given size in bytes. A follower starts with one record, because
+// a slow network may not deliver more in the time after which it counts as dead.
 func nextCount(count, size int) int {
 	switch {
 	case size > maxReadBytes:
@@ -188,8 +189,8 @@ func nextCount(count, size int) int {
 	return min(2*count, maxRead)
 }
 
-// parseRecord reads an entry of the stream. One that no node has made has no
-// epoch.
+// parseRecord returns the record of an entry of the stream. It has no epoch if no
+// node has made the entry.
 func parseRecord(entry rueidis.XRangeSlice) (r record, err error) {
 	if r.id, err = parseStreamID(entry.ID); err != nil {
 		return record{}, err
@@ -210,7 +211,7 @@ func parseRecord(entry rueidis.XRangeSlice) (r record, err error) {
 	return r, nil
 }
 
-// pass hands on a record that the node hasn't had.
+// pass hands a record to the hub, unless the hub has had it.
 func (f *follower) pass(r record) {
 	at := f.position()
 	switch {
@@ -218,13 +219,14 @@ func (f *follower) pass(r record) {
 		f.moveTo(at.place, r.id)
 		return
 	}
-	// First, as its id may reach a client, and return, before the handler does.
+	// Before the handler is called: a client may have the record's id before the
+	// handler returns, and from then on a loss of the record has to be noticed.
 	f.moveTo(r.place, r.id)
 	f.call(func() { f.handler.Record(r.epoch, r.last, r.data) })
 }
 
-// current tells the handler that it has had the log up to a record, if it hasn't
-// been told since the log was opened.
+// current tells the handler that it has had the log up to a record. It does so
+// once after the log was opened.
 func (f *follower) current(p place) {
 	if f.told {
 		return
@@ -234,14 +236,14 @@ func (f *follower) current(p place) {
 	f.call(func() { f.handler.Current(p.epoch, p.last) })
 }
 
-// position returns what the node has had.
+// position returns the position up to which the hub has had the log.
 func (f *follower) position() position {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.at
 }
 
-// moveTo notes what the node has, and which epoch has ended by that.
+// moveTo notes the position of the hub. An epoch that ends by it is remembered.
 func (f *follower) moveTo(p place, id streamID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -252,9 +254,9 @@ func (f *follower) moveTo(p place, id streamID) {
 	f.at.place, f.at.at = p, id
 }
 
-// within returns a context that ends after a while, or with the Broker. It has
-// no deadline: a command that has one may be read by rueidis on this goroutine,
-// and then ends by that alone, not by Close.
+// within returns a context that ends after the given time, or with the Broker. It
+// has no deadline: with a deadline rueidis may read the answer on this goroutine,
+// and then the deadline ends the command and Close doesn't.
 func (f *follower) within(d time.Duration) (ctx context.Context, cancel func()) {
 	ctx, end := context.WithCancelCause(f.b.ctx)
 	timer := time.AfterFunc(d, func() { end(errSilent) })
@@ -264,7 +266,7 @@ func (f *follower) within(d time.Duration) (ctx context.Context, cancel func()) 
 	}
 }
 
-// because returns why a command has failed.
+// because returns the reason why a command has failed.
 func because(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -2,7 +2,7 @@ package redisbroker
 
 import "testing"
 
-// Records are read many at a time, and few where they are large.
+// Many records are read at a time, and fewer when they are large.
 func TestNextCount(t *testing.T) {
 	for _, tt := range []struct{ count, size, want int }{
 		{1, 0, 2},
@@ -22,12 +22,12 @@ func TestStreamID(t *testing.T) {
 	for _, s := range []string{"0-0", "1-18446744073709551615", "1700000000000-3"} {
 		id, err := parseStreamID(s)
 		if err != nil || id.String() != s {
-			t.Errorf("%q has become %q, %v", s, id, err)
+			t.Errorf("parseStreamID(%q) = %v, %v", s, id, err)
 		}
 	}
 	for _, s := range []string{"", "1", "-", "1-", "-1", "1-x", "x-1"} {
 		if id, err := parseStreamID(s); err == nil {
-			t.Errorf("%q was taken for %v", s, id)
+			t.Errorf("parseStreamID(%q) = %v, want an error", s, id)
 		}
 	}
 	order := []streamID{{}, {0, 1}, {1, 0}, {1, 2}, {2, 1}}

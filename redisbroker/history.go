@@ -17,8 +17,8 @@ const defaultRecords = 1_000_000
 // hub. It is made by [Broker.WithHistory].
 //
 // Its keys are "{realtime:log}" and "{realtime:log}:head", with the Prefix in
-// the place of "realtime". A user of Redis needs them and the channel of the
-// heartbeats, which is "realtime:nodes". These rules are enough:
+// the place of "realtime". Its only channel, for the nodes' heartbeats, is
+// "realtime:nodes". These rules are enough for the user of Redis:
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
@@ -30,12 +30,16 @@ const defaultRecords = 1_000_000
 type HistoryBroker struct {
 	*Broker
 
-	// MaxRecords is about how many records are kept, if they don't become too
-	// old before, which is what usually bounds them. A record has what a node
-	// published while its last one was on its way, up to 256 KiB and an event.
-	// Zero or less means 1,000,000: 3,300 a second for the default Age of 5
-	// minutes, and with small events some 300 MB. Who has large ones, and a
-	// Redis that is full before, wants less: a full one takes nothing.
+	// MaxRecords bounds the history: above about that number the stream drops
+	// its oldest records. As a rule the Age of the hub's [realtime.History]
+	// bounds the history first. It may be assigned until the hub is used. Zero
+	// and less mean 1,000,000.
+	//
+	// A record has the events that a node published while its last record was
+	// on its way, up to 256 KiB and one event. 1,000,000 are 3,300 a second for
+	// the default Age of 5 minutes, and with small events some 300 MB. With
+	// large events choose a number that fits into Redis' memory, because a full
+	// Redis refuses records.
 	MaxRecords int
 
 	follower *follower // set by Follow, never changed; nil before
@@ -45,7 +49,8 @@ var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
 
 // WithHistory returns a broker that keeps the history of its hub in Redis, in
 // one stream for all topics. The stream is made when it isn't there. Nodes that
-// share a history have the same Prefix. Don't use b by itself then.
+// share a history have the same Prefix. The hub needs a [realtime.History];
+// without one the broker works as b does. Don't use b by itself after this.
 func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
@@ -96,7 +101,7 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 		return ErrClosed
 	}
 	b.mu.Lock()
-	client := b.client // is there: there is a link
+	client := b.client // not nil, because there is a link
 	b.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

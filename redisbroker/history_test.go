@@ -18,7 +18,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// A keeper is a Redis that keeps what it has been told, also when it's killed.
+// A keeper is a Redis that loses nothing when it is killed.
 type keeper struct{ *redis }
 
 func startKeeper(t testing.TB) keeper {
@@ -28,7 +28,7 @@ func startKeeper(t testing.TB) keeper {
 func (k keeper) HistoryBroker() realtime.HistoryBroker { return newHistory(k.addr) }
 func (k keeper) Broker() realtime.Broker               { return newHistory(k.addr) }
 
-// A freezer is stopped by being frozen.
+// A freezer is a keeper that Stop freezes instead of killing it.
 type freezer struct{ keeper }
 
 func (f freezer) Stop() error {
@@ -55,17 +55,17 @@ func TestHistorySuiteFrozen(t *testing.T) {
 	brokertest.RunHistory(t, func(t *testing.T) brokertest.HistoryEngine { return freezer{startKeeper(t)} })
 }
 
-// It is a Broker as well.
+// A HistoryBroker also is a Broker.
 func TestHistoryBrokerSuite(t *testing.T) {
 	t.Parallel()
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine { return startKeeper(t) })
 }
 
-// A follower is a node's handler, that keeps a log of what comes.
+// A follower is a broker whose handler keeps a log of its calls.
 type follower struct {
 	*redisbroker.HistoryBroker
 	t     testing.TB
-	block chan struct{} // Record waits until it is closed
+	block chan struct{} // Record waits until this is closed
 	begun atomic.Int64  // calls of Record
 
 	mu    sync.Mutex // guards the fields below
@@ -73,7 +73,7 @@ type follower struct {
 	names map[string]string
 }
 
-// newFollower starts a broker, which is closed with the test.
+// newFollower starts a broker. It is closed when the test ends.
 func newFollower(t testing.TB, b *redisbroker.HistoryBroker, keep time.Duration) *follower {
 	t.Helper()
 	f := &follower{HistoryBroker: b, t: t, block: make(chan struct{}), names: make(map[string]string)}
@@ -105,7 +105,7 @@ func (f *follower) Current(epoch string, last uint64) {
 
 func (f *follower) Away(error) { f.note("away") }
 
-// name returns A for the first epoch that has come, then B.
+// name returns A for the first epoch that the handler got, B for the second one.
 func (f *follower) name(epoch string) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -121,21 +121,21 @@ func (f *follower) note(line string) {
 	f.log = append(f.log, line)
 }
 
-// lines returns what has come since expect.
+// lines returns the log since the last forget.
 func (f *follower) lines() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return append([]string(nil), f.log...)
 }
 
-// forget drops what has come.
+// forget empties the log.
 func (f *follower) forget() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.log = nil
 }
 
-// expect waits for the lines, which are to come next and alone.
+// expect waits for the lines, and wants no others. It empties the log.
 func (f *follower) expect(want ...string) {
 	f.t.Helper()
 	deadline := time.Now().Add(patience)
@@ -155,16 +155,16 @@ func (f *follower) try(record string, patience time.Duration) error {
 	return f.Append(ctx, []byte(record))
 }
 
-// add appends, until that works.
+// add appends, and tries again until that succeeds.
 func (f *follower) add(records ...string) {
 	f.t.Helper()
 	for _, record := range records {
-		eventually(f.t, "an Append that works", func() bool { return f.try(record, patience) == nil })
+		eventually(f.t, "an Append that succeeds", func() bool { return f.try(record, patience) == nil })
 	}
 }
 
-// A Redis that has lost everything begins another log, of which all nodes hear
-// without anybody appending to it.
+// When Redis has lost everything another log begins. All nodes notice it without
+// an Append.
 func TestHistoryLost(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -188,7 +188,7 @@ func TestHistoryLost(t *testing.T) {
 			a.add("1", "2")
 			a.expect("A-1 1", "A-2 2")
 			b.expect("A-1 1", "A-2 2")
-			// The clock is set back meanwhile.
+			// The clock is set back in the meantime.
 			r.do("XADD", "{realtime:log}", "99999999999999-0", "some", "thing")
 			time.Sleep(100 * time.Millisecond)
 			tt.lose(r)
@@ -205,13 +205,14 @@ func TestHistoryLost(t *testing.T) {
 			late := newFollower(t, newHistory(r.addr), time.Hour)
 			late.expect("A-1 3", "current A-1")
 			if d := time.Since(start); d > 1500*time.Millisecond {
-				t.Errorf("a node that is new had the log after %v", d)
+				t.Errorf("a new node had the log after %v, want it within 1.5 s", d)
 			}
 		})
 	}
 }
 
-// So does the first record after that, of a node that has not yet noticed.
+// Another log also begins with the first Append after a loss, of a node that has
+// not noticed the loss.
 func TestHistoryLostAppend(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -223,7 +224,7 @@ func TestHistoryLostAppend(t *testing.T) {
 		a.expect()
 		r.do("FLUSHALL")
 		a.add("3")
-		// It may also be opened between the two.
+		// The follower may also have opened the log in between.
 		eventually(t, "the record", func() bool { return len(a.lines()) > 0 })
 		epoch := string(rune('B' + round))
 		if got := strings.Join(a.lines(), "; "); got != epoch+"-1 3" && got != "current "+epoch+"-0" {
@@ -235,8 +236,8 @@ func TestHistoryLostAppend(t *testing.T) {
 	}
 }
 
-// A Redis that is started from an older snapshot never gives a number twice,
-// whoever appends first, nor does one that was started so a second time.
+// When Redis starts from an older snapshot no number is given twice, whichever
+// node appends first, also when it starts so a second time.
 func TestHistorySnapshot(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"nobody", "one that knows", "one that doesn't"} {
@@ -274,14 +275,14 @@ func TestHistorySnapshot(t *testing.T) {
 				restart()
 				a.expect("away", "current B-0")
 			case "one that knows":
-				// It appends before it has opened the log again.
+				// The node appends before it has opened the log again.
 				hold()
 				restart()
 				a.add("6")
 				close(a.block)
 				a.expect("A-5 5", "away", "B-1 6", "current B-1")
 			case "one that doesn't":
-				// a hears of Redis only when another has given its numbers again.
+				// a reconnects only when another node has given its numbers again.
 				hold()
 				restart()
 				other := newFollower(t, newHistory(r.addr), time.Hour)
@@ -296,17 +297,18 @@ func TestHistorySnapshot(t *testing.T) {
 			a.add("8")
 			eventually(t, "the record", func() bool { return len(a.lines()) > 0 })
 			a.forget()
-			restart() // with an epoch that has ended
+			restart() // from a snapshot of an epoch that has ended
 			a.expect("away", "current C-0")
 			a.add("9")
 			a.expect("C-1 9")
 			late := newFollower(t, newHistory(r.addr), time.Hour)
-			late.expect("A-1 1", "A-2 2", "B-1 9", "current B-1") // A is the former one's A, B its C
+			late.expect("A-1 1", "A-2 2", "B-1 9", "current B-1") // its A is the A of a, its B the C of a
 		})
 	}
 }
 
-// What is too much, or too old, is no longer there; the newest record is.
+// Records above MaxRecords, and records that are too old, are dropped. The newest
+// record stays.
 func TestHistoryTrims(t *testing.T) {
 	t.Parallel()
 	t.Run("count", func(t *testing.T) {
@@ -339,7 +341,7 @@ func TestHistoryTrims(t *testing.T) {
 		time.Sleep(1500 * time.Millisecond)
 		eventually(t, "the records", func() bool { return len(a.lines()) == 101 })
 		if n, err := r.do("XLEN", "{realtime:log}").AsInt64(); err != nil || n < 100 {
-			t.Errorf("%d, %v records are kept, want all while none comes", n, err)
+			t.Errorf("%d, %v records are kept, want all of them until the next Append", n, err)
 		}
 		a.add("new")
 		if n, err := r.do("XLEN", "{realtime:log}").AsInt64(); err != nil || n > 11 {
@@ -348,7 +350,7 @@ func TestHistoryTrims(t *testing.T) {
 	})
 }
 
-// A log that nobody follows goes away in time, and not while somebody does.
+// A log without nodes expires. A node renews the expiry.
 func TestHistoryExpires(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -371,15 +373,15 @@ func TestHistoryExpires(t *testing.T) {
 	}
 }
 
-// aclUser is the command for a user who may do what the documentation says, and
-// nothing else.
+// aclUser returns the command for a user with the permissions that the
+// documentation names, and no others.
 func aclUser(keys, channels string) []string {
 	return []string{"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "~" + keys, "resetchannels", "&" + channels, "nocommands",
 		"+ping", "+publish", "+subscribe", "+unsubscribe",
 		"+eval", "+evalsha", "+hmget", "+hset", "+del", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire"}
 }
 
-// Such a user is enough.
+// The permissions that the documentation names are enough.
 func TestHistoryPermission(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -406,8 +408,8 @@ func TestHistoryPermission(t *testing.T) {
 	plain.expect()
 }
 
-// A network that is silent is noticed within seconds, by Append as well; then
-// records go on where they stopped.
+// A silent network is noticed within seconds, by Append as well. After that
+// records continue where they stopped.
 func TestHistoryBlackHole(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -431,7 +433,7 @@ func TestHistoryBlackHole(t *testing.T) {
 			if err := far.try("lost", patience); err == nil || time.Since(again) > 500*time.Millisecond {
 				t.Errorf("Append: %v after %v, want an error at once after another", err, time.Since(again))
 			}
-			eventually(t, "word of it", func() bool { return len(far.lines()) > 0 })
+			eventually(t, "a call of Away", func() bool { return len(far.lines()) > 0 })
 			if d := time.Since(start); d > 7*time.Second {
 				t.Errorf("it was noticed after %v", d)
 			}
@@ -447,13 +449,13 @@ func TestHistoryBlackHole(t *testing.T) {
 				return len(lines) > 0 && strings.HasPrefix(lines[len(lines)-1], "current ")
 			})
 			next := 2
-			for _, line := range far.lines() { // "lost" may have got there
+			for _, line := range far.lines() { // "lost" may be in the log as well
 				if line == fmt.Sprintf("A-%d %d", next, next) || strings.HasSuffix(line, fmt.Sprint(" ", next)) {
 					next++
 				}
 			}
 			if next != 4 {
-				t.Errorf("got %q, want what was appended meanwhile", far.lines())
+				t.Errorf("got %q, want the records that were appended in the meantime", far.lines())
 			}
 			far.add("4")
 		})
@@ -475,7 +477,7 @@ func TestHistoryTooLarge(t *testing.T) {
 	a.expect("A-1 1")
 }
 
-// What Redis refuses takes no number.
+// A record that Redis refuses gets no number.
 func TestHistoryRefused(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -508,9 +510,9 @@ func TestHistoryMisuse(t *testing.T) {
 	r := startRedis(t)
 	a := newFollower(t, newHistory(r.addr), time.Hour)
 	if err := a.Follow(a, time.Hour); err == nil {
-		t.Error("Follow works twice")
+		t.Error("Follow succeeds twice")
 	}
-	// What others have put into the stream isn't handed on.
+	// Entries of other programs in the stream aren't handed to the hub.
 	a.expect("current A-0")
 	a.add("1")
 	r.do("XADD", "{realtime:log}", "*", "some", "thing")
@@ -520,9 +522,9 @@ func TestHistoryMisuse(t *testing.T) {
 	none := newFollower(t, newHistory("127.0.0.1:1"), time.Hour)
 	none.expect("away")
 	time.Sleep(500 * time.Millisecond)
-	none.expect() // it's told once
+	none.expect() // Away is called once
 	if err := none.Close(); err != nil {
-		t.Errorf("Close of what never connected: %v", err)
+		t.Errorf("Close of a broker that never connected: %v", err)
 	}
 }
 
@@ -554,7 +556,7 @@ func TestHistoryCloseWhileRecordBlocks(t *testing.T) {
 			a.expect("A-1 1")
 		})
 	}
-	t.Run("not", func(t *testing.T) { // but waits for Redis
+	t.Run("not at all", func(t *testing.T) { // the follower waits for Redis
 		t.Parallel()
 		a := newFollower(t, newHistory(r.addr), time.Hour)
 		a.expect("current A-0")
@@ -566,12 +568,12 @@ func TestHistoryCloseWhileRecordBlocks(t *testing.T) {
 	})
 }
 
-// A log is on one master of a cluster, and goes on with the replica that takes
-// its place.
+// A log is on one master of a cluster. It continues on the replica that takes the
+// master's place.
 func TestHistoryCluster(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	prefix := "" // of a log that is on the master with the replica
+	prefix := "" // whose log is on the master with the replica
 	for i := 0; prefix == ""; i++ {
 		p := fmt.Sprint("p", i)
 		slot, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "{"+p+":log}").AsInt64()
@@ -582,7 +584,7 @@ func TestHistoryCluster(t *testing.T) {
 			prefix = p
 		}
 	}
-	for _, r := range c.nodes { // with what the documentation says
+	for _, r := range c.nodes { // the permissions that the documentation names
 		r.do(append(aclUser("{"+prefix+":log}*", prefix+":*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
 	}
 	broker := func() *redisbroker.HistoryBroker {
@@ -608,7 +610,7 @@ func TestHistoryCluster(t *testing.T) {
 		return strings.Contains(replica, "master_repl_offset:"+offset)
 	})
 	c.nodes[0].Stop()
-	a.add("3") // when there is another master
+	a.add("3") // succeeds when there is another master
 	b.add("4")
 	for _, f := range []*follower{a, b} {
 		eventually(t, "the log", func() bool { return strings.Contains(strings.Join(f.lines(), "; "), "4 4") })
@@ -619,8 +621,8 @@ func TestHistoryCluster(t *testing.T) {
 	}
 }
 
-// The log is that of the master that sentinels choose; where this has another,
-// the nodes have it, too.
+// The nodes have the log of the master that the sentinels choose, also if it is
+// another log.
 func TestHistorySentinel(t *testing.T) {
 	t.Parallel()
 	w := startWatched(t)
@@ -632,7 +634,7 @@ func TestHistorySentinel(t *testing.T) {
 	}
 	say := func(text, want string) {
 		t.Helper()
-		// What an old master takes before it knows is lost.
+		// A record is lost that a former master accepts before it knows that it is one.
 		for i := 0; ; i++ {
 			all[0].add(text)
 			time.Sleep(50 * time.Millisecond)
@@ -671,16 +673,16 @@ func TestHistorySentinel(t *testing.T) {
 		case 0:
 			say("again", "again")
 		case 2:
-			say("anew", "anew")
+			say("new log", "new log")
 			if n := len(all[0].names); n < 2 {
-				t.Errorf("%d epochs have come, want another for the master that has nothing", n)
+				t.Errorf("%d epochs have come, want another one for the master that has no log", n)
 			}
 		}
 	}
 }
 
-// A client goes on at another node where it was, also while Redis is killed and
-// started again between; where that has lost the log it is told so.
+// A client resumes at another node, also if Redis was killed and started in the
+// meantime. If Redis has lost the log the client gets a reset.
 func TestHistoryHubs(t *testing.T) {
 	t.Parallel()
 	r := startKeeper(t)
@@ -692,7 +694,7 @@ func TestHistoryHubs(t *testing.T) {
 	}
 	publish := func(hub *realtime.Hub, text string) {
 		t.Helper()
-		eventually(t, "a Publish that works", func() bool {
+		eventually(t, "a Publish that succeeds", func() bool {
 			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte(text)}) == nil
 		})
 	}
@@ -724,7 +726,7 @@ func TestHistoryHubs(t *testing.T) {
 	third, thirdID := listen(t, urls[1]+"/?topic=a", seen)
 	expect(third, "3", "4")
 
-	// A node that comes late has the history, too.
+	// A node that starts late also has the history.
 	_, url := startHub(t, newHistory(r.addr))
 	fourth, _ := listen(t, url+"/?topic=a", seen)
 	expect(fourth, "3", "4")
@@ -734,7 +736,7 @@ func TestHistoryHubs(t *testing.T) {
 	r.do("FLUSHALL")
 	eventually(t, "a gap", func() bool { return hubs[0].Stats().Gaps > gaps })
 	fifth, _ := listen(t, urls[0]+"/?topic=a", seen)
-	expect(fifth, "reset", "") // its data
+	expect(fifth, "reset", "") // "" is its data
 	publish(hubs[1], "5")
 	expect(fifth, "5")
 	expect(first, "reset", "", "5")

@@ -13,8 +13,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// startHub serves a hub that keeps a history and returns it and its URL. It is
-// shut down with the test.
+// startHub serves a hub that keeps a history. It returns the hub and its URL. The
+// hub is shut down when the test ends.
 func startHub(t *testing.T, b realtime.Broker) (hub *realtime.Hub, url string) {
 	t.Helper()
 	hub = realtime.NewHub()
@@ -32,8 +32,8 @@ func startHub(t *testing.T, b realtime.Broker) (hub *realtime.Hub, url string) {
 	return hub, server.URL
 }
 
-// A reader is a client of a hub, of either kind. It is called for the next line
-// that its hub sends.
+// A reader is a client of a hub, over either transport. It returns the next text
+// that the hub sends.
 type reader func() string
 
 func dial(t *testing.T, url string) reader {
@@ -55,7 +55,8 @@ func dial(t *testing.T, url string) reader {
 	}
 }
 
-// listen returns a reader of what an event stream has as data, and of "reset".
+// listen returns a reader of the data of an event stream. For a reset it returns
+// "reset". id returns the last id of the stream.
 func listen(t *testing.T, url, lastID string) (next reader, id func() string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
@@ -94,9 +95,9 @@ func listen(t *testing.T, url, lastID string) (next reader, id func() string) {
 	}, func() string { return last }
 }
 
-// What one hub publishes reaches the clients of all, in order; so it does after
-// Redis was away, and a client that was away with it is told that it may have
-// missed something.
+// Events that one hub publishes reach the clients of all hubs, in order, also
+// after an outage of Redis. A client that reconnects after the outage gets a
+// reset.
 func TestHubs(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -148,11 +149,11 @@ func TestHubs(t *testing.T) {
 		}
 		for i, hub := range hubs {
 			eventually(t, "a gap", func() bool { return hub.Stats().Gaps >= int64(round+1) })
-			eventually(t, "Publish works", func() bool { return publish(hub, "nobody's", "") == nil })
+			eventually(t, "a Publish that succeeds", func() bool { return publish(hub, "nobody's", "") == nil })
 			if i == 2 {
 				next, _ := listen(t, urls[i]+"/?topic=a", id)
 				if got := next(); got != "reset" {
-					t.Errorf("a client that has missed something got %q, want a reset", got)
+					t.Errorf("a client that may have lost events got %q, want a reset", got)
 				}
 			}
 		}

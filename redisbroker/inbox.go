@@ -6,13 +6,13 @@ import (
 )
 
 const (
-	maxInboxBytes = 32 << 20 // as much as Redis keeps for a subscriber, by default
-	overheadBytes = 100      // of one that waits, about
+	maxInboxBytes = 32 << 20 // as Redis keeps for a subscriber, by default
+	overheadBytes = 100      // of a delivery that waits, about
 )
 
-var errFull = errors.New("redisbroker: this node is too slow for what is published")
+var errFull = errors.New("redisbroker: this node is too slow for what is published, and has lost messages")
 
-// A delivery is a message for the node, or a gap.
+// A delivery is a message for the hub, or a gap.
 type delivery struct {
 	topic string
 	msg   []byte
@@ -21,10 +21,12 @@ type delivery struct {
 
 func (d delivery) size() int { return len(d.topic) + len(d.msg) + overheadBytes }
 
-// An inbox is where messages wait for a node that is behind. It never makes
-// the connection wait, whose pings would go unanswered and whose backlog would
-// make Redis close it: with 100,000 topics that costs more than a gap. Above its
-// limit it drops what comes, down to half of that, and tells a gap where it did.
+// An inbox is the queue of messages for a hub that is behind. Above its limit it
+// drops messages until half of the limit is free, and tells a gap in their place.
+//
+// It never makes the connection wait. A connection that waits doesn't answer
+// pings, and Redis closes it when its backlog is too large. With 100,000 topics
+// to subscribe again that costs more than a gap.
 type inbox struct {
 	mu     sync.Mutex // guards the fields below
 	ready  *sync.Cond
@@ -63,7 +65,7 @@ func (in *inbox) append(d delivery) {
 	in.bytes += d.size()
 }
 
-// take waits for the next delivery. It returns false after close.
+// take waits for the next delivery and returns it. It returns false after close.
 func (in *inbox) take() (delivery, bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// An inbox above its limit takes nothing until it is half empty, and tells one
-// gap for all of that, where it is.
+// An inbox above its limit drops messages until it is half empty. It tells one
+// gap in the place of all of them.
 func TestInbox(t *testing.T) {
 	in := newInbox()
 	put := func(text string) { in.put(delivery{topic: text, msg: make([]byte, maxInboxBytes/8-overheadBytes)}) }
@@ -21,7 +21,7 @@ func TestInbox(t *testing.T) {
 		}
 		return d.topic
 	}
-	for i := range 10 { // the topic makes 7 of them fit
+	for i := range 10 { // with their topics 7 of them fit
 		put(fmt.Sprint(i))
 	}
 	for _, step := range []struct {
@@ -41,10 +41,10 @@ func TestInbox(t *testing.T) {
 	if in.bytes != 0 || in.full {
 		t.Errorf("an empty inbox has %d bytes, full = %v", in.bytes, in.full)
 	}
-	in.put(delivery{msg: make([]byte, 2*maxInboxBytes)}) // one is always taken
+	in.put(delivery{msg: make([]byte, 2*maxInboxBytes)}) // an empty inbox accepts any
 	take()
 	in.close()
 	if _, ok := in.take(); ok {
-		t.Error("a closed inbox has something")
+		t.Error("a closed inbox has a delivery")
 	}
 }

@@ -13,23 +13,24 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// maxJoin is how many topics are subscribed by one round trip.
+// maxJoin is the number of topics that one round trip subscribes.
 const maxJoin = 1000
 
-// A link is what keeps this node's topics subscribed at one Redis, or one node
-// of a cluster. One goroutine does it over one connection, however many topics
-// there are: each comes here in joining, again whenever the connection was lost.
+// A link keeps this node's topics subscribed at one Redis, or at one node of a
+// cluster. One goroutine does it over one connection, however many topics there
+// are. Each topic is in joining until it is subscribed, and again after the
+// connection was lost.
 type link struct {
 	// Set at construction, never changed.
 	b      *Broker
-	addr   string // as the cluster's client has it; empty if it isn't one
+	addr   string // as the cluster's client has it; empty without a cluster
 	ctx    context.Context
 	cancel context.CancelFunc
-	wake   chan struct{} // has room for one word that joining or leaving has grown
+	wake   chan struct{} // has room for one signal that joining or leaving has grown
 	tried  chan struct{} // closed when the first try to connect is over
 
 	// Guarded by b.mu.
-	err     error // why there is no connection
+	err     error // the reason why there is no connection; nil: there is one
 	joining []*topic
 	leaving []string // channels
 }
@@ -40,17 +41,19 @@ func newLink(b *Broker, addr string) *link {
 	return l
 }
 
-// join has a topic subscribed. Its caller holds b.mu, as that of leave.
+// join has a topic subscribed. The caller holds b.mu.
 func (l *link) join(t *topic) {
 	l.joining = append(l.joining, t)
 	l.poke()
 }
 
+// leave has a channel unsubscribed. The caller holds b.mu.
 func (l *link) leave(channel string) {
 	l.leaving = append(l.leaving, channel)
 	l.poke()
 }
 
+// poke wakes the goroutine run.
 func (l *link) poke() {
 	select {
 	case l.wake <- struct{}{}:
@@ -58,8 +61,9 @@ func (l *link) poke() {
 	}
 }
 
-// doubt notes that publishing has failed. The link counts as down until it has
-// asked Redis, or what waits to be published would find out one by one.
+// doubt notes that publishing has failed. The link counts as down until Redis has
+// answered a ping. Otherwise each message that waits would fail by a timeout of
+// its own.
 func (l *link) doubt(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
@@ -69,15 +73,15 @@ func (l *link) doubt(err error) {
 	}
 }
 
-// down returns why there is no connection, or nil.
+// down returns the reason why there is no connection, or nil.
 func (l *link) down() error {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
 	return l.err
 }
 
-// run is the link's goroutine. It ends with ctx, or when the dial of that moment
-// is over, and the broker's run waits for it.
+// run is the link's goroutine. It ends with ctx, once a dial that is running has
+// returned. The broker's run waits for it.
 func (l *link) run() {
 	wait := minBackoff
 	for first := true; l.ctx.Err() == nil; first = false {
@@ -105,7 +109,8 @@ func (l *link) connected() {
 	l.err = nil
 }
 
-// lost notes that there is none, and takes back what was subscribed by it.
+// lost notes that the connection was lost, and that its topics are to be
+// subscribed again.
 func (l *link) lost(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
@@ -121,8 +126,8 @@ func (l *link) lost(err error) {
 	}
 }
 
-// serve connects, calls up, and keeps the topics subscribed until the connection
-// is lost, whose reason it returns, or ctx ends.
+// serve connects, calls up, and keeps the topics subscribed. It returns when the
+// connection is lost, with the reason, or ctx ends.
 func (l *link) serve(up func()) (err error) {
 	client, err := l.client()
 	if err != nil {
@@ -132,7 +137,7 @@ func (l *link) serve(up func()) (err error) {
 	s := &session{link: l, conn: conn}
 	defer func() {
 		s.close()
-		l.lost(err) // not after Close, which can take a second
+		l.lost(err) // before conn.Close, which can take a second
 		conn.Close()
 	}()
 	lost := conn.SetPubSubHooks(rueidis.PubSubHooks{OnMessage: s.receive, OnSubscription: s.subscription})
@@ -162,7 +167,7 @@ func (l *link) serve(up func()) (err error) {
 			}
 			return err
 		case <-l.wake:
-			if l.down() != nil { // somebody doubts it
+			if l.down() != nil { // by doubt
 				if err := s.ping(); err != nil {
 					return err
 				}
@@ -174,8 +179,8 @@ func (l *link) serve(up func()) (err error) {
 				return err
 			}
 			if !slices.Equal(addresses(client), at) {
-				// The last one may be well, but cut off from all others.
-				return errors.New("the sentinels have chosen another master")
+				// The former master may still answer, cut off from the others.
+				return errSentinel
 			}
 		case <-l.ctx.Done():
 			return l.ctx.Err()
@@ -183,7 +188,7 @@ func (l *link) serve(up func()) (err error) {
 	}
 }
 
-// addresses returns where a client connects to.
+// addresses returns the addresses that a client connects to.
 func addresses(client rueidis.Client) []string { return slices.Sorted(maps.Keys(client.Nodes())) }
 
 // client returns the client of the link's Redis.
@@ -197,8 +202,9 @@ func (l *link) client() (rueidis.Client, error) {
 	if node := client.Nodes()[l.addr]; node != nil {
 		return node, nil
 	}
-	// The client learns of a node by being sent there: with a message to a
-	// channel that nobody has, as a user may be allowed nothing else.
+	// The client learns of a node when a command is redirected to it. The
+	// command is a message to a channel without subscribers, because the user
+	// may have no other permission.
 	for i := range 1 << 20 {
 		cmd := client.B().Spublish().Channel(fmt.Sprintf("%s\x00%d", l.b.prefix, i)).Message("").Build()
 		if owners[cmd.Slot()] == l.addr {
@@ -208,11 +214,11 @@ func (l *link) client() (rueidis.Client, error) {
 			break
 		}
 	}
-	return nil, errors.New("this node of the cluster is new")
+	return nil, errors.New("the client doesn't know this node of the cluster yet")
 }
 
-// freshen has the client notice if the connection that it publishes by was lost
-// as well, or that would take a message.
+// freshen pings the connection by which the client publishes. If that was lost as
+// well, the client notices it now, and not with a message.
 func (l *link) freshen(client rueidis.Client) (err error) {
 	for range 2 {
 		ctx, cancel := context.WithTimeout(l.ctx, callTimeout)
@@ -225,14 +231,14 @@ func (l *link) freshen(client rueidis.Client) (err error) {
 	return err
 }
 
-// A session is a link's while it has a connection.
+// A session is one connection of a link.
 type session struct {
 	*link
 	conn rueidis.DedicatedClient
 
 	mu       sync.Mutex // guards the fields below
 	received int
-	holding  bool // what comes waits in held, for a gap to be told before it
+	holding  bool // messages wait in held, until a gap is told before them
 	held     []delivery
 	bytes    int // in held
 	closed   bool
@@ -244,8 +250,8 @@ func (s *session) close() {
 	s.closed = true
 }
 
-// receive takes a message, on the goroutine that reads the connection. It
-// doesn't block.
+// receive puts a message into the inbox, or into held. The goroutine that reads
+// the connection calls it, so it doesn't block.
 func (s *session) receive(m rueidis.PubSubMessage) {
 	name, ok := strings.CutPrefix(m.Channel, s.b.prefix)
 	if !ok {
@@ -259,15 +265,15 @@ func (s *session) receive(m rueidis.PubSubMessage) {
 	case s.closed:
 	case !s.holding:
 		s.b.inbox.put(d)
-	case s.bytes+d.size() <= maxInboxBytes: // the gap is told behind what this drops
+	case s.bytes+d.size() <= maxInboxBytes: // release tells a gap for those above it
 		s.held = append(s.held, d)
 		s.bytes += d.size()
 	}
 }
 
-// subscription takes Redis' word that a subscription has changed, on the same
-// goroutine. It matters where nobody has asked for it: a node of the cluster
-// has given the slot away.
+// subscription is called when a subscription has changed, on the same goroutine.
+// An unsubscription that the broker has not asked for means that the node of the
+// cluster has given the slot to another.
 func (s *session) subscription(p rueidis.PubSubSubscription) {
 	if p.Kind != "sunsubscribe" {
 		return
@@ -279,11 +285,11 @@ func (s *session) subscription(p rueidis.PubSubSubscription) {
 		return
 	}
 	t.confirmed, t.lost = false, true
-	s.join(t) // which will be told where to
+	s.join(t) // Redis refuses it until the topic has the link of the other node
 	s.b.changed()
 }
 
-// ping returns nil if Redis answers, or is busy with what it sends us.
+// ping returns nil if Redis answers, or sends messages in the meantime.
 func (s *session) ping() error {
 	s.mu.Lock()
 	before := s.received
@@ -302,9 +308,9 @@ func (s *session) ping() error {
 	return err
 }
 
-// settle subscribes and unsubscribes until nothing is left of it. It reports
-// whether Redis has refused something that is to be tried again. An error means
-// that the connection is of no more use.
+// settle subscribes and unsubscribes until joining and leaving are empty. It
+// reports whether Redis has refused a topic that is to be tried again. After an
+// error the connection can't be used.
 func (s *session) settle() (again bool, err error) {
 	var refused []*topic
 	missed := false
@@ -333,8 +339,8 @@ func (s *session) settle() (again bool, err error) {
 	return len(refused) > 0, nil
 }
 
-// next returns what is to be done by the next round trip, and whether there is a
-// topic in it of which something was missed.
+// next returns the topics and channels of the next round trip, and reports
+// whether one of the topics was subscribed before.
 func (s *session) next() (joining []*topic, leaving []string, lost bool) {
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
@@ -365,13 +371,15 @@ func (s *session) unsubscribe(channels []string) error {
 	return s.do(cmds, func(int, error) {})
 }
 
-// subscribe returns the topics that Redis has refused and that are to be tried
-// again, and reports whether of those that it has not something was missed.
+// subscribe subscribes topics. It returns the ones that Redis has refused and
+// that are to be tried again. It reports whether one that is subscribed now was
+// subscribed before, so that messages of it may be lost.
 func (s *session) subscribe(topics []*topic) (refused []*topic, missed bool, err error) {
 	if len(topics) == 0 {
 		return nil, false, nil
 	}
-	// A command for each: rueidis takes the first answer to one for all of it.
+	// One command for each topic, because rueidis takes the first answer to a
+	// command for the answer to all of its channels.
 	cmds := make([]rueidis.Completed, len(topics))
 	for i, t := range topics {
 		if s.addr == "" {
@@ -384,12 +392,12 @@ func (s *session) subscribe(topics []*topic) (refused []*topic, missed bool, err
 		t := topics[i]
 		switch {
 		case s.b.topics[t.channel] != t || t.link != s.link:
-			// It has gone meanwhile, and leaving says so.
+			// It was given up in the meantime, and leaving has it.
 		case err == nil:
 			missed = missed || t.lost
 			t.confirmed, t.lost = true, false
 			t.answer(nil)
-		case s.addr == "" && !t.lost: // a permission, most likely
+		case s.addr == "" && !t.lost: // most likely the user has no permission
 			delete(s.b.topics, t.channel)
 			t.answer(err)
 		default:
@@ -400,7 +408,7 @@ func (s *session) subscribe(topics []*topic) (refused []*topic, missed bool, err
 	return refused, missed, err
 }
 
-// do sends commands and calls done for the answer to each, with b.mu held. It
+// do sends commands, and calls done for the answer to each, holding b.mu. It
 // returns an error if the connection is lost.
 func (s *session) do(cmds []rueidis.Completed, done func(i int, err error)) error {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
@@ -417,13 +425,15 @@ func (s *session) do(cmds []rueidis.Completed, done func(i int, err error)) erro
 	return nil
 }
 
+// hold makes messages wait until release.
 func (s *session) hold() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.holding = true
 }
 
-// release lets messages flow, behind a gap if some were missed.
+// release puts the messages that wait into the inbox, behind a gap if missed is
+// true.
 func (s *session) release(missed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// newNodeBroker makes the broker of a node's process, of an address and, with a
-// blank before it, "history".
+// newNodeBroker makes the broker of a node's process. config is an address, and
+// for a history a blank and "history".
 func newNodeBroker(config string) (realtime.Broker, error) {
 	addr, history, _ := strings.Cut(config, " ")
 	options := rueidis.ClientOption{InitAddress: []string{addr}}
@@ -23,12 +23,12 @@ func newNodeBroker(config string) (realtime.Broker, error) {
 	return redisbroker.Connect(options), nil
 }
 
-// Three nodes on a Redis that is killed, and stopped for a while, and from which
-// one node is cut off.
+// Three nodes have one Redis. It is killed, it is stopped for a while, and one
+// node is cut off from it.
 func TestNodes(t *testing.T) {
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
-			t.Parallel() // it mostly waits
+			t.Parallel() // the test mostly waits
 			var args []string
 			suffix := ""
 			if history {

@@ -12,13 +12,13 @@ type proxy struct {
 	target   string
 
 	mu    sync.Mutex // guards the fields below
-	up    *sync.Cond // the way to Redis, or back, is open again
+	up    *sync.Cond // signals that a way is open again
 	shut  [2]bool
 	conns []net.Conn
 	ended bool
 }
 
-// The two ways, of shut.
+// The two ways, which index shut.
 const (
 	toRedis = iota
 	fromRedis
@@ -58,8 +58,8 @@ func startProxy(t *testing.T, target string) *proxy {
 
 func (p *proxy) addr() string { return p.listener.Addr().String() }
 
-// set closes or opens both ways: bytes wait, new connections are accepted, and
-// nobody is told.
+// set shuts or opens each of the two ways. On a way that is shut bytes wait, with
+// connections open and new ones accepted.
 func (p *proxy) set(to, from bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -67,7 +67,7 @@ func (p *proxy) set(to, from bool) {
 	p.up.Broadcast()
 }
 
-// wait waits until a way is open, and reports whether it is.
+// wait waits until a way is open. It returns false when the proxy has ended.
 func (p *proxy) wait(way int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	maxBatch      = 64        // messages that go to Redis at a time
+	maxBatch      = 64        // messages that are sent to Redis at a time
 	maxBatchBytes = 1 << 20   // the same in bytes, and one message more
 	maxBulkBytes  = 512 << 20 // Redis' proto-max-bulk-len, by default
 )
@@ -33,10 +33,11 @@ type publication struct {
 // proto-max-bulk-len, and sends nothing then. A lower limit there looks like an
 // outage to Publish.
 //
-// It doesn't wait for Redis' answer, or one node could publish no more than
-// once in each round trip: the messages of that time go out together. What is
-// then found to be lost, at most 128 messages, is not told by an error but by
-// the next Publish waiting for its answer, as all do until one is good.
+// Publish doesn't wait for Redis' answer. Otherwise a node could publish no more
+// than one message in each round trip; this way the messages of a round trip are
+// sent together. When Redis loses or refuses some of them, at most 128, Publish
+// has already returned nil for them. Then each Publish waits for its answer, and
+// returns the error, until one succeeds.
 func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
 	return wrap("publish", b.publish(ctx, topic, msg))
 }
@@ -82,9 +83,9 @@ func (b *Broker) publish(ctx context.Context, name string, msg []byte) error {
 	}
 }
 
-// reach returns the link of a channel, or why Redis can't be reached. It waits
-// for the first try to connect, so that a program isn't told of an outage as it
-// starts, and for no other.
+// reach returns the link of a channel, or the reason why Redis can't be reached.
+// It waits for the first try to connect, so that a program that starts isn't told
+// of an outage. It doesn't wait for later ones.
 func (b *Broker) reach(ctx context.Context, channel string) (*link, error) {
 	wait := func(done <-chan struct{}) error {
 		select {
@@ -114,8 +115,8 @@ func (b *Broker) reach(ctx context.Context, channel string) (*link, error) {
 	return l, l.down()
 }
 
-// write is the goroutine that publishes. It ends with Close, behind what was
-// taken by then.
+// write is the goroutine that publishes. It ends with Close, which waits for it,
+// once the messages are sent that Publish had accepted before.
 func (b *Broker) write() {
 	defer close(b.written)
 	for {
@@ -143,11 +144,12 @@ func (b *Broker) write() {
 	}
 }
 
-// send publishes what still has a link: Redis may have gone since it was taken,
-// and nothing is kept for later.
+// send publishes the messages whose link has a connection. The others are lost:
+// the connection was lost after Publish had accepted them, and no message is kept
+// for later.
 func (b *Broker) send(batch []publication) {
 	b.mu.Lock()
-	client := b.client // is there: somebody has seen a link
+	client := b.client // not nil, because there is a link
 	b.mu.Unlock()
 	sharded := client.Mode() == rueidis.ClientModeCluster
 	trusted := true

@@ -12,18 +12,18 @@ import (
 	"github.com/redis/rueidis"
 )
 
-// logExpiry is how much longer than its records a log stays that nobody follows.
+// logExpiry is the time that a log without nodes is kept beyond its records.
 const logExpiry = 24 * time.Hour
 
-// A recordLog is the log of all nodes as Redis has it: a stream of the records,
-// and a hash with its epoch and the number of its last record. Both have one
-// hash tag, and so one slot of a cluster.
+// A recordLog is the log of all nodes in Redis: a stream of the records, and a
+// hash with the epoch and the number of the last record. Both keys have the same
+// hash tag, so they are in the same slot of a cluster.
 type recordLog struct {
 	key    string // of the stream
 	head   string // of the hash
-	keep   string // of a record, in milliseconds
+	keep   string // how long a record is kept, in milliseconds
 	expiry string // of both keys, in milliseconds
-	max    string // records
+	max    string // number of records
 }
 
 func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog {
@@ -33,12 +33,13 @@ func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog 
 		key:    key,
 		head:   key + ":head",
 		keep:   strconv.FormatInt(ms, 10),
-		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // it's renewed at half
+		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // renewed when half of it is over
 		max:    strconv.Itoa(maxRecords),
 	}
 }
 
-// A streamID is Redis' own id of a record: the zero one is before all.
+// A streamID is Redis' own id of a record. The zero streamID is before all
+// others.
 type streamID struct{ ms, n uint64 }
 
 func parseStreamID(s string) (id streamID, err error) {
@@ -60,55 +61,56 @@ func (id streamID) before(other streamID) bool {
 	return id.ms < other.ms || id.ms == other.ms && id.n < other.n
 }
 
-// A place is that of a record in the log.
+// A place is the place of a record in the log.
 type place struct {
 	epoch string
 	last  uint64
 }
 
-// A position is what a node has had of the log.
+// A position is the place up to which a node has had the log.
 type position struct {
 	place
-	at      streamID // zero: it is to be read from the start, and has what the node has had
-	retired string   // epochs before, which must not come again, with spaces between them
+	at      streamID // of that record; zero: the stream is to be read from its beginning
+	retired string   // former epochs, which must not come again, separated by spaces
 }
 
 func (p position) isRetired(epoch string) bool {
 	return slices.Contains(strings.Fields(p.retired), epoch)
 }
 
-// A logState is what the log is when somebody asks.
+// A logState is the state of the log when it was opened.
 type logState struct {
 	place
 	end streamID // of its last record
 }
 
-// logScript is all that writes the log; nodes run it to append a record, and to
-// open the log. It is one script, as what it asks first is the same: is this the
-// log that the node knows? Redis may have lost all of it, or its end: it was
-// started with an older snapshot, or without the last second of its append-only
-// file, or a replica has become master that was behind. Then numbers would be
-// given twice, and mean two things: a new epoch begins.
+// logScript is the only writer of the log. Nodes run it to append a record, and
+// to open the log. It is one script, because both begin with the same question:
+// is this the log that the node knows? Redis may have lost the log or its end.
+// It may have started from an older snapshot, or without the last second of its
+// append-only file, or a replica that was behind may have become the master.
+// Then numbers would be given twice, with two meanings. So a new epoch begins.
 //
-// That its number is lower than the node's tells it, as long as others haven't
-// appended since. So open also looks whether the last record that the node has
-// had is in the stream: if not, although one is that is older, it was not
-// trimmed but lost. An epoch that the node has had before its own is of a
-// snapshot from before the loss that ended it.
+// A loss shows in three ways. The number of the last record is lower than the
+// node's, as long as no other node has appended since. The last record that the
+// node has had isn't in the stream although an older one is, so it was lost and
+// not trimmed; open looks for that. The epoch is one that the node had before
+// its own, so Redis has started from a snapshot from before an earlier loss.
 //
-// What is left of the former epoch stays in the stream: to a node that starts
-// it's worth something. Only where the hash is missing nothing is known of the
-// stream; then it begins anew.
+// The records of the former epoch stay in the stream, because they are of use
+// to a node that starts. Only when the hash is missing the stream is deleted,
+// because then nothing is known of it.
 //
-// Nothing has to be told to those who wait in XREAD: XADD wakes them, after the
-// script. A PUBLISH would reach them by another connection, so in no order, and
-// be lost when the connection is.
+// Nodes that wait in XREAD need no message of a new record: XADD wakes them after
+// the script. A PUBLISH would reach them by another connection, so not in order,
+// and would be lost with that connection.
 //
-// A script that fails isn't undone: so the number is taken behind the record, or
-// one would seem to be lost that Redis has refused.
+// Redis doesn't undo a script that fails. So the number is raised after the
+// record is added: otherwise a record that Redis refuses would look like a lost
+// one.
 //
-// The id in the stream is Redis' clock, by which records are trimmed, and not
-// the number: MINID could not tell their age by that.
+// The id of a record in the stream is made from Redis' clock, and not from its
+// number, because MINID trims records by their age.
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
 local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
@@ -157,18 +159,18 @@ return {epoch, last, newest}
 
 var (
 	script    = rueidis.NewLuaScript(logScript)
-	errAnswer = errors.New("what Redis has answered is not understood")
+	errAnswer = errors.New("the answer of Redis is not understood: it has other contents in the keys of the history")
 )
 
-// append adds a record. It's not tried again by the client: an EVALSHA isn't
-// retryable to rueidis, and its caller has the patience to say when.
+// append adds a record. rueidis doesn't retry an EVALSHA; the caller of Append
+// decides whether to try again.
 func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) error {
-	args := append(l.args(p), l.keep, l.max, string(record)) // a copy: it may be on its way after ctx
+	args := append(l.args(p), l.keep, l.max, string(record)) // a copy, because it may be sent after ctx has ended
 	return script.Exec(ctx, c, []string{l.key, l.head}, args).Error()
 }
 
-// open returns what the log is; it's another one than the node's where the
-// epoch says so. It renews the expiry.
+// open returns the state of the log, and renews its expiry. If the epoch isn't
+// the node's, neither is the log.
 func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s logState, err error) {
 	answer, err := script.Exec(ctx, c, []string{l.key, l.head}, l.args(p)).ToArray()
 	if err != nil {
@@ -190,7 +192,7 @@ func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s l
 	return s, err
 }
 
-// args returns what both uses of the script need.
+// args returns the arguments that both uses of the script have.
 func (l *recordLog) args(p position) []string {
 	fresh := rand.Text()[:16] // 80 bits
 	return []string{fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry}

@@ -18,7 +18,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// patience is how long a test waits for what has to come.
+// patience is the time that a test waits for an event that has to come.
 const patience = 30 * time.Second
 
 // A redis is a redis-server of the test's own.
@@ -27,12 +27,12 @@ type redis struct {
 	addr string
 	dir  string
 	args []string
-	log  bytes.Buffer // of one that has ended
+	log  bytes.Buffer // may be read when the server has ended
 	cmd  *exec.Cmd
 }
 
-// startRedis starts a redis-server on a free port of the loopback, which ends
-// with the test.
+// startRedis starts a redis-server on a free port of the loopback interface. It is
+// killed when the test ends.
 func startRedis(t testing.TB, args ...string) *redis {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
@@ -46,7 +46,7 @@ func startRedis(t testing.TB, args ...string) *redis {
 	port := freePort(t)
 	r := &redis{t: t, addr: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), dir: t.TempDir()}
 	r.args = []string{path}
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") { // a file has to be the first
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") { // a configuration file has to be the first argument
 		r.args, args = append(r.args, args[0]), args[1:]
 	} else {
 		r.args = append(r.args, "--save", "", "--appendonly", "no")
@@ -64,8 +64,8 @@ func startRedis(t testing.TB, args ...string) *redis {
 	return r
 }
 
-// freePort returns one that nobody has, and, as a node of a cluster also takes
-// the port 10000 above its own, below which that is free as well.
+// freePort returns a free port. The port 10000 above it is free as well, because a
+// node of a cluster also needs that one.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
@@ -95,7 +95,7 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// Start starts it on its port and returns once it answers.
+// Start starts the server on its port and returns when it accepts connections.
 func (r *redis) Start() error {
 	r.cmd = exec.Command(r.args[0], r.args[1:]...)
 	r.cmd.Stdout = &r.log
@@ -112,11 +112,11 @@ func (r *redis) Start() error {
 	return fmt.Errorf("redis-server doesn't listen: %w", err)
 }
 
-// freeze makes it do nothing, with its connections open, until thaw.
+// freeze stops the process, with its connections open, until thaw.
 func (r *redis) freeze() { r.cmd.Process.Signal(syscall.SIGSTOP) }
 func (r *redis) thaw()   { r.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Stop kills it, with SIGKILL.
+// Stop kills the server, with SIGKILL.
 func (r *redis) Stop() error {
 	r.thaw()
 	r.cmd.Process.Kill()
@@ -130,7 +130,7 @@ func newBroker(addrs ...string) *redisbroker.Broker {
 	return redisbroker.Connect(rueidis.ClientOption{InitAddress: addrs})
 }
 
-// do sends a command, which must not fail, on a connection of its own.
+// do sends a command on a connection of its own. The command must not fail.
 func (r *redis) do(args ...string) rueidis.RedisResult {
 	r.t.Helper()
 	result := r.ask(args...)
