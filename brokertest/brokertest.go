@@ -1,5 +1,6 @@
-// Package brokertest is the suite that a realtime.Broker has to pass, and an
-// engine within the process, [Memory], which does.
+// Package brokertest has the tests that a realtime.Broker has to pass: [Run] and
+// [RunHistory] call its methods, and [RunNodes] runs hubs in processes that fail.
+// It also has an engine inside the process, [Memory], for tests of programs.
 package brokertest
 
 import (
@@ -17,22 +18,22 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// An Engine is what brokers under test share.
+// An Engine is the engine that the brokers of a test share.
 type Engine interface {
 	// Broker returns a broker for one more node.
 	Broker() realtime.Broker
 
-	// Stop makes the engine unreachable until Start is called. A Broker whose
-	// engine can't be stopped returns an error from both.
+	// Stop makes the engine unreachable until Start is called. Both return an
+	// error if the engine can't be stopped.
 	Stop() error
 	Start() error
 }
 
-// patience is how long the suite waits for what has to come.
+// patience is the time that a test waits for an event that has to come.
 const patience = 30 * time.Second
 
-// Run runs the suite as subtests. It calls start for each of them; what start
-// has begun is to be ended by t.Cleanup.
+// Run tests the brokers of an engine, in subtests. It calls start for each of
+// them; start ends the engine by t.Cleanup.
 func Run(t *testing.T, start func(t *testing.T) Engine) {
 	runEach(t, start, []subtest[Engine]{
 		{"Delivers", delivers},
@@ -49,20 +50,20 @@ func Run(t *testing.T, start func(t *testing.T) Engine) {
 	})
 }
 
-// A subtest is one of a suite.
+// A subtest is a part of Run or RunHistory.
 type subtest[E any] struct {
 	name string
 	run  func(t *testing.T, engine E)
 }
 
-// runEach runs each of them with an engine of its own.
+// runEach runs each subtest with an engine of its own.
 func runEach[E any](t *testing.T, start func(t *testing.T) E, all []subtest[E]) {
 	for _, test := range all {
 		t.Run(test.name, func(t *testing.T) { test.run(t, start(t)) })
 	}
 }
 
-// A node is a broker with a handler that keeps what comes.
+// A node is a broker with a handler that keeps the messages.
 type node struct {
 	t *testing.T
 	realtime.Broker
@@ -74,7 +75,7 @@ type node struct {
 	busy map[string]bool // topics of which a message is being delivered
 }
 
-// newNode starts a broker that ends with the test.
+// newNode starts a broker. It is closed when the test ends.
 func newNode(t *testing.T, engine Engine) *node {
 	t.Helper()
 	n := &node{t: t, Broker: engine.Broker(), got: make(map[string][]string), busy: make(map[string]bool)}
@@ -85,7 +86,7 @@ func newNode(t *testing.T, engine Engine) *node {
 	return n
 }
 
-// A handler is the node's side that the broker sees.
+// A handler is a node's side of its broker.
 type handler struct{ *node }
 
 func (n *node) handler() realtime.BrokerHandler { return handler{n} }
@@ -110,27 +111,28 @@ func (h handler) Gap(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err == nil {
-		h.t.Error("Gap(nil): it should tell what happened")
+		h.t.Error("Gap(nil), want an error that says what happened")
 	}
 	h.gaps++
 }
 
-// slowDown makes each delivery take so long.
+// slowDown makes each delivery take the given time.
 func (n *node) slowDown(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.slow = d
 }
 
-// received returns what came to a topic, but for what probe has sent.
+// received returns the messages of a topic, without those that begin with
+// "probe".
 func (n *node) received(topic string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(n.got[topic]), func(msg string) bool { return strings.HasPrefix(msg, "probe ") })
 }
 
-// wait waits until n messages have come to a topic and returns them. It looks
-// a little longer, for what must not come.
+// wait waits until the given number of messages of a topic have come, and returns
+// them. It waits a little longer, to find messages that must not come.
 func (n *node) wait(topic string, count int) []string {
 	n.t.Helper()
 	eventually(n.t, fmt.Sprintf("%d messages of topic %.50q", count, topic), func() bool { return len(n.received(topic)) >= count })
@@ -146,12 +148,13 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("in %v there were not %s", patience, what)
+			t.Fatalf("%s: not within %v", what, patience)
 		}
 	}
 }
 
-// join subscribes, which may take a while after Start.
+// join subscribes. It tries again for a while, because the broker may still be
+// connecting.
 func (n *node) join(topics ...string) {
 	n.t.Helper()
 	for _, topic := range topics {
@@ -170,7 +173,8 @@ func (n *node) join(topics ...string) {
 	}
 }
 
-// say publishes, which must not fail, and takes its memory back.
+// say publishes. It tries again for a while, as join does. Then it overwrites the
+// message, which is its own again.
 func (n *node) say(topic, msg string) {
 	n.t.Helper()
 	b := []byte(msg)
@@ -191,7 +195,7 @@ func (n *node) say(topic, msg string) {
 	}
 }
 
-// delivers: a message reaches each node that has subscribed, once.
+// delivers tests that a message reaches each node that has subscribed, once.
 func delivers(t *testing.T, engine Engine) {
 	a, b, c := newNode(t, engine), newNode(t, engine), newNode(t, engine)
 	a.join("x")
@@ -213,8 +217,8 @@ func delivers(t *testing.T, engine Engine) {
 	}
 }
 
-// order: what one goroutine publishes to a topic arrives in that order, once,
-// while others publish too.
+// order tests that the messages of one goroutine to a topic arrive in order, each
+// once, while other goroutines publish too.
 func order(t *testing.T, engine Engine) {
 	const publishers, messages = 3, 2000
 	reader := newNode(t, engine)
@@ -243,6 +247,7 @@ func order(t *testing.T, engine Engine) {
 	}
 }
 
+// sizes tests that messages of any size arrive as they were.
 func sizes(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.join("x")
@@ -262,8 +267,8 @@ func sizes(t *testing.T, engine Engine) {
 	}
 }
 
-// tooLarge: a large message arrives, or Publish returns ErrEventTooLarge; that
-// is no outage.
+// tooLarge tests that a large message arrives or Publish returns ErrEventTooLarge,
+// and that the broker works after that.
 func tooLarge(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.join("x")
@@ -294,7 +299,8 @@ func tooLarge(t *testing.T, engine Engine) {
 	}
 }
 
-// strangeTopics: a topic's name is any text, and none is taken for another.
+// strangeTopics tests that any text can be a topic's name, and that no topic is
+// taken for another.
 func strangeTopics(t *testing.T, engine Engine) {
 	topics := []string{
 		"a", "A", "a.b", "a.b.c", "a/b", "a:b", "a b", " a", "a ", "*", ">", "a.*", "a.>", "?", "[a]", "{a}", "a{b}c", "#", "%", "%2E", "\\",
@@ -313,6 +319,7 @@ func strangeTopics(t *testing.T, engine Engine) {
 	}
 }
 
+// manyTopics tests many topics, which many goroutines subscribe to at a time.
 func manyTopics(t *testing.T, engine Engine) {
 	const topics = 2000
 	a, b := newNode(t, engine), newNode(t, engine)
@@ -342,8 +349,8 @@ func manyTopics(t *testing.T, engine Engine) {
 	}
 }
 
-// subscribeIsConfirmed: once Subscribe has returned, nothing is missed that any
-// node publishes.
+// subscribeIsConfirmed tests that no message is lost that any node publishes after
+// Subscribe has returned.
 func subscribeIsConfirmed(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	b.say("warm", "up")
@@ -363,7 +370,7 @@ func subscribeIsConfirmed(t *testing.T, engine Engine) {
 	}
 }
 
-// unsubscribe ends a topic and no other.
+// unsubscribe tests that Unsubscribe ends a topic and no other.
 func unsubscribe(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.join("x", "y")
@@ -373,7 +380,7 @@ func unsubscribe(t *testing.T, engine Engine) {
 		t.Errorf("Unsubscribe: %v", err)
 	}
 	if err := a.Unsubscribe("never had"); err != nil {
-		t.Errorf("Unsubscribe of what it never had: %v", err)
+		t.Errorf("Unsubscribe of a topic without Subscribe: %v", err)
 	}
 	time.Sleep(500 * time.Millisecond) // it doesn't wait for the engine
 	b.say("x", "2")
@@ -384,7 +391,7 @@ func unsubscribe(t *testing.T, engine Engine) {
 	}
 }
 
-// slowHandler: Deliver may block; then messages wait, or a gap is told.
+// slowHandler tests that messages wait while Deliver blocks, or a gap is told.
 func slowHandler(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.slowDown(time.Millisecond)
@@ -406,8 +413,9 @@ func slowHandler(t *testing.T, engine Engine) {
 	}
 }
 
-// engineAway: while the engine is away Publish fails fast; when it is back
-// what was subscribed is, and a gap is told before the first message.
+// engineAway tests that Publish fails at once while the engine is unreachable.
+// After that the topics are subscribed as before, and a gap is told before the
+// first message.
 func engineAway(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.join("x", "y")
@@ -419,12 +427,12 @@ func engineAway(t *testing.T, engine Engine) {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		var err error
-		for err == nil && ctx.Err() == nil { // it may take a moment to be noticed
+		for err == nil && ctx.Err() == nil { // the broker may need a moment to notice
 			err = b.Publish(ctx, "x", []byte("probe nobody gets it"))
 			time.Sleep(20 * time.Millisecond)
 		}
 		if err == nil {
-			t.Error("Publish works without an engine")
+			t.Error("Publish succeeds without an engine")
 		}
 		start := time.Now()
 		if err := b.Publish(ctx, "x", []byte("probe nobody gets it")); err == nil || time.Since(start) > 6*time.Second {
@@ -432,14 +440,14 @@ func engineAway(t *testing.T, engine Engine) {
 		}
 		short, cancelShort := context.WithTimeout(ctx, time.Second)
 		if err := a.Subscribe(short, fmt.Sprint("new ", round)); err == nil {
-			t.Error("Subscribe works without an engine")
+			t.Error("Subscribe succeeds without an engine")
 		}
 		cancelShort()
 		cancel()
 		if err := engine.Start(); err != nil {
 			t.Fatal(err)
 		}
-		for i := 0; ; i++ { // until both are back
+		for i := 0; ; i++ { // until both brokers have reconnected
 			msg := fmt.Sprint("probe ", round, " ", i)
 			b.say("y", msg)
 			time.Sleep(50 * time.Millisecond)
@@ -453,10 +461,10 @@ func engineAway(t *testing.T, engine Engine) {
 				break
 			}
 			if i > int(patience/(50*time.Millisecond)) {
-				t.Fatal("the topic didn't come back")
+				t.Fatal("the topic was not subscribed again")
 			}
 		}
-		b.say(fmt.Sprint("new ", round), "before") // the Subscribe that failed has left nothing behind
+		b.say(fmt.Sprint("new ", round), "before") // must not come, because Subscribe has failed
 		b.say("y", fmt.Sprint("behind ", round))
 		eventually(t, "message behind it", func() bool { return slices.Contains(a.received("y"), fmt.Sprint("behind ", round)) })
 		a.join(fmt.Sprint("new ", round))
@@ -467,8 +475,8 @@ func engineAway(t *testing.T, engine Engine) {
 	}
 }
 
-// closes: nothing is delivered after Close, and it doesn't hang, whatever goes
-// on.
+// closes tests that Close returns while messages come, and that no message is
+// delivered after it.
 func closes(t *testing.T, engine Engine) {
 	a, b := newNode(t, engine), newNode(t, engine)
 	a.slowDown(10 * time.Millisecond)
@@ -495,10 +503,10 @@ func closes(t *testing.T, engine Engine) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := a.Publish(ctx, "x", nil); err == nil {
-		t.Error("Publish works after Close")
+		t.Error("Publish succeeds after Close")
 	}
 	if err := a.Subscribe(ctx, "x"); err == nil {
-		t.Error("Subscribe works after Close")
+		t.Error("Subscribe succeeds after Close")
 	}
-	b.say("x", "the others go on")
+	b.say("x", "other brokers still work")
 }

@@ -13,19 +13,19 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// A HistoryEngine is what brokers under test share that keep a history.
+// A HistoryEngine is the engine that the brokers of a test share, with a history.
 type HistoryEngine interface {
 	// HistoryBroker returns a broker for one more node.
 	HistoryBroker() realtime.HistoryBroker
 
-	// Stop and Start are an Engine's. What was in the history is there again
-	// after Start.
+	// Stop and Start are those of an [Engine]. The engine has the same history
+	// after Start as before Stop.
 	Stop() error
 	Start() error
 }
 
-// RunHistory runs the suite of what a realtime.HistoryBroker has to be beyond a
-// Broker, as [Run] does.
+// RunHistory tests what a realtime.HistoryBroker has beyond a Broker, in subtests.
+// It calls start as [Run] does.
 func RunHistory(t *testing.T, start func(t *testing.T) HistoryEngine) {
 	runEach(t, start, []subtest[HistoryEngine]{
 		{"Log", logOrder},
@@ -37,7 +37,7 @@ func RunHistory(t *testing.T, start func(t *testing.T) HistoryEngine) {
 	})
 }
 
-// A follower is a broker with a handler that keeps the records.
+// A follower is a broker whose handler keeps the records.
 type follower struct {
 	t *testing.T
 	realtime.HistoryBroker
@@ -46,9 +46,9 @@ type follower struct {
 	busy    bool
 	slow    time.Duration
 	epoch   string
-	log     []string // from first on
-	first   uint64
-	current bool // since the last Away
+	log     []string // the records
+	first   uint64   // number of the first record in log
+	current bool     // since the last Away
 	away    int
 }
 
@@ -65,7 +65,7 @@ func newFollower(t *testing.T, engine HistoryEngine) *follower {
 	return f
 }
 
-// enter notes that a method of the handler has begun.
+// enter notes that a method of the handler has begun. It locks mu, until leave.
 func (f *follower) enter() (leave func()) {
 	f.mu.Lock()
 	if f.busy {
@@ -99,7 +99,7 @@ func (f *follower) Current(epoch string, last uint64) {
 	defer f.enter()()
 	f.at(epoch)
 	if have := f.first + uint64(len(f.log)); len(f.log) > 0 && last+1 != have {
-		f.t.Errorf("the log is said to be current with record %d, and %d came last", last, have-1)
+		f.t.Errorf("Current(%d) came after record %d", last, have-1)
 	}
 	f.current = true
 }
@@ -107,35 +107,35 @@ func (f *follower) Current(epoch string, last uint64) {
 func (f *follower) Away(err error) {
 	defer f.enter()()
 	if err == nil {
-		f.t.Error("Away(nil): it should tell what happened")
+		f.t.Error("Away(nil), want an error that says what happened")
 	}
 	f.current = false
 	f.away++
 }
 
-// at notes the log's epoch, which doesn't change as long as the engine loses
-// nothing.
+// at notes the epoch of the log. It doesn't change as long as the engine loses no
+// records.
 func (f *follower) at(epoch string) {
 	if epoch == "" || len(epoch) > 32 || strings.ContainsFunc(epoch, func(r rune) bool {
 		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	}) {
-		f.t.Errorf("the epoch is %q", epoch)
+		f.t.Errorf("the epoch is %q, want at most 32 letters and digits", epoch)
 	}
 	if f.epoch != "" && epoch != f.epoch {
-		f.t.Errorf("the epoch is %q, and was %q", epoch, f.epoch)
+		f.t.Errorf("the epoch is %q, want %q as before", epoch, f.epoch)
 	}
 	f.epoch = epoch
 }
 
-// records returns what has come.
+// records returns the records that have come.
 func (f *follower) records() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return slices.Clone(f.log)
 }
 
-// add appends a record, which must not fail but in the beginning, and takes its
-// memory back.
+// add appends a record. It tries again for a while, because the broker may still
+// be connecting. Then it overwrites the record, which is its own again.
 func (f *follower) add(record string) {
 	f.t.Helper()
 	b := []byte(record)
@@ -156,7 +156,8 @@ func (f *follower) add(record string) {
 	}
 }
 
-// waitFor waits until as many records have come, and the log is current.
+// waitFor waits until n records have come and the log is current. It returns the
+// records.
 func (f *follower) waitFor(n int) []string {
 	f.t.Helper()
 	eventually(f.t, fmt.Sprintf("%d records", n), func() bool {
@@ -167,7 +168,8 @@ func (f *follower) waitFor(n int) []string {
 	return f.records()
 }
 
-// logOrder: all nodes have the records in one order, and each appender's in his.
+// logOrder tests that all nodes get the records in the same order, in which the
+// records of each node are in its order.
 func logOrder(t *testing.T, engine HistoryEngine) {
 	const nodes, records = 3, 500
 	var all []*follower
@@ -206,6 +208,7 @@ func logOrder(t *testing.T, engine HistoryEngine) {
 	}
 }
 
+// logSizes tests that records of any size arrive as they were.
 func logSizes(t *testing.T, engine HistoryEngine) {
 	a, b := newFollower(t, engine), newFollower(t, engine)
 	var want []string
@@ -224,8 +227,8 @@ func logSizes(t *testing.T, engine HistoryEngine) {
 	}
 }
 
-// logFromTheStart: a node that comes late gets what there is, and then the word
-// that this is all.
+// logFromTheStart tests that a node that starts late gets all records that exist,
+// and then a call of Current.
 func logFromTheStart(t *testing.T, engine HistoryEngine) {
 	first := newFollower(t, engine)
 	eventually(t, "a current log", func() bool {
@@ -252,7 +255,7 @@ func logFromTheStart(t *testing.T, engine HistoryEngine) {
 	}
 }
 
-// logSlowHandler: a handler may block as long as it likes.
+// logSlowHandler tests that no record is lost while Record blocks.
 func logSlowHandler(t *testing.T, engine HistoryEngine) {
 	slow, fast := newFollower(t, engine), newFollower(t, engine)
 	slow.mu.Lock()
@@ -270,8 +273,8 @@ func logSlowHandler(t *testing.T, engine HistoryEngine) {
 	}
 }
 
-// logEngineAway: while the engine is away Append fails; when it is back the log
-// goes on where it was, without a loss.
+// logEngineAway tests that Append fails while the engine is unreachable. After that
+// the log continues where it was, and no record is lost.
 func logEngineAway(t *testing.T, engine HistoryEngine) {
 	a, b := newFollower(t, engine), newFollower(t, engine)
 	next := 0
@@ -296,7 +299,7 @@ func logEngineAway(t *testing.T, engine HistoryEngine) {
 				t.Errorf("Append: %v after %v, want an error within its 2 s", err, time.Since(start))
 			}
 		}
-		eventually(t, "words that the engine is away", func() bool {
+		eventually(t, "a call of Away", func() bool {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			return a.away > round
@@ -317,7 +320,7 @@ func logEngineAway(t *testing.T, engine HistoryEngine) {
 		i := 0
 		for _, record := range f.records() {
 			switch {
-			case record == "doubtful" || i > 0 && record == fmt.Sprint(i-1): // add tries again
+			case record == "doubtful" || i > 0 && record == fmt.Sprint(i-1): // add may append a record twice
 			case record != fmt.Sprint(i):
 				t.Fatalf("got record %q, want %d", record, i)
 			default:
@@ -328,7 +331,8 @@ func logEngineAway(t *testing.T, engine HistoryEngine) {
 	}
 }
 
-// logCloses: nothing comes after Close, which doesn't hang.
+// logCloses tests that Close returns while records come, and that no record comes
+// after it.
 func logCloses(t *testing.T, engine HistoryEngine) {
 	a, b := newFollower(t, engine), newFollower(t, engine)
 	a.mu.Lock()
@@ -356,7 +360,7 @@ func logCloses(t *testing.T, engine HistoryEngine) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	if err := a.Append(ctx, []byte("x")); err == nil {
-		t.Error("Append works after Close")
+		t.Error("Append succeeds after Close")
 	}
-	b.add("the others go on")
+	b.add("other brokers still work")
 }

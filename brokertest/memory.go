@@ -11,22 +11,23 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// ErrStopped is returned by the brokers of a Memory that is stopped, and by those
-// that are closed.
+// ErrStopped is returned by a broker of a [Memory] while the Memory is stopped,
+// before the broker is started, and after it is closed.
 var ErrStopped = errors.New("brokertest: the engine is stopped")
 
-// A Memory is an engine within the process: it joins hubs that each have a
-// broker of it. It is for tests, of what one's program does on several nodes
-// and when the engine is away, and it shows what a Broker has to be.
+// A Memory is an engine inside the process. It joins the hubs that have a broker of
+// it. It is for tests of programs: what they do on several nodes, and while the
+// engine is unreachable. It also is an example of a Broker. Its methods may be
+// called by several goroutines at a time.
 type Memory struct {
 	mu      sync.Mutex // guards the fields below
 	brokers map[*memoryBroker]bool
 	stopped bool
 
 	log     [][]byte   // the records that are kept
-	first   uint64     // the number of the first of them
-	epoch   string     // the log's
-	changed *sync.Cond // any of this
+	first   uint64     // the number of the first one
+	epoch   string     // of the log
+	changed *sync.Cond // signals that one of the fields above has changed
 }
 
 // NewMemory returns an engine without nodes.
@@ -42,13 +43,13 @@ func (m *Memory) Broker() realtime.Broker {
 	return &memoryBroker{engine: m, topics: make(map[string]bool), done: make(chan struct{})}
 }
 
-// HistoryBroker returns a broker for one more hub, by which the engine keeps
-// what is published.
+// HistoryBroker returns a broker for one more hub. The engine keeps the events of
+// such hubs.
 func (m *Memory) HistoryBroker() realtime.HistoryBroker {
 	return &memoryHistory{memoryBroker: memoryBroker{engine: m, topics: make(map[string]bool), done: make(chan struct{})}}
 }
 
-// Forget makes the engine lose its history, and begin another.
+// Forget makes the engine lose its history, and begin another one.
 func (m *Memory) Forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -65,7 +66,8 @@ func (m *Memory) PutBack(keep int) {
 	m.changed.Broadcast()
 }
 
-// Trim makes the engine forget all but the newest records.
+// Trim makes the engine drop all records but the newest keep ones. A record has the
+// events that a hub published at about the same time.
 func (m *Memory) Trim(keep int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -74,8 +76,8 @@ func (m *Memory) Trim(keep int) {
 	m.first += uint64(drop)
 }
 
-// Stop makes the engine fail until Start. What its brokers have not delivered
-// yet is lost, but for its history. It returns nil.
+// Stop makes the engine unreachable until Start. Messages that its brokers have
+// not delivered yet are lost. The history is not lost. Stop returns nil.
 func (m *Memory) Stop() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -87,7 +89,7 @@ func (m *Memory) Stop() error {
 	return nil
 }
 
-// Start lets the engine work again. It returns nil.
+// Start makes the engine reachable again after Stop. It returns nil.
 func (m *Memory) Start() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -99,8 +101,8 @@ func (m *Memory) Start() error {
 	return nil
 }
 
-// A memoryBroker is a node's. Its messages wait in a queue without a bound, as
-// nothing is ever lost but by Stop.
+// A memoryBroker is the broker of a node. Its messages wait in a queue without a
+// bound, so that Stop alone loses any.
 type memoryBroker struct {
 	engine *Memory
 	done   chan struct{} // closed when the goroutine has ended
@@ -114,6 +116,7 @@ type memoryBroker struct {
 	closed bool
 }
 
+// A memoryMessage is a message for a node, or a gap.
 type memoryMessage struct {
 	topic string
 	msg   []byte
@@ -130,7 +133,8 @@ func (b *memoryBroker) Start(h realtime.BrokerHandler) error {
 	return nil
 }
 
-// deliver is the goroutine of a node; it ends with Close.
+// deliver is the goroutine that calls the handler. It ends with Close, which waits
+// for it.
 func (b *memoryBroker) deliver() {
 	defer close(b.done)
 	for {
@@ -212,12 +216,12 @@ func (b *memoryBroker) Close() error {
 	return nil
 }
 
-// A memoryHistory is a node's that has a history.
+// A memoryHistory is the broker of a node with a history.
 type memoryHistory struct {
 	memoryBroker
 	handler  realtime.HistoryHandler
 	closed   bool          // guarded by engine.mu
-	followed chan struct{} // closed when the goroutine follow has ended; nil: there is none
+	followed chan struct{} // closed when the goroutine follow has ended; nil: Follow was not called
 }
 
 func (b *memoryHistory) Follow(h realtime.HistoryHandler, _ time.Duration) error {
@@ -226,7 +230,8 @@ func (b *memoryHistory) Follow(h realtime.HistoryHandler, _ time.Duration) error
 	return nil
 }
 
-// follow is the goroutine that hands on records; it ends with Close.
+// follow is the goroutine that calls the handler. It ends with Close, which waits
+// for it.
 func (b *memoryHistory) follow() {
 	defer close(b.followed)
 	m := b.engine

@@ -11,41 +11,44 @@ import (
 	"time"
 )
 
-// A Cluster is what the nodes of [RunNodes] have in common.
+// A Cluster is the configuration of [RunNodes].
 type Cluster struct {
-	// Config is what Main's broker gets in each node's process, the same after
-	// a restart.
+	// Config has the text that Main passes to its broker function in each
+	// node's process. It is the same after a restart.
 	Config [3]string
 
-	// Faults are what can be done to the engine or to the nodes' way to it.
+	// Faults are done to the engine, or to the way of nodes to it, one after
+	// another.
 	Faults []Fault
 }
 
-// A Fault is something that goes wrong for a while.
+// A Fault harms an engine for a while.
 type Fault struct {
-	Name       string
-	Begin, End func() error
-	For        time.Duration // between the two
+	Name       string        // for the test's log
+	Begin, End func() error  // called by the goroutine of RunNodes
+	For        time.Duration // the time between the two calls
 }
 
 const (
-	calm         = 3 * time.Second  // between two faults
-	downFor      = 3 * time.Second  // of a node that was killed
-	countWithin  = 10 * time.Second // after which all nodes know how many clients there are
-	publishEvery = 20 * time.Millisecond
-	localWithin  = 2 * time.Second // for an event to reach the clients of its node
-	logPatience  = 2 * time.Second // that this takes longer where there is a history
+	calm         = 3 * time.Second       // between two faults, without any gap
+	downFor      = 3 * time.Second       // before a node that was killed starts again
+	countWithin  = 10 * time.Second      // for all nodes to know how many clients there are
+	publishEvery = 20 * time.Millisecond // by each publisher
+	localWithin  = 2 * time.Second       // for an event to reach the clients of its node
+	logPatience  = 2 * time.Second       // in addition, where there is a history
 )
 
-// RunNodes runs three nodes, each a process of its own, with clients and a
-// publisher each, and harms them: it kills each node, which comes back, and has
-// one fault after the other. Whatever goes wrong, clients get what is published on
-// their own node, soon, and from each publisher everything in order and once;
-// where they miss something their node has noticed a gap; and it has noticed none
-// where nothing was wrong. With a history they miss nothing that Publish has
-// returned nil for, but where a reset tells them.
+// RunNodes runs three nodes, each in a process of its own, with two clients and a
+// publisher each. It kills each node and starts it again, and then does one fault
+// after another. It fails unless all of this is true:
+//   - Clients get all events that are published on their own node, within seconds.
+//   - They get the events of each publisher in order, each once.
+//   - When clients lose events, their node has noticed a gap.
+//   - No node notices a gap while nothing is wrong.
+//   - With a history, clients lose no event for which Publish has returned nil,
+//     unless they get a reset.
 //
-// The package's TestMain has to call [Main].
+// The TestMain of the package has to call [Main].
 func RunNodes(t *testing.T, history bool, cluster Cluster) {
 	s := &scene{t: t, history: history, cluster: cluster, start: time.Now()}
 	t.Cleanup(s.end)
@@ -76,8 +79,8 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		s.counted("after a node was killed")
 		time.Sleep(downFor)
 		s.boot(i)
-		s.settle("after a node has come back")
-		s.inCalm("after a node has come back")
+		s.settle("after a node was started again")
+		s.inCalm("after a node was started again")
 	}
 	for _, fault := range cluster.Faults {
 		s.note(fault.Name)
@@ -100,7 +103,7 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 	s.judge()
 }
 
-// A scene is one run.
+// A scene is one run of RunNodes.
 type scene struct {
 	t       *testing.T
 	history bool
@@ -113,11 +116,11 @@ type scene struct {
 
 	mu    sync.Mutex // guards the fields below
 	nodes [3]*process
-	gaps  map[*process]int64 // that each has noticed when it was asked last
+	gaps  map[*process]int64 // that each had noticed when it was asked last
 	notes []string
 }
 
-// note says what happens, for when something fails.
+// note adds a line to the log of a test that fails.
 func (s *scene) note(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -155,14 +158,14 @@ func (s *scene) end() {
 	}
 }
 
-// node returns a node, or nil while it doesn't run.
+// node returns the process of a node, or nil while it doesn't run.
 func (s *scene) node(i int) *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.nodes[i]
 }
 
-// look asks a node for its figures.
+// look asks a node for its figures. ok is false if it doesn't run or answer.
 func (s *scene) look(i int) (f figures, ok bool) {
 	p := s.node(i)
 	if p == nil {
@@ -181,7 +184,7 @@ func (s *scene) look(i int) (f figures, ok bool) {
 	return f, true
 }
 
-// counted waits until all nodes know of all clients.
+// counted waits until all nodes know the number of all clients.
 func (s *scene) counted(when string) {
 	s.t.Helper()
 	var counts [3]int
@@ -196,13 +199,13 @@ func (s *scene) counted(when string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Errorf("%s: nodes count %v clients of %d within %v", when, counts, len(s.clients), countWithin)
+			s.t.Errorf("%s: after %v nodes count %v clients, want %d", when, countWithin, counts, len(s.clients))
 			return
 		}
 	}
 }
 
-// settle waits until what is published on each node comes to all clients.
+// settle waits until an event that is published on each node reaches all clients.
 func (s *scene) settle(when string) {
 	s.t.Helper()
 	for i := range s.nodes {
@@ -227,10 +230,10 @@ func (s *scene) settle(when string) {
 	s.note("all is well, " + when)
 }
 
-// inCalm wants no node to notice anything for a while.
+// inCalm tests that no node notices a gap or an outage for a while.
 func (s *scene) inCalm(when string) {
 	s.t.Helper()
-	time.Sleep(calm) // for a heartbeat of each node, which may be what tells that it was away
+	time.Sleep(calm) // for a heartbeat of each node, by which others may notice an earlier gap
 	var before [3]int64
 	for i := range s.nodes {
 		f, _ := s.look(i)
@@ -240,21 +243,21 @@ func (s *scene) inCalm(when string) {
 	for i := range s.nodes {
 		f, ok := s.look(i)
 		if !ok || f.Stats.Gaps != before[i] || f.Stats.BrokerDown {
-			s.t.Errorf("%s node %d has noticed %d gaps, %+v", when, i, f.Stats.Gaps-before[i], f.Stats)
+			s.t.Errorf("%s node %d has noticed %d gaps, want none and no outage: %+v", when, i, f.Stats.Gaps-before[i], f.Stats)
 		}
 	}
 }
 
-// A result is where an event has gone that was published.
+// A result says which clients get an event, as far as the publisher knows.
 type result int
 
 const (
-	nowhere    result = iota // or nobody knows
-	here                     // to the clients of its node
-	everywhere               // also to others
+	unknown    result = iota
+	here              // the clients of its node
+	everywhere        // the clients of all nodes
 )
 
-// A publisher publishes on one node, all the time.
+// A publisher publishes on one node until the test ends.
 type publisher struct {
 	scene *scene
 	node  int
@@ -272,13 +275,13 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// publish publishes one event, of topic "a" or "b" by its number.
+// publish publishes one event. Its number chooses topic "a" or "b".
 func (p *publisher) publish() (number int, r result) {
 	p.publishing.Lock()
 	defer p.publishing.Unlock()
 	p.mu.Lock()
 	number = len(p.results)
-	p.results = append(p.results, nowhere)
+	p.results = append(p.results, unknown)
 	p.times = append(p.times, time.Now())
 	p.mu.Unlock()
 	if node := p.scene.node(p.node); node != nil {
@@ -304,23 +307,23 @@ func (p *publisher) publish() (number int, r result) {
 
 func topicOf(number int) string { return string(rune('a' + number%2)) }
 
-// A client is an event stream that comes back when it ends, to its own node if
-// that runs, or else to the next.
+// A client reads an event stream. When that ends it reconnects to the next node that
+// runs.
 type client struct {
 	scene *scene
 	home  int
 
 	mu   sync.Mutex // guards the fields below
 	seen []sighting
-	last [3]map[int]bool // numbers of each publisher
+	last [3]map[int]bool // the numbers that were seen of each publisher
 }
 
 // A sighting is an event that a client got, or a reset.
 type sighting struct {
 	publisher, number int
-	reset             bool // or the first connection
-	node              int  // where the client was
-	process           *process
+	reset             bool     // a reset, or the first connection
+	node              int      // to which the client was connected
+	process           *process // of that node
 	at                time.Time
 }
 
@@ -398,9 +401,9 @@ func (c *client) see(s sighting) {
 	}
 }
 
-// judge finds out what clients have missed, or got twice or too late.
+// judge looks for events that clients have lost, or got twice or too late.
 func (s *scene) judge() {
-	missed := make(map[*process]int)
+	lostAt := make(map[*process]int)
 	var events, lost int
 	var slowest time.Duration
 	for _, c := range s.clients {
@@ -422,7 +425,7 @@ func (s *scene) judge() {
 				continue
 			}
 			if got.number <= before {
-				s.t.Errorf("a client of node %d got %d of publisher %d, behind %d", c.home, got.number, got.publisher, before)
+				s.t.Errorf("a client of node %d got event %d of publisher %d after event %d", c.home, got.number, got.publisher, before)
 			}
 			local := got.publisher == got.node
 			if local {
@@ -432,17 +435,17 @@ func (s *scene) judge() {
 			for n := before + step; n < got.number; n += step {
 				if r := p.results[n]; r == everywhere || r == here && local {
 					lost++
-					missed[got.process]++
+					lostAt[got.process]++
 					if local || s.history {
-						s.t.Errorf("a client of node %d, at node %d, has not got %d of publisher %d, between %d and %d", c.home, got.node, n, got.publisher, before, got.number)
+						s.t.Errorf("a client of node %d, at node %d, has lost event %d of publisher %d, between %d and %d", c.home, got.node, n, got.publisher, before, got.number)
 					}
 				}
 			}
 		}
 	}
-	for p, n := range missed {
+	for p, n := range lostAt {
 		if s.gaps[p] == 0 {
-			s.t.Errorf("clients of a node have missed %d events, and it has not noticed", n)
+			s.t.Errorf("clients of a node have lost %d events, and the node has noticed no gap", n)
 		}
 	}
 	limit := localWithin
@@ -450,7 +453,7 @@ func (s *scene) judge() {
 		limit += logPatience
 	}
 	if slowest > limit {
-		s.t.Errorf("an event took %v to a client of its own node", slowest)
+		s.t.Errorf("a client got an event of its own node after %v, want it within %v", slowest, limit)
 	}
 	published, only := 0, 0
 	for _, p := range s.publishers {
@@ -461,5 +464,5 @@ func (s *scene) judge() {
 			}
 		}
 	}
-	s.t.Logf("%d events, %d of them not for all; %d came to clients, %d were missed; the slowest took %v to a client of its own node", published, only, events, lost, slowest)
+	s.t.Logf("%d events, %d of them not for all nodes; %d were received by clients, %d were lost; the slowest reached a client of its own node after %v", published, only, events, lost, slowest)
 }

@@ -18,13 +18,14 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// nodeVariable is set in the environment of processes that are nodes, to their
-// configuration.
+// nodeVariable is set in the environment of a process that is a node. Its value is
+// the node's configuration.
 const nodeVariable = "BROKERTEST_NODE"
 
-// Main is to be called by the TestMain of a package that has [RunNodes]. In a
-// process that this has started Main is a node, and doesn't return; broker
-// makes its broker. Otherwise it does nothing.
+// Main is to be called first by the TestMain of a package that calls [RunNodes]. In
+// a process that RunNodes has started it runs a node and doesn't return; broker
+// makes the node's broker from its [Cluster.Config]. In other processes it does
+// nothing.
 func Main(broker func(config string) (realtime.Broker, error)) {
 	config, is := os.LookupEnv(nodeVariable)
 	if !is {
@@ -34,8 +35,8 @@ func Main(broker func(config string) (realtime.Broker, error)) {
 	os.Exit(1)
 }
 
-// serveNode is a node: a hub, and what the test wants of it. It ends the process
-// with its standard input, which is the test's.
+// serveNode runs a node: a hub, with paths by which the test publishes and asks for
+// figures. The process ends with its standard input, which the test holds open.
 func serveNode(config string, broker func(config string) (realtime.Broker, error)) error {
 	b, err := broker(config)
 	if err != nil {
@@ -75,13 +76,13 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 	return http.Serve(listener, mux)
 }
 
-// figures are what a node tells of itself.
+// figures are the answer of a node to the test.
 type figures struct {
 	Stats   realtime.Stats
-	Cluster int // clients of all nodes
+	Cluster int // clients of all nodes, as this one knows them
 }
 
-// A process is one that is a node.
+// A process is a process that runs a node.
 type process struct {
 	cmd *exec.Cmd
 	in  io.Closer // its standard input
@@ -89,7 +90,7 @@ type process struct {
 	log *strings.Builder
 }
 
-// startNode starts a process and waits until it is reached.
+// startNode starts a process and waits until it listens.
 func startNode(t *testing.T, config string) *process {
 	t.Helper()
 	self, err := os.Executable()
@@ -119,14 +120,14 @@ func startNode(t *testing.T, config string) *process {
 	return p
 }
 
-// kill ends the process as a crash does.
+// kill ends the process as a crash would.
 func (p *process) kill() {
 	p.cmd.Process.Kill()
 	p.cmd.Wait()
 	p.in.Close()
 }
 
-// figures asks the node.
+// figures asks the node for its figures.
 func (p *process) figures() (f figures, err error) {
 	client := http.Client{Timeout: 2 * time.Second}
 	resp, err := client.Get(p.url + "/figures")
