@@ -157,7 +157,7 @@ func (c *Config) options() (*server.Options, error) {
 		}
 		return o, nil
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
+	host, text, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("natsbroker: Config.Listen: %w", err)
 	}
@@ -172,6 +172,9 @@ func (c *Config) options() (*server.Options, error) {
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
+	if text == "0" {
+		port = server.RANDOM_PORT // another program may have that one by now
+	}
 
 	o.Cluster = server.ClusterOpts{
 		Name:          "realtime",
