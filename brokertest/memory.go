@@ -15,10 +15,10 @@ import (
 // before the broker is started, and after it is closed.
 var ErrStopped = errors.New("brokertest: the engine is stopped")
 
-// A Memory is an engine inside the process. It joins the hubs that have a broker of
-// it. It is for tests of programs: what they do on several nodes, and while the
-// engine is unreachable. It also is an example of a Broker. Its methods may be
-// called by several goroutines at a time.
+// A Memory is an engine inside the process. It joins the hubs that have a
+// broker of it. It is for tests of programs: what they do on several nodes, and
+// while the engine is unreachable. It also is an example of a Broker. Its
+// methods may be called by several goroutines at a time.
 type Memory struct {
 	mu      sync.Mutex // guards the fields below
 	brokers map[*memoryBroker]bool
@@ -66,8 +66,8 @@ func (m *Memory) PutBack(keep int) {
 	m.changed.Broadcast()
 }
 
-// Trim makes the engine drop all records but the newest keep ones. A record has the
-// events that a hub published at about the same time.
+// Trim makes the engine drop all records but the newest keep ones. A record has
+// the events that a hub published at about the same time.
 func (m *Memory) Trim(keep int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -133,8 +133,8 @@ func (b *memoryBroker) Start(h realtime.BrokerHandler) error {
 	return nil
 }
 
-// deliver is the goroutine that calls the handler. It ends with Close, which waits
-// for it.
+// deliver is the goroutine that calls the handler. It ends with Close, which
+// waits for it.
 func (b *memoryBroker) deliver() {
 	defer close(b.done)
 	for {

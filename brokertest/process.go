@@ -13,19 +13,18 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// nodeVariable is set in the environment of a process that is a node. Its value is
-// the node's configuration.
+// nodeVariable is set in the environment of a process that is a node. Its value
+// is the node's configuration.
 const nodeVariable = "BROKERTEST_NODE"
 
-// Main is to be called first by the TestMain of a package that calls [RunNodes]. In
-// a process that RunNodes has started it runs a node and doesn't return; broker
-// makes the node's broker from its [Cluster.Config]. In other processes it does
-// nothing.
+// Main is to be called first by the TestMain of a package that calls
+// [RunNodes]. In a process that RunNodes has started it runs a node and doesn't
+// return; broker makes the node's broker from its [Cluster.Config]. In other
+// processes it does nothing.
 func Main(broker func(config string) (realtime.Broker, error)) {
 	config, is := os.LookupEnv(nodeVariable)
 	if !is {
@@ -35,8 +34,9 @@ func Main(broker func(config string) (realtime.Broker, error)) {
 	os.Exit(1)
 }
 
-// serveNode runs a node: a hub, with paths by which the test publishes and asks for
-// figures. The process ends with its standard input, which the test holds open.
+// serveNode runs a node: a hub, with paths by which the test publishes and asks
+// for figures. The process ends with its standard input, which the test holds
+// open.
 func serveNode(config string, broker func(config string) (realtime.Broker, error)) error {
 	b, err := broker(config)
 	if err != nil {
@@ -129,7 +129,7 @@ func (p *process) kill() {
 
 // figures asks the node for its figures.
 func (p *process) figures() (f figures, err error) {
-	client := http.Client{Timeout: 2 * time.Second}
+	client := http.Client{Timeout: patience}
 	resp, err := client.Get(p.url + "/figures")
 	if err != nil {
 		return f, err
