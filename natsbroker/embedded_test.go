@@ -75,6 +75,7 @@ func TestEmbeddedClose(t *testing.T) {
 	a, got := newEmbedded(t, config)
 	config.Routes = []string{a.ClusterAddr()}
 	b, _ := newEmbedded(t, config)
+	got.reach(t, b)
 	const messages = 20_000
 	for i := range messages {
 		publish(t, b, fmt.Sprint(i, strings.Repeat(" ", 1000)))
@@ -124,6 +125,7 @@ func TestEmbeddedSecret(t *testing.T) {
 	publish(t, b, "outside")
 	config.Secret = "right"
 	c, _ := newEmbedded(t, config)
+	got.reach(t, c)
 	publish(t, c, "inside")
 	eventually(t, "message", func() bool { return got.has("inside") })
 	if lines := got.all(); len(lines) != 1 {
@@ -158,6 +160,7 @@ func TestEmbeddedTLS(t *testing.T) {
 	a, got := newEmbedded(t, config)
 	config.Routes = []string{a.ClusterAddr()}
 	b, _ := newEmbedded(t, config)
+	got.reach(t, b)
 	publish(t, b, "1")
 	eventually(t, "message", func() bool { return got.has("1") })
 }

@@ -22,7 +22,7 @@ import (
 )
 
 // patience is the time that a test waits for an event that has to come.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // TestMain fails on goroutines that tests have left running. In a process that a
 // test has started it runs a node or a NATS server instead.
@@ -215,22 +215,23 @@ func TestCluster(t *testing.T) {
 
 // Embedded is an engine in which each broker has a server of its own.
 type embedded struct {
-	t     testing.TB
-	first string
+	t   testing.TB
+	all []*natsbroker.Broker
 }
 
 func (e *embedded) Broker() realtime.Broker {
 	config := natsbroker.Config{Listen: "127.0.0.1:0", Secret: "a secret: @/?#"}
-	if e.first != "" {
-		config.Routes = []string{e.first}
+	if len(e.all) > 0 {
+		config.Routes = []string{e.all[0].ClusterAddr()}
 	}
 	b, err := natsbroker.Embedded(config)
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { b.Close() })
-	if e.first == "" {
-		e.first = b.ClusterAddr()
+	e.all = append(e.all, b)
+	for _, b := range e.all { // Embedded doesn't wait for all of the routes
+		eventually(e.t, "routes of all servers", func() bool { return b.Remotes() == len(e.all)-1 })
 	}
 	return b
 }

@@ -15,7 +15,7 @@ import (
 
 // A text that a client sends at one node reaches the clients of both nodes.
 func TestExample(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
 	defer cancel()
 	next := brokers(natsbroker.Config{Listen: "127.0.0.1:0"})
 	failed := make(chan error, 2)
@@ -30,7 +30,7 @@ func TestExample(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 			defer cancel()
 			n.Shutdown(ctx)
 			if err := <-failed; err != http.ErrServerClosed {
