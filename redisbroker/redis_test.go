@@ -18,8 +18,29 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
-// patience is the time that a test waits for an event that has to come.
-const patience = 30 * time.Second
+const (
+	// patience is the time that a test waits for an event that has to come.
+	patience = 90 * time.Second
+
+	// Calls that have to fail at once take less than atOnce together, also on a
+	// busy machine. If each of them waited for Redis they took more.
+	failures = 10
+	atOnce   = 20 * time.Second
+)
+
+// failsAtOnce tests that calls fail without waiting for Redis.
+func failsAtOnce(t *testing.T, what string, call func() error) {
+	t.Helper()
+	start := time.Now()
+	for range failures {
+		if err := call(); err == nil {
+			t.Errorf("%s succeeds, want an error", what)
+		}
+	}
+	if d := time.Since(start); d > atOnce {
+		t.Errorf("%d calls of %s failed after %v, want each to fail at once", failures, what, d)
+	}
+}
 
 // A redis is a redis-server of the test's own.
 type redis struct {
@@ -31,8 +52,8 @@ type redis struct {
 	cmd  *exec.Cmd
 }
 
-// startRedis starts a redis-server on a free port of the loopback interface. It is
-// killed when the test ends.
+// startRedis starts a redis-server on a free port of the loopback interface. It
+// is killed when the test ends.
 func startRedis(t testing.TB, args ...string) *redis {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
@@ -64,8 +85,8 @@ func startRedis(t testing.TB, args ...string) *redis {
 	return r
 }
 
-// freePort returns a free port. The port 10000 above it is free as well, because a
-// node of a cluster also needs that one.
+// freePort returns a free port. The port 10000 above it is free as well,
+// because a node of a cluster also needs that one.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
