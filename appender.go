@@ -39,6 +39,7 @@ type appender struct {
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
 	arrived   atomic.Int64  // when the last record came, in Unix ns; stored by the broker
 	seen      atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
+	putBack   atomic.Bool   // the log was put back, which other nodes may not know; stored by the loop
 	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; stored by the loop
 	cutSeen   atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
 
@@ -90,6 +91,7 @@ func (a *appender) run() {
 			look = err == nil || a.widenCut(err)
 		case <-ticker.C:
 			a.checkProgress()
+			a.tellPutBack()
 			a.mark()
 			look = true
 		case <-a.wake:
@@ -203,6 +205,19 @@ func (a *appender) appendRetrying(record []byte) error {
 			a.appending.failed(err)
 			return ErrBrokerUnavailable
 		}
+	}
+}
+
+// tellPutBack appends a cut of all topics if this node knows that the log has lost
+// records: a node that was started since knows nothing of them.
+func (a *appender) tellPutBack() {
+	if !a.putBack.Load() || a.down.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(a.peers.ctx, appendTry)
+	defer cancel()
+	if a.broker.Append(ctx, encodeCut(a.peers.node, 0, map[string]bool{"": true})) == nil {
+		a.putBack.Store(false)
 	}
 }
 

@@ -4,14 +4,15 @@ import (
 	"bytes"
 	"reflect"
 	"testing"
+	"time"
 )
 
 func TestBrokered(t *testing.T) {
 	for _, m := range []brokered{
-		{kind: brokeredHeartbeat, node: nodeID{1}, clients: 12345, seq: 7, period: 3},
-		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1}, {0, 1 << 63}}},
+		{kind: brokeredHeartbeat, node: nodeID{1}, clients: 12345, seq: 7},
+		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1, time.Second}, {0, 1 << 63, 0}}},
 		{kind: brokeredEvent, node: nodeID{15: 9}, seq: 1, event: Event{Data: []byte{}}},
-		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
+		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
 	} {
 		b := m.append(nil)
 		got, err := parseBrokered(bytes.Clone(b))
@@ -37,7 +38,7 @@ func TestBrokered(t *testing.T) {
 // What comes from a broker may be anything.
 func FuzzBrokered(f *testing.F) {
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
-	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, period: 8, sent: []sentEntry{{1, 2}, {3, 4}}}.append(nil))
+	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseBrokered(b)
 		if err != nil {

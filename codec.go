@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"strings"
+	"time"
 )
 
 // nodesTopic is where heartbeats go. Users' topics are valid UTF-8, so none
@@ -40,15 +41,15 @@ func brokerTopicOf(name string) (topic string, ok bool) {
 type brokered struct {
 	kind   brokeredKind
 	node   nodeID
-	seq    uint64 // its number among the events of its node, or among the heartbeats
-	before uint64 // that of the event before to the same topic; zero: there is none, or it is forgotten
+	seq    uint64        // its number among the events of its node, or among the heartbeats
+	before uint64        // that of the event before to the same topic; zero: there is none, or it is forgotten
+	age    time.Duration // of that one, in whole ms
 	event  Event
 
 	// Of a heartbeat.
 	clients int         // how many the node has
 	leaving bool        // it is the last one
-	period  uint64      // of the node, which ends with this heartbeat
-	sent    []sentEntry // in that period
+	sent    []sentEntry // since the one before
 }
 
 type brokeredKind byte
@@ -70,16 +71,17 @@ func (m brokered) append(b []byte) []byte {
 		b = binary.AppendUvarint(b, uint64(m.clients))
 		b = append(b, flag(m.leaving))
 		b = binary.AppendUvarint(b, m.seq)
-		b = binary.AppendUvarint(b, m.period)
 		b = binary.AppendUvarint(b, uint64(len(m.sent)))
 		for _, s := range m.sent {
 			b = binary.BigEndian.AppendUint64(b, s.topic)
 			b = binary.AppendUvarint(b, s.seq)
+			b = appendAge(b, s.age)
 		}
 		return b
 	}
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.before)
+	b = appendAge(b, m.age)
 	return append(appendHead(b, &m.event), m.event.Data...)
 }
 
@@ -95,6 +97,10 @@ func appendHead(b []byte, e *Event) []byte {
 		b = appendText(b, text)
 	}
 	return b
+}
+
+func appendAge(b []byte, age time.Duration) []byte {
+	return binary.AppendUvarint(b, uint64(age.Milliseconds()))
 }
 
 func flag(set bool) byte {
@@ -118,17 +124,17 @@ func parseBrokered(b []byte) (m brokered, err error) {
 	case brokeredHeartbeat:
 		m.clients = int(min(p.number(), math.MaxInt32))
 		m.leaving = p.flag()
-		m.seq, m.period = p.number(), p.number()
+		m.seq = p.number()
 		n := p.number()
 		if n > maxSentEntries {
 			return m, errBrokered
 		}
 		for i := uint64(0); i < n && p.err == nil; i++ {
-			m.sent = append(m.sent, sentEntry{p.hash(), p.number()})
+			m.sent = append(m.sent, sentEntry{p.hash(), p.number(), p.age()})
 		}
 		return m, p.err
 	case brokeredEvent:
-		m.seq, m.before = p.number(), p.number()
+		m.seq, m.before, m.age = p.number(), p.number(), p.age()
 		m.event = p.head()
 		if m.event.Data = p.b; p.err == nil {
 			p.err = m.event.check()
@@ -176,6 +182,10 @@ func (p *parser) text() (text []byte) {
 	}
 	text, p.b = p.b[:n:n], p.b[n:]
 	return text
+}
+
+func (p *parser) age() time.Duration {
+	return time.Duration(min(p.number(), math.MaxInt32)) * time.Millisecond
 }
 
 func (p *parser) flag() bool {

@@ -45,6 +45,7 @@ type journal struct {
 	own        []*ownEvent       // that have not reached clients yet
 	passed     uint64            // the last event of this node that clients got without the log
 	lastRecord uint64            // that has come
+	readAway   uint64            // lastRecord when the engine was last away; zero: it is back
 	numbers    map[nodeID]uint64 // of the last event of each node
 	early      bool              // there are clients that didn't wait until the log was current
 
@@ -174,6 +175,7 @@ func (j *journal) isEpoch(epoch string) bool {
 func (j *journal) Away(err error) {
 	j.out.live.Store(false)
 	j.out.appending.failed(err)
+	j.peers.pass(wentAway{})
 }
 
 // await waits until this node has the log, and until the log has come as far as
@@ -253,7 +255,10 @@ type (
 		last  uint64
 	}
 
-	// The third is a *record.
+	// A wentAway is the word that nothing comes until the next caughtUp.
+	wentAway struct{}
+
+	// The fourth is a *record.
 )
 
 func (j *journal) arrive(a arrival, now time.Time, out *batch) {
@@ -264,6 +269,8 @@ func (j *journal) arrive(a arrival, now time.Time, out *batch) {
 		j.passCut(uint64(a), now, out)
 	case caughtUp:
 		j.catchUp(a, out)
+	case wentAway:
+		j.readAway = j.lastRecord
 	}
 }
 
@@ -278,6 +285,10 @@ func (j *journal) passCut(last uint64, now time.Time, out *batch) {
 }
 
 func (j *journal) catchUp(c caughtUp, out *batch) {
+	if c.epoch == j.past.epoch && c.last < j.readAway {
+		j.putBack(c.last, out)
+	}
+	j.readAway = 0
 	j.reach(c.epoch, c.last, out)
 	j.tellPosition()
 	if _, known := j.past.prints.text(j.lastRecord); !known {
@@ -313,6 +324,16 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 	j.beginBehind(last)
 }
 
+// putBack notes that the log has lost the records behind the last one. Its numbers
+// stand for other records from now on.
+func (j *journal) putBack(last uint64, out *batch) {
+	j.lost(out, "the engine's history was put back to an older state")
+	j.out.putBack.Store(true)
+	j.past.restart(j.past.epoch)
+	j.beginBehind(last)
+	j.past.begin++ // a client that has seen the last record may have missed the lost ones
+}
+
 // beginBehind makes a record the last one of which nothing is known.
 func (j *journal) beginBehind(record uint64) {
 	p := j.past
@@ -342,9 +363,7 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		if print, ok := p.prints.get(r.seq); !ok || print == r.print {
 			return
 		}
-		j.lost(out, "the engine's history was put back and written again")
-		p.restart(r.epoch)
-		j.beginBehind(r.seq - 1)
+		j.putBack(r.seq-1, out)
 	}
 	j.reach(r.epoch, r.seq-1, out)
 	j.lastRecord = r.seq
@@ -369,10 +388,10 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		}
 	}
 	if r.kind == brokeredCut {
-		j.takeCut(r, end, now)
+		j.takeCut(r, end, now, out)
 	}
 	p.move(end)
-	if r.kind == brokeredCut && r.node == j.peers.node {
+	if r.kind == brokeredCut && r.node == j.peers.node && r.number > 0 {
 		j.endCut(r.number, out)
 	} else if len(r.events) == 0 {
 		j.tellShards(out)
@@ -418,12 +437,17 @@ func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) 
 }
 
 // takeCut notes what a node has not got into the log.
-func (j *journal) takeCut(r *record, at uint64, now time.Time) {
+func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
 	j.isNew(r.node, r.number) // and what comes late isn't
 	for _, topic := range r.topics {
 		j.past.addAt(newGap(topic), at, now)
 	}
-	if len(r.topics) > 0 {
+	switch {
+	case r.number == 0: // the log was put back, see tellPutBack
+		if !j.out.putBack.Swap(false) && r.node != j.peers.node { // else this node knows
+			j.lost(out, "the engine's history was put back to an older state, as another node says")
+		}
+	case len(r.topics) > 0:
 		j.gap("a node could not reach the broker")
 	}
 }

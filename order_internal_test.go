@@ -358,18 +358,18 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 		d, r, _ := newTestRelay(t)
 		r.want([]string{"a", "b", "c", "d"})
 		var sender ledger
-		seq, last := uint64(0), make(map[string]uint64)
+		seq, last := uint64(0), make(map[string]sentEvent)
 		send := func(topic string, lost bool) {
-			before := last[topic]
 			seq++
-			last[topic] = seq
-			sender.note(topic, seq)
+			before := last[topic]
+			last[topic] = sentEvent{seq, time.Now()}
+			sender.note(topic, last[topic])
 			if !lost {
-				r.Deliver(brokerName(topic), brokered{kind: brokeredEvent, node: nodeID{1}, seq: seq, before: before, event: Event{Data: []byte(topic)}}.append(nil))
+				r.Deliver(brokerName(topic), brokered{kind: brokeredEvent, node: nodeID{1}, seq: seq, before: before.seq, age: time.Since(before.at), event: Event{Data: []byte(topic)}}.append(nil))
 			}
 		}
 		beat := func(lost bool) {
-			for _, m := range sender.close(nodeID{1}, 5, false) {
+			for _, m := range sender.close(nodeID{1}, 5, false, time.Now()) {
 				if !lost {
 					r.Deliver(brokerName(nodesTopic), m.append(nil))
 					r.Deliver(brokerName(nodesTopic), m.append(nil)) // twice
@@ -458,7 +458,7 @@ func TestRelayTellsWhatItHasSent(t *testing.T) {
 				sent[s.topic] = s.seq
 			}
 		}
-		if len(b.beats) != 4 || b.beats[1].period != b.beats[2].period || len(sent) != topics || sent[hashTopic("0")] != topics+1 || sent[hashTopic("7")] != 8 {
+		if len(b.beats) != 4 || len(sent) != topics || sent[hashTopic("0")] != topics+1 || sent[hashTopic("7")] != 8 {
 			t.Errorf("%d heartbeats tell of %d topics, the first one's last is %d", len(b.beats), len(sent), sent[hashTopic("0")])
 		}
 	})
@@ -470,7 +470,7 @@ func TestRelayGoodBye(t *testing.T) {
 		d, r, _ := newTestRelay(t)
 		var sender ledger
 		for _, leaving := range []bool{false, true} {
-			for _, m := range sender.close(nodeID{1}, 5, leaving) {
+			for _, m := range sender.close(nodeID{1}, 5, leaving, time.Now()) {
 				r.Deliver(brokerName(nodesTopic), m.append(nil))
 			}
 		}
@@ -569,7 +569,7 @@ func TestJournalLoses(t *testing.T) {
 // another log.
 func TestJournalPutBackUnderANode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, j, _ := newTestJournal(t)
+		d, j, b := newTestJournal(t)
 		j.Current("e", 0)
 		for i := range uint64(4) {
 			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
@@ -590,6 +590,52 @@ func TestJournalPutBackUnderANode(t *testing.T) {
 		}
 		if got := d.since(other, "a"); got != "another" {
 			t.Errorf("behind the second record a client has missed %q, want another", got)
+		}
+		time.Sleep(2 * journalTick) // and nodes that have not read what is lost are told
+		synctest.Wait()
+		if len(b.records()) != 1 {
+			t.Fatalf("%d records appended, want a cut", len(b.records()))
+		}
+		fresh, f, _ := newTestJournal(t)
+		for i, record := range [][]byte{recordOf(1, 1, "1"), recordOf(2, 1, "other"), recordOf(2, 2, "another"), b.records()[0], recordOf(2, 3, "later")} {
+			f.Record("e", uint64(i+1), record)
+		}
+		f.Current("e", 5)
+		fresh.arrive()
+		fresh.want()
+		if got, later := fresh.since(fresh.id(1, wholeRecord), "a"), fresh.since(fresh.id(4, wholeRecord), "a"); got != "lost" || later != "later" {
+			t.Errorf("on a node that was started since, a client has missed %q and %q, want it lost, and later", got, later)
+		}
+		f.Record("e", 6, append(b.records()[0], "again"...)) // by a third node, say
+		fresh.arrive()
+		fresh.want("reset") // also for who is connected
+	})
+}
+
+// A log that is shorter than before, after an outage, was put back as well.
+func TestJournalIsShorter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		for i := range uint64(4) {
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
+		}
+		j.Current("e", 3) // which was the last one when the broker connected
+		d.arrive()
+		before := d.id(2, wholeRecord)
+		d.want()
+		j.Away(errTestAway)
+		j.Record("e", 4, recordOf(1, 4, "4"))
+		j.Current("e", 4)
+		d.arrive()
+		d.want()
+		j.Away(errTestAway)
+		j.Record("e", 2, recordOf(1, 2, "2"))
+		j.Current("e", 2)
+		j.Record("e", 3, recordOf(1, 5, "5"))
+		d.arrive()
+		d.want("reset", "5")
+		if got := d.since(before, "a"); got != "lost" {
+			t.Errorf("behind the record that is the last one now a client has missed %q, want it lost", got)
 		}
 	})
 }

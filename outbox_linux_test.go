@@ -49,7 +49,7 @@ func TestTryWriter(t *testing.T) {
 		for chunk, full := byte(0), false; !full; chunk++ {
 			b := bytes.Repeat([]byte{chunk}, 64<<10)
 			done := make(chan struct{})
-			stuck := time.AfterFunc(10*time.Second, func() {
+			stuck := time.AfterFunc(time.Minute, func() {
 				select {
 				case <-done:
 				default:

@@ -18,18 +18,19 @@ import (
 // In any order, format and pieces, messages arrive in order and once, unless
 // newer ones replaced them. All counters agree with the queue.
 func TestOutboxModel(t *testing.T) {
-	for seed := range 15 {
-		synctest.Test(t, func(t *testing.T) {
-			m := newOutboxModel(t, uint64(seed))
-			for range 20 + m.rnd.IntN(150) {
-				m.step()
-				m.check()
-			}
-			m.finish()
+	t.Parallel()
+	for seed := range uint64(15) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				m := newOutboxModel(t, seed)
+				for range 20 + m.rnd.IntN(150) {
+					m.step()
+					m.check()
+				}
+				m.finish()
+			})
 		})
-		if t.Failed() {
-			t.Fatalf("with seed %d", seed)
-		}
 	}
 }
 

@@ -456,6 +456,7 @@ func TestOutboxTornMessageKeepsItsMemory(t *testing.T) {
 
 // The bytes are messages in order, with whole control frames between them.
 func TestOutboxKeepsOrder(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))

@@ -130,7 +130,7 @@ func (p *peers) publish() {
 			select {
 			case out = <-p.queue:
 			default:
-				for _, beat := range p.ledger.close(p.node, 0, true) { // good-bye
+				for _, beat := range p.ledger.close(p.node, 0, true, time.Now()) { // good-bye
 					p.call(brokerName(nodesTopic), beat.append(buf[:0]))
 				}
 				return
@@ -204,7 +204,7 @@ func (p *peers) tick() {
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
 	for {
-		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false) {
+		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
 			select {
 			case p.queue <- outgoing{brokerName(nodesTopic), beat}:
 			default: // which others notice by its number
@@ -353,11 +353,13 @@ func (p *peers) parse(name string, msg []byte) (topic string, m brokered, ok boo
 func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 	n = p.nodes[m.node]
 	if n == nil {
-		n = &node{tally: tally{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}}
+		n = &node{tally: newTally()}
 		p.nodes[m.node] = n
 	}
 	if back = !n.heard.IsZero() && time.Since(n.heard) > nodeTimeout; back {
-		n.tally = tally{seqs: n.seqs, suspects: make(map[string]uint64)}
+		seqs := n.seqs
+		n.tally = newTally()
+		n.seqs = seqs
 	}
 	n.heard = time.Now()
 	if m.kind == brokeredHeartbeat {

@@ -14,13 +14,13 @@ type relay struct {
 	peers *peers
 
 	// Owned by the loop.
-	seq  uint64            // of the last message
-	sent map[string]uint64 // the same, for each topic
+	seq  uint64               // of the last event
+	sent map[string]sentEvent // the last one to each topic
 }
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
-	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]uint64)}
+	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
 	r.peers.lost = r.gap
 	r.peers.start(r)
 	r.peers.watch("") // what is published to all
@@ -32,11 +32,14 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	r.local.publish(ev, now, out)
 	r.seq++
 	if len(r.sent) >= maxSentTopics {
-		clear(r.sent) // the next message of each topic doesn't say which was before
+		clear(r.sent) // the next event of each topic doesn't say which was before
 	}
-	msg := outgoing{brokerName(ev.topic), brokered{kind: brokeredEvent, node: r.peers.node, seq: r.seq, before: r.sent[ev.topic], event: ev.Event}}
-	r.sent[ev.topic] = r.seq
-	r.peers.ledger.note(ev.topic, r.seq)
+	msg := outgoing{brokerName(ev.topic), brokered{kind: brokeredEvent, node: r.peers.node, seq: r.seq, event: ev.Event}}
+	if before, ok := r.sent[ev.topic]; ok {
+		msg.before, msg.age = before.seq, now.Sub(before.at)
+	}
+	r.sent[ev.topic] = sentEvent{r.seq, now}
+	r.peers.ledger.note(ev.topic, sentEvent{r.seq, now})
 	if most := r.peers.limit(); most > 0 && msg.size() > most {
 		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
 		return receipt{err: ErrEventTooLarge}
@@ -99,22 +102,21 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	p := r.peers
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	n, back := p.hearLocked(m)
 	if back {
 		lost, why = []string{""}, "another node is back that was cut off"
 	}
 	if m.kind == brokeredHeartbeat {
-		if topics := p.trackHeartbeat(&n.tally, m, time.Now()); !back {
+		if topics := p.trackHeartbeat(&n.tally, m, now); !back {
 			lost, why = topics, "another node has sent events that have not come"
 		}
 		return false, lost, why
 	}
-	last := n.seqs[topic]
-	if p.interests[topic] == nil || m.seq <= last { // nobody wants it, or it is a duplicate
+	if p.interests[topic] == nil || m.seq <= n.seqs[topic] { // nobody wants it, or it is a duplicate
 		return false, lost, why
 	}
-	n.seqs[topic] = m.seq
-	if !back && last != 0 && m.before > last {
+	if p.trackEvent(&n.tally, topic, m, now) && !back {
 		lost, why = []string{topic}, "events before one of another node have not come"
 	}
 	return true, lost, why

@@ -1,0 +1,529 @@
+package realtime_test
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+)
+
+var (
+	simulations  = flag.Int("simulations", 50, "how many seeds TestSimulation runs, of each kind")
+	simulateFrom = flag.Uint64("simulate-from", 0, "the first seed of TestSimulation; with -simulations 1 the only one")
+)
+
+// Nodes, clients and an engine come and go by chance, and whatever happens, no
+// client loses an event without a word: it gets each event of its topics once and
+// in order, or a reset before anything later. Where the broker keeps nothing, a
+// client that stays connected isn't told, but its node has counted a gap.
+//
+//	go test -run TestSimulation -simulations 100000   # a night
+func TestSimulation(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprintf("history=%v", history), func(t *testing.T) {
+			t.Parallel()
+			for seed := *simulateFrom; seed < *simulateFrom+uint64(*simulations); seed++ {
+				synctest.Test(t, func(t *testing.T) {
+					newSimulation(t, seed, history).run()
+					if t.Failed() {
+						t.Logf("again by: go test -run 'TestSimulation/history=%v' -simulations 1 -simulate-from %d", history, seed)
+					}
+				})
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+// A simulation is one run, which its seed decides.
+type simulation struct {
+	t       *testing.T
+	rnd     *rand.Rand
+	history bool
+	engine  *brokertest.Memory
+	start   time.Time
+	nodes   [3]*simNode
+	started int   // nodes so far
+	weights []int // of simSteps
+	total   int
+	clients []*simClient
+	trace   []string
+
+	mu        sync.Mutex               // guards the field below
+	published map[simStream][]simEvent // in order
+}
+
+// A simStream is what one publisher sends to one topic.
+type simStream struct {
+	publisher *simNode
+	topic     string
+}
+
+// A simEvent is one of a stream. It is numbered by its index.
+type simEvent struct {
+	done   time.Duration // when Publish had returned, since the start; zero: not yet
+	failed bool
+}
+
+// A simNode is a node until it is restarted.
+type simNode struct {
+	name      string
+	site      *site
+	dead      atomic.Bool  // it has crashed: nothing comes from it or to it
+	drop      atomic.Int64 // how many messages to it are going to be lost
+	dropBeats atomic.Bool  // heartbeats are among them
+	tasks     chan func()
+	gaps      int64 // in the end
+}
+
+func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
+	s := &simulation{
+		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), history: history, engine: brokertest.NewMemory(), start: time.Now(),
+		published: make(map[simStream][]simEvent),
+	}
+	kinds := len(simSteps)
+	if !history {
+		kinds -= simLogSteps
+	}
+	for k := range kinds {
+		weight := s.rnd.IntN(4)
+		if k < 4 {
+			weight += 3 // without events and clients nothing happens
+		}
+		s.weights = append(s.weights, weight*weight)
+		s.total += weight * weight
+	}
+	for i := range s.nodes {
+		s.startNode(i)
+	}
+	return s
+}
+
+// A simBroker is a node's broker, with faults. What is dropped is lost on the way
+// to this node without a word, as a connection that breaks may lose it.
+type simBroker struct {
+	realtime.Broker
+	node *simNode
+}
+
+func (b simBroker) Start(h realtime.BrokerHandler) error {
+	return b.Broker.Start(simHandler{h, b.node})
+}
+
+func (b simBroker) Publish(ctx context.Context, topic string, msg []byte) error {
+	if b.node.dead.Load() {
+		return brokertest.ErrStopped
+	}
+	return b.Broker.Publish(ctx, topic, msg)
+}
+
+type simHandler struct {
+	realtime.BrokerHandler
+	node *simNode
+}
+
+func (h simHandler) Deliver(topic string, msg []byte) {
+	switch {
+	case h.node.dead.Load():
+	case topic == "nodes" && !h.node.dropBeats.Load() || h.node.drop.Add(-1) < 0:
+		h.BrokerHandler.Deliver(topic, msg)
+	}
+}
+
+// A simLog is the same for a HistoryBroker.
+type simLog struct {
+	realtime.HistoryBroker
+	node *simNode
+}
+
+func (b simLog) Append(ctx context.Context, record []byte) error {
+	if b.node.dead.Load() {
+		return brokertest.ErrStopped
+	}
+	err := b.HistoryBroker.Append(ctx, record)
+	if b.node.drop.Add(-1) >= 0 {
+		<-ctx.Done() // the answer is lost
+		return ctx.Err()
+	}
+	return err
+}
+
+func (s *simulation) startNode(i int) {
+	hub := realtime.NewHub()
+	s.started++
+	n := &simNode{name: fmt.Sprintf("n%d.%d", i, s.started), tasks: make(chan func(), 1000)}
+	hub.History = realtime.History{Events: 1000, Age: time.Hour}
+	if s.history {
+		hub.Broker = simLog{s.engine.HistoryBroker(), n}
+	} else {
+		hub.Broker = simBroker{s.engine.Broker(), n}
+	}
+	n.site = newPipeSite(s.t, hub)
+	s.nodes[i] = n
+	go func() {
+		for task := range n.tasks {
+			task()
+		}
+	}()
+	s.t.Cleanup(func() { close(n.tasks) })
+}
+
+func (s *simulation) log(format string, args ...any) {
+	s.trace = append(s.trace, fmt.Sprintf("%8v %s", time.Since(s.start), fmt.Sprintf(format, args...)))
+}
+
+func (s *simulation) run() {
+	for range 2 + s.rnd.IntN(3) {
+		s.join()
+	}
+	for range 10 + s.rnd.IntN(40) {
+		s.step()
+		if s.rnd.IntN(3) > 0 {
+			time.Sleep(time.Duration(s.rnd.IntN(3000)) * time.Millisecond)
+		}
+		synctest.Wait()
+	}
+	s.log("the end")
+	s.engine.Start()
+	for _, n := range s.nodes {
+		n.drop.Store(0)
+	}
+	time.Sleep(30 * time.Second)
+	for _, c := range s.clients {
+		if c.conn == nil {
+			s.connect(c)
+		}
+	}
+	for i := range s.nodes {
+		if s.rnd.IntN(2) == 0 { // a loss that is followed by nothing must show as well
+			s.publish(i, 6)
+		}
+	}
+	time.Sleep(30 * time.Second)
+	synctest.Wait()
+	for _, n := range s.nodes {
+		n.gaps = n.site.hub.Stats().Gaps
+	}
+	for _, c := range s.clients {
+		s.check(c)
+	}
+	if s.t.Failed() {
+		s.t.Logf("what happened:\n%s", strings.Join(s.trace, "\n"))
+	}
+	for _, c := range s.clients {
+		c.cut(s)
+	}
+}
+
+// simSteps are what can happen. Each run has its own weights for them, so that
+// some runs are full of one kind of fault.
+var simSteps = []func(s *simulation, i int){
+	func(s *simulation, i int) { s.publish(i, 1+s.rnd.IntN(10)) },
+	func(s *simulation, i int) { s.publish(i, 1) },
+	func(s *simulation, _ int) {
+		c := s.clients[s.rnd.IntN(len(s.clients))]
+		s.log("%s is cut off", c.name)
+		c.cut(s)
+	},
+	func(s *simulation, _ int) {
+		for _, c := range s.clients {
+			if c.conn == nil {
+				s.connect(c)
+			}
+		}
+	},
+	func(s *simulation, _ int) {
+		s.log("the engine is away")
+		s.engine.Stop()
+	},
+	func(s *simulation, _ int) {
+		s.log("the engine is back")
+		s.engine.Start()
+	},
+	func(s *simulation, i int) {
+		n, beats := 1+s.rnd.IntN(5), s.rnd.IntN(2) == 0
+		s.log("%s loses %d, heartbeats too %v", s.nodes[i].name, n, beats)
+		s.nodes[i].dropBeats.Store(beats)
+		s.nodes[i].drop.Store(int64(n))
+	},
+	func(s *simulation, i int) { s.restart(i, false) },
+	func(s *simulation, i int) { s.restart(i, true) },
+	// The log's.
+	func(s *simulation, _ int) {
+		n := s.rnd.IntN(10)
+		s.log("the engine keeps the newest %d", n)
+		s.engine.Trim(n)
+	},
+	func(s *simulation, _ int) {
+		n := s.rnd.IntN(30)
+		s.log("the engine is put back to %d", n)
+		s.engine.Stop()
+		synctest.Wait()
+		s.engine.PutBack(n)
+		s.engine.Start()
+	},
+	func(s *simulation, _ int) {
+		s.log("the engine begins again")
+		s.engine.Forget()
+	},
+}
+
+const simLogSteps = 3 // at the end of simSteps
+
+func (s *simulation) step() {
+	for n := s.rnd.IntN(s.total); ; {
+		for k, weight := range s.weights {
+			if n -= weight; n < 0 {
+				simSteps[k](s, s.rnd.IntN(len(s.nodes)))
+				return
+			}
+		}
+	}
+}
+
+// restart ends a node, in order or not, and starts another one in its place.
+func (s *simulation) restart(i int, crash bool) {
+	n := s.nodes[i]
+	s.log("%s is restarted, crash %v", n.name, crash)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	if crash {
+		n.dead.Store(true)
+		cancel()
+	}
+	n.site.hub.Shutdown(ctx)
+	cancel()
+	n.gaps = n.site.hub.Stats().Gaps
+	for _, c := range s.clients {
+		if c.node == n {
+			c.cut(s)
+		}
+	}
+	s.startNode(i)
+}
+
+// publish has a node publish some events, in turn.
+func (s *simulation) publish(i, count int) {
+	n := s.nodes[i]
+	s.log("%s publishes %d", n.name, count)
+	for range count {
+		stream := simStream{n, []string{"", "a", "b", "c"}[s.rnd.IntN(4)]}
+		n.tasks <- func() {
+			s.mu.Lock()
+			events := append(s.published[stream], simEvent{})
+			s.published[stream] = events
+			s.mu.Unlock()
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			e := realtime.Event{Data: fmt.Appendf(nil, "%s|%s|%d", n.name, stream.topic, len(events)-1)}
+			var err error
+			if stream.topic == "" {
+				err = n.site.hub.PublishAll(ctx, e)
+			} else {
+				err = n.site.hub.Publish(ctx, stream.topic, e)
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			ev := &s.published[stream][len(events)-1]
+			ev.done, ev.failed = max(1, time.Since(s.start)), err != nil
+		}
+	}
+}
+
+// A simClient is a client that comes back.
+type simClient struct {
+	name      string
+	topics    []string // the empty one among them
+	transport string
+	lastID    string
+
+	conn resumer  // nil: it is cut off
+	node *simNode // it is connected to, or was last
+	ends chan struct{}
+
+	mu    sync.Mutex // guards the field below
+	items []simItem
+}
+
+// A simItem is what happens to a client.
+type simItem struct {
+	kind  simKind
+	node  *simNode
+	gaps  int64             // of the node, then
+	at    time.Duration     // since the start
+	from  map[simStream]int // of an arrival: how many events there were
+	event string
+}
+
+type simKind uint8
+
+const (
+	simArrival simKind = iota // it connects, without an id
+	simReturn                 // it connects, with one
+	simCut
+	simReset
+	simGot
+)
+
+func (s *simulation) join() {
+	c := &simClient{name: fmt.Sprint("c", len(s.clients)), topics: []string{""}}
+	for _, topic := range []string{"a", "b", "c"} {
+		if s.rnd.IntN(2) == 0 {
+			c.topics = append(c.topics, topic)
+		}
+	}
+	names := slices.Sorted(maps.Keys(transports))
+	c.transport = names[s.rnd.IntN(len(names))]
+	s.clients = append(s.clients, c)
+	s.connect(c)
+}
+
+func (s *simulation) connect(c *simClient) {
+	n := s.nodes[s.rnd.IntN(len(s.nodes))]
+	query := "lastEventId=" + c.lastID
+	for _, topic := range c.topics[1:] {
+		query += "&topic=" + topic
+	}
+	s.log("%s (%s, %q) connects to %s with %q", c.name, c.transport, c.topics, n.name, c.lastID)
+	it := simItem{kind: simReturn, node: n}
+	if c.lastID == "" {
+		it.kind, it.from = simArrival, make(map[simStream]int)
+	}
+	c.conn, c.node, c.ends = transports[c.transport](n.site, query), n, make(chan struct{})
+	synctest.Wait()
+	s.mu.Lock()
+	for stream, events := range s.published {
+		if it.from != nil {
+			it.from[stream] = len(events)
+		}
+	}
+	s.mu.Unlock()
+	c.note(s, it)
+	go c.read(s)
+	time.Sleep(300 * time.Millisecond) // nobody can tell whether an event came before a subscription that is younger
+	synctest.Wait()
+}
+
+// read is the goroutine that reads a connection.
+func (c *simClient) read(s *simulation) {
+	defer close(c.ends)
+	conn, node := c.conn, c.node
+	for {
+		ev, err := conn.event()
+		if err != nil {
+			return
+		}
+		it := simItem{kind: simGot, node: node, event: ev.data}
+		if ev.name == "reset" || ev.data == "" {
+			it.kind = simReset
+		}
+		c.note(s, it)
+	}
+}
+
+func (c *simClient) note(s *simulation, it simItem) {
+	it.gaps, it.at = it.node.site.hub.Stats().Gaps, time.Since(s.start)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.items = append(c.items, it)
+}
+
+// cut cuts the client off, if it is connected.
+func (c *simClient) cut(s *simulation) {
+	if c.conn != nil {
+		c.conn.cut()
+		<-c.ends
+		c.lastID = c.conn.last()
+		c.conn = nil
+		c.note(s, simItem{kind: simCut, node: c.node})
+	}
+}
+
+// nodeAt returns the node that the client was connected to, or nil.
+func (c *simClient) nodeAt(at time.Duration) (n *simNode) {
+	for _, it := range c.items {
+		if it.at > at {
+			break
+		}
+		switch it.kind {
+		case simArrival, simReturn:
+			n = it.node
+		case simCut:
+			n = nil
+		}
+	}
+	return n
+}
+
+// check looks at what a client got.
+func (s *simulation) check(c *simClient) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := make(map[string]*simNode)
+	for stream := range s.published {
+		names[stream.publisher.name] = stream.publisher
+	}
+	for stream, events := range s.published {
+		if !slices.Contains(c.topics, stream.topic) {
+			continue
+		}
+		next := -1        // the event that comes next; negative: it isn't here yet
+		told := false     // a reset has come since the last event
+		var node *simNode // where the last event came, or the client
+		var gaps int64    // of that, then
+		explain := func(m int, until string) {
+			ev := events[m]
+			switch {
+			case told:
+			case ev.done == 0 || ev.failed && c.nodeAt(ev.done) != stream.publisher: // its publisher knows
+			case !s.history && node.gaps > gaps:
+			default:
+				s.t.Errorf("%s has lost event %d of %s to %q without a word, %s", c.name, m, stream.publisher.name, stream.topic, until)
+			}
+		}
+		for _, it := range c.items {
+			switch it.kind {
+			case simArrival:
+				next, told, node, gaps = it.from[stream], false, it.node, it.gaps
+			case simReturn:
+				if node != it.node {
+					node, gaps = it.node, it.gaps
+				}
+			case simReset:
+				told = true
+			case simGot:
+				parts := strings.Split(it.event, "|")
+				n, err := strconv.Atoi(parts[2])
+				if err != nil {
+					s.t.Fatalf("%s got %q", c.name, it.event)
+				}
+				if names[parts[0]] != stream.publisher || parts[1] != stream.topic {
+					continue
+				}
+				if n < next && next >= 0 {
+					s.t.Errorf("%s got event %d of %s to %q at %v, where %d was next", c.name, n, parts[0], parts[1], it.at, next)
+				}
+				for m := next; m < n; m++ {
+					explain(m, fmt.Sprintf("before %d at %v", n, it.at))
+				}
+				next, told, node, gaps = n+1, false, it.node, it.gaps
+			}
+		}
+		for m := max(next, 0); m < len(events); m++ {
+			explain(m, "until the end")
+		}
+	}
+}
