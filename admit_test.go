@@ -3,11 +3,17 @@ package realtime_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
@@ -89,4 +95,213 @@ func TestAdmissionIsOne(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		go hub.Run()
+		hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+			c.Set("name", r.URL.Query().Get("name"))
+			if err := c.Send([]byte("first")); err != nil {
+				t.Error(err)
+			}
+			if got := hub.ClientCount(); got != 0 {
+				t.Errorf("ClientCount() = %d within OnConnect, want 0", got)
+			}
+			// It may block, call the hub, and what is published meanwhile is not missed.
+			hub.Broadcast <- []byte("second")
+			hub.PublishAll(context.Background(), realtime.Event{Data: []byte("third")})
+			synctest.Wait()
+			c.Send([]byte("fourth"))
+			time.Sleep(time.Hour)
+			return nil
+		}
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) {
+			name, _ := msg.Client.Get("name")
+			msg.Client.Send(fmt.Append(nil, "you are ", name))
+		}
+		s := newPipeSite(t, hub)
+		s.url += "?name=Ada"
+		c := s.connect()
+		if got := hub.ClientCount(); got != 1 {
+			t.Errorf("ClientCount() = %d after the handshake, want 1", got)
+		}
+		write(t, c, "who am I?")
+		for _, want := range []string{"first", "second", "third", "fourth", "you are Ada"} {
+			if got := read(t, c); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+	})
+}
+
+// Events that pile up while OnConnect takes its time are not the client's
+// slowness.
+func TestEventsDuringOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+			for i := range 1000 {
+				hub.Broadcast <- []byte(strconv.Itoa(i))
+				time.Sleep(10 * time.Millisecond)
+			}
+			return nil
+		}
+		s := newPipeSite(t, hub)
+		c := s.connect()
+		for i := range 1000 {
+			if got := read(t, c); got != strconv.Itoa(i) {
+				t.Fatalf("message %d is %q", i, got)
+			}
+		}
+	})
+}
+
+// A client that is flooded while its OnConnect runs is refused, as what it
+// missed would be missing.
+func TestFloodedDuringOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SendBuffer = 2
+		l := recordLeft(hub)
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			for range 2 * 64 {
+				if err := c.Send([]byte("x")); err != nil {
+					t.Errorf("Send: %v", err)
+				}
+			}
+			if err := c.Send([]byte("x")); !errors.Is(err, realtime.ErrSlowClient) {
+				t.Errorf("Send above 64 × SendBuffer: %v, want ErrSlowClient", err)
+			}
+			return nil
+		}
+		s := newPipeSite(t, hub)
+		if resp := s.refused(); resp.StatusCode != 503 {
+			t.Errorf("answered %s, want 503", resp.Status)
+		}
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) {
+			t.Errorf("OnDisconnect: %d times, last with %v; want ErrSlowClient once", l.n, l.err)
+		}
+		if st := hub.Stats(); st.SlowClients != 1 || st.Dropped != 2*64+1 || st.Queued != 0 {
+			t.Errorf("Stats() = %+v, want one slow client, 129 dropped", st)
+		}
+	})
+}
+
+func TestOnConnectRefuses(t *testing.T) {
+	tests := map[string]struct {
+		refuse func() error
+		status int
+		body   string
+	}{
+		"plain error": {func() error { return errors.New("secret") }, 403, "Forbidden\n"},
+		"Refuse":      {func() error { return realtime.Refuse(401, "sign in first") }, 401, "sign in first\n"},
+		"wrapped":     {func() error { return fmt.Errorf("secret: %w", realtime.Refuse(429, "later")) }, 429, "later\n"},
+		"no content":  {func() error { return realtime.Refuse(204, "") }, 204, ""},
+		"panic":       {func() error { panic("secret") }, 500, "Internal Server Error\n"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				var lines safeBuffer
+				hub.Logger = textLogger(&lines)
+				l := recordLeft(hub)
+				var id string
+				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+					id = c.ID()
+					c.Send([]byte("never sent"))
+					return tt.refuse()
+				}
+				s := newPipeSite(t, hub)
+				resp := s.refused()
+				body, _ := io.ReadAll(resp.Body)
+				if resp.StatusCode != tt.status || string(body) != tt.body {
+					t.Errorf("answered %d %q, want %d %q", resp.StatusCode, body, tt.status, tt.body)
+				}
+				if st := hub.Stats(); st.Refused != 1 || st.Clients != 0 {
+					t.Errorf("Stats() = %+v, want 1 refused, no clients", st)
+				}
+				if l.n != 0 {
+					t.Error("OnDisconnect was called for a client that OnConnect refused")
+				}
+				synctest.Wait()
+				if want := name == "plain error" || name == "panic"; strings.Contains(lines.String(), "secret") != want {
+					t.Errorf("logged %q", lines.String())
+				}
+				if name == "panic" && !strings.Contains(lines.String(), "client="+id) {
+					t.Errorf("logged %q, want client=%s in it", lines.String(), id)
+				}
+			})
+		})
+	}
+}
+
+// A status that can't be an answer is 403; an answer that has no body gets none,
+// nor headers of one.
+func TestRefuseStatus(t *testing.T) {
+	for status, want := range map[int]int{
+		0: 403, 101: 403, 199: 403, 200: 200, 204: 204, 304: 304, 401: 401, 599: 599, 600: 403,
+	} {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(*realtime.Client, *http.Request) error { return realtime.Refuse(status, "text") }
+		rec := httptest.NewRecorder()
+		realtime.Upgrade(hijackable{ResponseRecorder: rec}, handshakeRequest(t), hub)
+		text, typ := "text\n", "text/plain; charset=utf-8"
+		if want == 204 || want == 304 {
+			text, typ = "", ""
+		}
+		if rec.Code != want || rec.Body.String() != text || rec.Header().Get("Content-Type") != typ {
+			t.Errorf("Refuse(%d) answers %d %q, %v; want %d", status, rec.Code, rec.Body, rec.Header(), want)
+		}
+		hub.Shutdown(t.Context())
+	}
+}
+
+// Close within OnConnect takes effect after the handshake, behind what was
+// sent.
+func TestCloseWithinOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			c.Send([]byte("your session has expired"))
+			return c.Close(4001, "expired")
+		}
+		s := newPipeSite(t, hub)
+		c := s.connect()
+		if got := read(t, c); got != "your session has expired" {
+			t.Errorf("got %q", got)
+		}
+		if status := closeStatus(c); status.Code != 4001 || status.Reason != "expired" {
+			t.Errorf("closed with %v, want 4001", status)
+		}
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrClientClosed) || websocket.CloseStatus(l.err) != 4001 {
+			t.Errorf("OnDisconnect: %d times, last with %v; want once, ErrClientClosed with 4001", l.n, l.err)
+		}
+	})
+}
+
+// Handlers are read when a client joins.
+func TestHandlersAreReadAtJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send([]byte("old")) }
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		hub.OnMessage, hub.OnDisconnect = nil, func(*realtime.Client, error) { t.Error("a later OnDisconnect was called") }
+		c.send(frame(0x81, nil))
+		if _, payload, err := c.readFrame(); string(payload) != "old" {
+			t.Errorf("got %q, %v", payload, err)
+		}
+		c.conn.Close()
+		synctest.Wait()
+		if l.n != 1 {
+			t.Errorf("OnDisconnect was called %d times, want 1", l.n)
+		}
+	})
 }

@@ -1,77 +1,312 @@
 package realtime
 
 import (
-	"bytes"
-	"reflect"
+	"fmt"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
-// records returns some of a journal.
-func records() (all [][]byte) {
-	node := nodeID{1, 2, 3}
+// newTestJournal returns a journal whose log is driven by the test.
+func newTestJournal(t *testing.T) (*driver, *journal, *testLog) {
+	b := new(testLog)
+	j := newJournal(newOrderShared(History{Age: time.Minute}), b)
+	t.Cleanup(j.close)
+	synctest.Wait()
+	return &driver{t: t, o: j}, j, b
+}
+
+// recordOf returns a record of another node.
+func recordOf(node byte, number uint64, data ...string) []byte {
 	var events []*ownEvent
-	for i, e := range []Event{{Data: []byte("d")}, {}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
-		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
-		all = append(all, encodeRecord(node, events))
+	for _, d := range data {
+		events = append(events, &ownEvent{event: newEvent("a", Event{Data: []byte(d)})})
 	}
-	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
-	all = append(all, a.cut())
-	for range maxLostTopics + 5 {
-		a.noteLost(string(rune('a' + len(a.topics))))
-	}
-	return append(all, a.cut())
+	events[0].number = number
+	return encodeRecord(nodeID{node}, events)
 }
 
-func TestRecord(t *testing.T) {
-	all := records()
-	for i, b := range all {
-		r, err := parseRecord(bytes.Clone(b))
-		if err != nil || r.node != (nodeID{1, 2, 3}) {
-			t.Fatalf("record %d: %+v, %v", i, r, err)
+func TestJournalOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "old"))
+		j.Current("e", 1)
+		d.arrive()
+		d.want() // from before this node was started
+		rc := d.publish("a", "mine")
+		d.want()
+		synctest.Wait()
+		if len(b.records()) != 1 || !j.isPending() || <-rc.later != nil {
+			t.Fatalf("%d records appended, pending %v", len(b.records()), j.isPending())
 		}
-		switch {
-		case i < 3:
-			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 {
-				t.Errorf("record %d: %+v", i, r)
+		j.Record("e", 2, recordOf(1, 2, "x", "y"))
+		j.Record("e", 3, b.records()[0])
+		j.Record("e", 4, b.records()[0])        // appended twice
+		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
+		j.Record("e", 6, []byte("from nobody")) // has its number, too
+		j.Record("e", 7, recordOf(2, 1, "z"))
+		d.arrive()
+		d.want("x", "y", "mine", "z")
+		if j.isPending() || j.shared.gaps.Load() != 0 {
+			t.Errorf("pending %v, %d gaps", j.isPending(), j.shared.gaps.Load())
+		}
+		for id, want := range map[string]string{
+			d.id(1, wholeRecord): "x y mine z", d.id(2, 1): "y mine z", d.id(7, wholeRecord): "",
+			"other" + d.id(7, wholeRecord)[1:]: "lost", // another log
+			d.id(7, wholeRecord) + "0":         "lost", // another record of this number
+			fmt.Sprint("e-", 7<<recordBits):    "lost", // of which nobody knows
+		} {
+			if got := d.since(id, "a"); got != want {
+				t.Errorf("from %s on a client has missed %q, want %q", id, got, want)
 			}
-		case r.kind != brokeredCut || r.number != 1<<40:
-			t.Errorf("record %d: %+v", i, r)
 		}
-		for n := range b {
-			if _, err := parseRecord(b[:n]); err == nil {
-				t.Errorf("the first %d bytes of %q are taken for a record", n, b)
+	})
+}
+
+// If the engine has lost records, connected clients get a reset, too. A record
+// forged in this node's name isn't accepted as its own.
+func TestJournalLoses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "1"))
+		j.Current("e", 1)
+		d.arrive()
+		id := d.id(1, wholeRecord)
+		j.Record("e", 3, recordOf(1, 3, "3"))
+		d.arrive()
+		d.want("reset", "3")
+		if got := d.since(id, "a"); got != "lost" || j.shared.gaps.Load() != 1 {
+			t.Errorf("a client that comes back has missed %q, %d gaps", got, j.shared.gaps.Load())
+		}
+		j.Current("another", 1)
+		d.arrive()
+		d.want("reset")
+		forged := recordOf(1, 1, "forged")
+		copy(forged[2:], j.peers.node[:])
+		j.Record("another", 2, forged)
+		d.arrive()
+		d.want()
+	})
+}
+
+// A log that was put back shows when a record comes that isn't the one of its
+// number. What comes from there on is new to clients, and ids from before are of
+// another log.
+func TestJournalPutBackUnderANode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 0)
+		for i := range uint64(4) {
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
+		}
+		d.arrive()
+		d.want("1", "2", "3", "4")
+		before := d.id(2, wholeRecord)
+		j.Record("e", 4, recordOf(1, 4, "4")) // the last one again
+		d.arrive()
+		d.want()
+		j.Record("e", 2, recordOf(2, 1, "other"))
+		j.Record("e", 3, recordOf(2, 2, "another"))
+		d.arrive()
+		other := d.id(2, wholeRecord)
+		d.want("reset", "other", "another")
+		if got := d.since(before, "a"); got != "lost" || j.shared.gaps.Load() != 1 {
+			t.Errorf("with an id from before a client has missed %q, %d gaps", got, j.shared.gaps.Load())
+		}
+		if got := d.since(other, "a"); got != "another" {
+			t.Errorf("behind the second record a client has missed %q, want another", got)
+		}
+		time.Sleep(2 * journalTick) // and nodes that have not read what is lost are told
+		synctest.Wait()
+		if len(b.records()) != 1 {
+			t.Fatalf("%d records appended, want a cut", len(b.records()))
+		}
+		fresh, f, _ := newTestJournal(t)
+		for i, record := range [][]byte{recordOf(1, 1, "1"), recordOf(2, 1, "other"), recordOf(2, 2, "another"), b.records()[0], recordOf(2, 3, "later")} {
+			f.Record("e", uint64(i+1), record)
+		}
+		f.Current("e", 5)
+		fresh.arrive()
+		fresh.want()
+		if got, later := fresh.since(fresh.id(1, wholeRecord), "a"), fresh.since(fresh.id(4, wholeRecord), "a"); got != "lost" || later != "later" {
+			t.Errorf("on a node that was started since, a client has missed %q and %q, want it lost, and later", got, later)
+		}
+		f.Record("e", 6, append(b.records()[0], "again"...)) // by a third node, say
+		fresh.arrive()
+		fresh.want("reset") // also for who is connected
+	})
+}
+
+// A log that is shorter than before, after an outage, was put back as well.
+func TestJournalIsShorter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		for i := range uint64(4) {
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
+		}
+		j.Current("e", 3) // which was the last one when the broker connected
+		d.arrive()
+		before := d.id(2, wholeRecord)
+		d.want()
+		j.Away(errTestAway)
+		j.Record("e", 4, recordOf(1, 4, "4"))
+		j.Current("e", 4)
+		d.arrive()
+		d.want()
+		j.Away(errTestAway)
+		j.Record("e", 2, recordOf(1, 2, "2"))
+		j.Current("e", 2)
+		j.Record("e", 3, recordOf(1, 5, "5"))
+		d.arrive()
+		d.want("reset", "5")
+		if got := d.since(before, "a"); got != "lost" {
+			t.Errorf("behind the record that is the last one now a client has missed %q, want it lost", got)
+		}
+	})
+}
+
+// A node that reads a long log for the first time isn't cut off from it: records
+// that come are progress, for its own events and for the clients that wait.
+func TestJournalReadsLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		start := time.Now()
+		awaited := make(chan time.Duration, 1)
+		go func() {
+			j.await("")
+			awaited <- time.Since(start)
+		}()
+		rc := d.publish("a", "mine")
+		const records = 200
+		for i := range uint64(records) { // 20 s
+			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i)))
+			d.arrive()
+			time.Sleep(100 * time.Millisecond)
+		}
+		d.want()
+		if _, down := j.elsewhere(); down || len(b.records()) != 1 || <-rc.later != nil {
+			t.Errorf("down %v, %d records appended", down, len(b.records()))
+		}
+		j.Record("e", records+1, b.records()[0])
+		j.Current("e", records+1)
+		d.arrive()
+		d.want("mine")
+		if took := <-awaited; took != 20*time.Second || j.shared.gaps.Load() != 0 {
+			t.Errorf("a client waited for %v, %d gaps; want 20 s and none", took, j.shared.gaps.Load())
+		}
+	})
+}
+
+// A log that is never there, or stops in the midst of it, is given up.
+func TestJournalNeverStarts(t *testing.T) {
+	for name, tt := range map[string]struct {
+		records int // one a second
+		want    time.Duration
+	}{"nothing": {0, brokerTimeout}, "a part": {7, 6*time.Second + brokerTimeout}, "without end": {1000, maxStart}} {
+		synctest.Test(t, func(t *testing.T) {
+			d, j, _ := newTestJournal(t)
+			start := time.Now()
+			go func() {
+				for i := range uint64(tt.records) {
+					j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i)))
+					time.Sleep(time.Second)
+				}
+			}()
+			go func() {
+				for range tt.records + 1 {
+					d.arrive()
+					time.Sleep(time.Second)
+				}
+			}()
+			j.await("")
+			if took := time.Since(start); took != tt.want {
+				t.Errorf("%s: a client waited for %v, want %v", name, took, tt.want)
 			}
-		}
-	}
-	r, _ := parseRecord(all[2])
-	if e := r.events[2]; e.topic != "b" || !reflect.DeepEqual(e.Event, Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}) {
-		t.Errorf("the last event came as %+v", e)
-	}
-	if r, _ := parseRecord(all[3]); !reflect.DeepEqual(r.topics, []string{"a"}) {
-		t.Errorf("a cut came with %q", r.topics)
-	}
-	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{""}) {
-		t.Errorf("a cut of too many topics came with %d", len(r.topics))
+			time.Sleep(time.Hour)
+		})
 	}
 }
 
-// What comes from a log may be anything.
-func FuzzRecord(f *testing.F) {
-	for _, b := range records() {
-		f.Add(b)
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := parseRecord(bytes.Clone(b))
-		if err != nil || r.kind != brokeredRecord || len(r.events) == 0 {
-			return
+// A quiet log gets a mark, so that its last record is always one that nodes know.
+func TestJournalMarksTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 7) // none of which is left
+		d.arrive()
+		if id := d.id(7, wholeRecord); d.since(id, "a") != "lost" {
+			t.Errorf("the id %s resumes, though nobody knows its record", id)
 		}
-		var events []*ownEvent
-		for _, ev := range r.events {
-			events = append(events, &ownEvent{event: ev, number: r.number})
+		for i := range uint64(3) {
+			time.Sleep(2 * journalTick)
+			synctest.Wait()
+			if n := len(b.records()); n != int(i)+1 {
+				t.Fatalf("%d records appended, want %d marks", n, i+1)
+			}
+			j.Record("e", 8+i, b.records()[i])
+			d.arrive()
+			if id := d.id(8+i, wholeRecord); d.since(id, "a") != "" {
+				t.Errorf("the id %s doesn't resume", id)
+			}
+			time.Sleep(j.past.limit.Age/3 - 3*journalTick)
+			d.arrive()
+			if n := len(b.records()); n != int(i)+1 {
+				t.Fatalf("%d records appended, want %d: the log has just had one", n, i+1)
+			}
+			time.Sleep(j.past.limit.Age/6 + journalTick)
 		}
-		again, err := parseRecord(encodeRecord(r.node, events))
-		if err != nil || !reflect.DeepEqual(again, r) {
-			t.Errorf("%+v came as %+v, %v", r, again, err)
+	})
+}
+
+// A cut: events bypass a log that accepts none. When it works again, it gets a
+// record of that for all nodes.
+func TestJournalCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 0)
+		d.arrive()
+		b.setAway(true)
+		rc := d.publish("a", "1")
+		time.Sleep(journalPatience - time.Millisecond)
+		d.arrive()
+		d.want()
+		time.Sleep(appendRetry)
+		d.arrive()
+		if id := d.last(); !strings.HasSuffix(id, "-local") || d.since(id, "a") != "lost" {
+			t.Errorf("the id %s resumes", id)
+		}
+		d.want("1")
+		if err := <-rc.later; err != ErrBrokerUnavailable || j.isPending() {
+			t.Errorf("the publisher got %v, pending %v", err, j.isPending())
+		}
+		if _, down := j.elsewhere(); !down {
+			t.Error("it isn't down")
+		}
+		late := encodeRecord(j.peers.node, []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}})
+		j.Record("e", 1, late) // the engine had accepted it
+		d.arrive()
+		d.want()
+		b.setAway(false)
+		time.Sleep(2 * journalTick) // the goroutine tries again
+		synctest.Wait()
+		if len(b.records()) != 1 {
+			t.Fatalf("%d records appended, want the cut", len(b.records()))
+		}
+		j.Record("e", 2, b.records()[0])
+		d.arrive()
+		d.want()
+		synctest.Wait()
+		if _, down := j.elsewhere(); down {
+			t.Error("it is down though the cut has come back")
+		}
+		rc = d.publish("a", "2")
+		synctest.Wait()
+		j.Record("e", 3, b.records()[1])
+		d.arrive()
+		id := d.last()
+		d.want("2")
+		if err := <-rc.later; err != nil || d.since(id, "a") != "" || j.shared.brokerLost.Load() != 1 {
+			t.Errorf("the publisher got %v, behind %s a client has missed %q, %d lost", err, id, d.since(id, "a"), j.shared.brokerLost.Load())
 		}
 	})
 }

@@ -1,35 +1,663 @@
-package realtime
+package realtime_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// A clock that isn't wound stops after two revolutions: a stall adds no time.
-func TestClock(t *testing.T) {
+// left records what OnDisconnect is told.
+type left struct {
+	err error
+	at  time.Duration // since the test's start
+	n   int
+}
+
+func recordLeft(hub *realtime.Hub) *left {
+	l, start := new(left), time.Now()
+	hub.OnDisconnect = func(_ *realtime.Client, err error) {
+		l.err, l.at, l.n = err, time.Since(start), l.n+1
+	}
+	return l
+}
+
+// within reports whether got is at want, at most a second late.
+func within(got, want time.Duration) bool {
+	return got >= want && got <= want+time.Second
+}
+
+func TestPingAfterSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := clock{start: time.Now()}
-		if c.now() == 0 {
-			t.Error("now() is zero, which means never")
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		last := time.Now()
+		for i := range 5 {
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first != 0x89 {
+				t.Fatalf("frame %#x, want a ping", first)
+			}
+			if got := time.Since(last); !within(got, 54*time.Second) {
+				t.Errorf("ping %d after %v of silence, want 54 s and at most one more", i, got)
+			}
+			// A pong, or anything else, is a sign of life.
+			if i%2 == 0 {
+				c.send(frame(0x8A, payload))
+			} else {
+				c.send(frame(0x81, []byte("hi")))
+			}
+			last = time.Now()
 		}
-		c.wind()
-		look := func(want time.Duration) {
-			t.Helper()
-			if got := c.now(); got.Round(time.Microsecond) != want {
-				t.Errorf("now() = %v, want %v", got, want)
+		if got := hub.ClientCount(); got != 1 {
+			t.Errorf("ClientCount() = %d, want 1", got)
+		}
+	})
+}
+
+// A client that sends something as the process runs on after a stall is pinged
+// as usual: its reader must not take a time to come for that of the message.
+func TestPingAfterAStall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		time.Sleep(10 * time.Second)
+		realtime.Stall(hub, 8*time.Hour)
+		c.send(frame(0x8A, nil))
+		start := time.Now()
+		first, _, err := c.readFrame()
+		if d := time.Since(start); first != 0x89 || d < 54*time.Second || d > 56*time.Second {
+			t.Errorf("got frame %#x, %v after %v; want a ping after 54 s and at most 2 s", first, err, d)
+		}
+	})
+}
+
+// One sweeper looks after all clients. It goes with the last of them, and
+// comes again.
+func TestOneSweeper(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		for range 2 {
+			var clients []*rawClient
+			for range 5 {
+				clients = append(clients, s.raw())
+			}
+			synctest.Wait()
+			if n := running("(*Hub).sweep"); n != 1 {
+				t.Errorf("%d sweepers for 5 clients, want 1", n)
+			}
+			start := time.Now()
+			if first, _, err := clients[0].readFrame(); first != 0x89 || !within(time.Since(start), 54*time.Second) {
+				t.Errorf("got frame %#x, %v after %v; want a ping after 54 s", first, err, time.Since(start))
+			}
+			for _, c := range clients {
+				c.conn.Close()
+			}
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			if n := running("(*Hub).sweep"); n != 0 {
+				t.Errorf("%d sweepers for nobody", n)
 			}
 		}
-		for i := range 5 {
-			look(time.Duration(i) * revolution)
-			time.Sleep(revolution)
-			c.wind()
+	})
+}
+
+func TestTalkingClientIsNotPinged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for range 20 {
+			time.Sleep(50 * time.Second)
+			c.send(frame(0x81, []byte("hi")))
 		}
-		time.Sleep(time.Hour)
-		look(7 * revolution)
-		c.wind()
-		look(7 * revolution)
-		time.Sleep(revolution)
-		look(8 * revolution)
+		time.Sleep(3 * time.Second)
+		hub.Broadcast <- []byte("first")
+		if first, payload, err := c.readFrame(); err != nil || first != 0x81 {
+			t.Errorf("got frame %#x %q, %v; want the broadcast and no ping before it", first, payload, err)
+		}
+	})
+}
+
+func TestPingIntervalNegativeNeverPings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.PingInterval = -1
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		time.Sleep(2 * time.Hour)
+		hub.Broadcast <- []byte("first")
+		if first, _, err := c.readFrame(); err != nil || first != 0x81 {
+			t.Errorf("got frame %#x, %v; want the broadcast", first, err)
+		}
+	})
+}
+
+func TestUnansweredPingDisconnects(t *testing.T) {
+	for name, said := range map[string][]byte{"silent from the start": nil, "silent after a message": frame(0x81, []byte("hi"))} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				hub.OnMessage = func(*realtime.Hub, realtime.Message) {}
+				s := newPipeSite(t, hub)
+				c := s.raw(said...)
+				io.Copy(io.Discard, c.br) // takes the ping, answers nothing, until the server hangs up
+				synctest.Wait()
+				if l.n != 1 || l.err == nil || !strings.Contains(l.err.Error(), "ping unanswered for Hub.PongTimeout") {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, for the ping", l.n, l.err)
+				}
+				if l.at < 114*time.Second || l.at > 116*time.Second {
+					t.Errorf("gone after %v, want 54 s + 60 s and at most 2 s", l.at)
+				}
+			})
+		})
+	}
+}
+
+// A client that answers pings and says nothing else lives on, as one does
+// that pings itself: a control frame is no message that has begun.
+func TestControlFramesAlone(t *testing.T) {
+	for name, alive := range map[string]byte{"pong": 0x8A, "ping": 0x89} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				c.send(frame(0x81, []byte("a message before")))
+				go io.Copy(io.Discard, c.br)
+				for range 3 {
+					c.send(frame(alive, []byte("alive")))
+					time.Sleep(110 * time.Second) // an unanswered ping falls into it
+				}
+				if l.n != 0 {
+					t.Errorf("gone after %v: %v", l.at, l.err)
+				}
+			})
+		})
+	}
+}
+
+func TestTimeInOnMessageIsNotSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
+			time.Sleep(10 * time.Minute)
+			msg.Client.Send(msg.Data)
+		}
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		// The second message has begun when the handler gets the first.
+		two := append(frame(0x81, []byte("one")), frame(0x81, []byte("two"))...)
+		go func() {
+			c.send(two[:len(two)-1])
+			time.Sleep(11 * time.Minute)
+			c.send(two[len(two)-1:])
+		}()
+		var got []string
+		for len(got) < 2 {
+			first, payload, err := c.readFrame()
+			if err != nil {
+				t.Fatalf("after %q: %v (%v)", got, err, l.err)
+			}
+			if first == 0x81 {
+				got = append(got, string(payload))
+			}
+		}
+	})
+}
+
+func TestMessageThatNeverEnds(t *testing.T) {
+	tests := map[string][]byte{
+		"one byte of a header":   {0x81},
+		"half a header":          {0x81, 0xFE, 0x01},
+		"no mask":                {0x81, 0x85, 1, 2},
+		"half a payload":         frame(0x81, []byte("hello"))[:8],
+		"fragment without a fin": frame(0x01, []byte("hello")),
+		"message, then a header": append(frame(0x81, []byte("whole")), 0x81),
+		"lie about the length":   {0x82, 0xFF, 0, 0, 0, 0x10, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6},
+	}
+	for name, b := range tests {
+		never := func(t *testing.T, together bool) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				start := time.Now()
+				var c *rawClient
+				if together {
+					c = s.raw(b...)
+				} else {
+					c = s.raw()
+					c.send(b)
+				}
+				c.expectClose(1008)
+				if got := time.Since(start); !within(got, 60*time.Second) {
+					t.Errorf("close frame after %v, want 60 s and at most one more", got)
+				}
+				c.expectEnd()
+				synctest.Wait()
+				if l.n != 1 || !strings.Contains(l.err.Error(), "incomplete") {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, for an incomplete message", l.n, l.err)
+				}
+			})
+		}
+		t.Run(name, func(t *testing.T) { never(t, false) })
+		t.Run(name+", in the packet of the handshake", func(t *testing.T) { never(t, true) })
+	}
+}
+
+// Pings inside a fragmented message are answered, but don't prolong it.
+func TestPingsDoNotProlongAMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		start := time.Now()
+		var pinging sync.WaitGroup
+		defer pinging.Wait()
+		pinging.Go(func() {
+			c.send(frame(0x01, []byte("hel")))
+			for c.send(frame(0x89, []byte("are you there"))) == nil {
+				time.Sleep(10 * time.Second)
+			}
+		})
+		if first, payload, err := c.readFrame(); first != 0x8A || string(payload) != "are you there" {
+			t.Errorf("got frame %#x %q, %v; want the pong", first, payload, err)
+		}
+		c.expectClose(1008)
+		if got := time.Since(start); !within(got, 60*time.Second) {
+			t.Errorf("close frame after %v, want 60 s and at most one more", got)
+		}
+		c.expectEnd()
+	})
+}
+
+// A control frame that does not end is the library's to notice.
+func TestStallInsideAControlFrame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		c.send(frame(0x89, []byte("hello"))[:7])
+		io.Copy(io.Discard, c.br)
+		synctest.Wait()
+		if l.n != 1 || l.at != 5*time.Second || !strings.Contains(l.err.Error(), "control frame") {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want once, for the control frame, after 5 s", l.n, l.err, l.at)
+		}
+	})
+}
+
+// After such a stall the connection is closed even if the peer then neither
+// reads nor hangs up: over TCP, where the server waits for that.
+func TestLingeringIsBounded(t *testing.T) {
+	t.Parallel()
+	hub := realtime.NewHub()
+	gone := make(chan error, 1)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { gone <- err }
+	s := newTCPSite(t, hub)
+	c := s.raw()
+	c.send(frame(0x89, []byte("hello"))[:7])
+	if err := <-gone; !strings.Contains(err.Error(), "control frame") {
+		t.Errorf("OnDisconnect got %v", err)
+	}
+	down := make(chan error, 1)
+	go func() { down <- hub.Shutdown(context.Background()) }()
+	select {
+	case err := <-down:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the connection was not closed within a minute after the client's end, want 5 s")
+	}
+}
+
+// Clients that came at once are not all pinged at once.
+func TestPingsAreSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		at := make(chan time.Time)
+		const clients = 64
+		for range clients {
+			c := s.raw()
+			go func() {
+				c.readFrame()
+				at <- time.Now()
+				c.send(frame(0x88, nil))
+			}()
+		}
+		pings := make(map[time.Time]int)
+		for range clients {
+			pings[<-at]++
+		}
+		for moment, n := range pings {
+			if n > clients/8 {
+				t.Errorf("%d of %d clients were pinged at %v", n, clients, moment)
+			}
+		}
+	})
+}
+
+func TestSlowClientIsDisconnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		healthy := s.connect()
+		got := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for got < 300 {
+				if _, _, err := healthy.Read(context.Background()); err != nil {
+					return
+				}
+				got++
+			}
+		}()
+		for range 300 {
+			hub.Broadcast <- []byte("x")
+		}
+		<-done
+		if got != 300 {
+			t.Errorf("the client that reads got %d of 300", got)
+		}
+		if hub.ClientCount() != 2 {
+			t.Errorf("ClientCount() = %d before SlowAfter, want 2", hub.ClientCount())
+		}
+		time.Sleep(2 * time.Second) // nothing more is published: the sweeper sees it
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) || !within(l.at, time.Second) {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want ErrSlowClient once, after 1 s", l.n, l.err, l.at)
+		}
+		st := hub.Stats()
+		if st.Clients != 1 || st.SlowClients != 1 || st.Queued != 0 || st.Delivered+st.Dropped != 600 {
+			t.Errorf("Stats() = %+v", st)
+		}
+	})
+}
+
+// SendBuffer is exact: so many messages may wait for as long as WriteTimeout
+// allows, one more may not.
+func TestSendBufferIsExact(t *testing.T) {
+	for _, tt := range []struct {
+		waiting int
+		slow    bool
+	}{{256, false}, {257, true}} {
+		t.Run(fmt.Sprint(tt.waiting), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				for range tt.waiting {
+					hub.Broadcast <- []byte("x")
+				}
+				synctest.Wait()
+				if got := hub.Stats().Queued; got != int64(tt.waiting) {
+					t.Errorf("Queued = %d, want %d", got, tt.waiting)
+				}
+				time.Sleep(9 * time.Second)
+				synctest.Wait()
+				if slow := errors.Is(l.err, realtime.ErrSlowClient); slow != tt.slow {
+					t.Errorf("OnDisconnect got %v, want ErrSlowClient: %v", l.err, tt.slow)
+				}
+				for i := 0; i < tt.waiting && !tt.slow; i++ {
+					if _, _, err := c.readFrame(); err != nil {
+						t.Fatalf("frame %d: %v (%v)", i, err, l.err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A client that catches up with a burst is given its time, one that falls
+// behind isn't.
+func TestCatchingUpIsNotSlow(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		rate int // messages that the client takes in a tenth of a second
+		slow bool
+	}{{600, false}, {100, false}, {30, false}, {20, true}} {
+		t.Run(fmt.Sprint(tt.rate), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				const events = 2000
+				big := []byte(strings.Repeat("x", 8<<10)) // a few in a write
+				for range events {
+					hub.Broadcast <- big
+				}
+				for i := range events {
+					if i%tt.rate == 0 {
+						time.Sleep(100 * time.Millisecond)
+					}
+					if _, _, err := c.readFrame(); err != nil {
+						break
+					}
+				}
+				synctest.Wait()
+				if slow := errors.Is(l.err, realtime.ErrSlowClient); slow != tt.slow {
+					t.Errorf("OnDisconnect got %v after %v, want ErrSlowClient: %v", l.err, l.at, tt.slow)
+				}
+			})
+		})
+	}
+}
+
+func TestSlowAfterNegativeDisconnectsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SlowAfter, hub.SendBuffer = -1, 4
+		l := recordLeft(hub)
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		var lines safeBuffer
+		hub.Logger = textLogger(&lines)
+		s := newPipeSite(t, hub)
+		s.raw()
+		for range 4 {
+			hub.Broadcast <- []byte("x")
+		}
+		synctest.Wait()
+		if l.n != 0 {
+			t.Fatalf("disconnected by 4 messages: %v", l.err)
+		}
+		hub.Broadcast <- []byte("x")
+		synctest.Wait()
+		if l.n != 1 || !errors.Is(l.err, realtime.ErrSlowClient) || l.at != 0 {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want ErrSlowClient at once", l.n, l.err, l.at)
+		}
+		if got := lines.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "client="+client.ID()) {
+			t.Errorf("logged %q, want a line with client=%s", got, client.ID())
+		}
+	})
+}
+
+// Send tells its caller that the client is too slow, and that it is gone.
+func TestSendToASlowClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SendBuffer = 2
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		s.raw()
+		for i := range 2 * 64 {
+			if err := client.Send([]byte("x")); err != nil {
+				t.Fatalf("Send %d: %v", i, err)
+			}
+		}
+		if err := client.Send([]byte("x")); !errors.Is(err, realtime.ErrSlowClient) {
+			t.Errorf("Send above 64 × SendBuffer: %v, want ErrSlowClient", err)
+		}
+		if err := client.Send([]byte("x")); !errors.Is(err, realtime.ErrClientClosed) {
+			t.Errorf("Send to a client that was cut: %v, want ErrClientClosed", err)
+		}
+		if cause := context.Cause(client.Context()); !errors.Is(cause, realtime.ErrSlowClient) {
+			t.Errorf("Cause = %v, want ErrSlowClient", cause)
+		}
+	})
+}
+
+// Who was closed by Close is not a slow client, however slowly it takes what
+// waits.
+func TestClosedClientIsNotSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		var client *realtime.Client
+		hub.OnConnect = keep(&client)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		for range 300 {
+			client.Send([]byte("x"))
+		}
+		client.Close(4000, "")
+		time.Sleep(7 * time.Second)
+		synctest.Wait()
+		if websocket.CloseStatus(l.err) != 4000 || hub.Stats().SlowClients != 0 {
+			t.Errorf("OnDisconnect got %v, SlowClients = %d; want 4000 and 0", l.err, hub.Stats().SlowClients)
+		}
+	})
+}
+
+func TestWriteTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		s.raw() // never reads
+		hub.Broadcast <- []byte("x")
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		if l.n != 1 || !within(l.at, 10*time.Second) || !strings.Contains(l.err.Error(), "WriteTimeout") {
+			t.Errorf("OnDisconnect: %d times, last with %v after %v; want once, for WriteTimeout, after 10 s", l.n, l.err, l.at)
+		}
+	})
+}
+
+// WriteTimeout begins with what waits, not with what was written last.
+func TestWriteTimeoutBeginsWithTheWrite(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.PingInterval = -1
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for range 2 {
+			time.Sleep(time.Minute)
+			hub.Broadcast <- []byte("x")
+			time.Sleep(9 * time.Second)
+			if _, payload, err := c.readFrame(); string(payload) != "x" {
+				t.Fatalf("got %q, %v (%v)", payload, err, l.err)
+			}
+		}
+	})
+}
+
+// A slow but steady reader makes progress: WriteTimeout is no bound on how
+// long a large message takes.
+func TestSteadyReaderIsNotTimedOut(t *testing.T) {
+	for name, tt := range map[string]struct{ size, step int }{
+		"16 KB a second, with pings that wait behind a message": {4 << 20, 16 << 10},
+		"4 KB a second": {256 << 10, 4 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				l := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				hub.Broadcast <- []byte(strings.Repeat("x", tt.size))
+				buf := make([]byte, tt.step)
+				for total := 0; total < tt.size; {
+					time.Sleep(time.Second)
+					n, err := c.br.Read(buf)
+					if err != nil {
+						t.Fatalf("after %d bytes: %v (%v)", total, err, l.err)
+					}
+					total += n
+				}
+			})
+		})
+	}
+}
+
+// Nor is one over TCP, where a blocked write goes on only when a third of what
+// the kernel has is gone.
+func TestSteadyReaderOverTCPIsNotTimedOut(t *testing.T) {
+	t.Parallel()
+	hub := realtime.NewHub()
+	left := make(chan error, 1)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { left <- err }
+	s := newTCPSite(t, hub)
+	c := s.raw()
+	for range 200 { // 13 MB
+		hub.Broadcast <- []byte(strings.Repeat("x", 64<<10))
+	}
+	buf := make([]byte, 32<<10)
+	for start := time.Now(); time.Since(start) < 16*time.Second; { // WriteTimeout and more
+		time.Sleep(500 * time.Millisecond) // 64 KB/s
+		if _, err := io.ReadFull(c.br, buf); err != nil {
+			t.Fatalf("after %v: %v (%v)", time.Since(start), err, <-left)
+		}
+	}
+	c.conn.Close()
+}
+
+// keep makes an OnConnect that keeps its client.
+func keep(into **realtime.Client) func(*realtime.Client, *http.Request) error {
+	return func(c *realtime.Client, _ *http.Request) error {
+		*into = c
+		return nil
+	}
+}
+
+func TestMessageTooBig(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		var got int
+		hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { got = len(msg.Data) }
+		s := newPipeSite(t, hub)
+		conn := s.connect()
+		exact := strings.Repeat("x", 512<<10)
+		write(t, conn, exact)
+		go conn.Write(context.Background(), websocket.MessageText, []byte(exact+"x"))
+		if status := closeStatus(conn); status.Code != websocket.StatusMessageTooBig {
+			t.Errorf("closed with %v, want 1009", status)
+		}
+		synctest.Wait()
+		if got != 512<<10 {
+			t.Errorf("OnMessage got %d bytes, want 512 KiB and no more", got)
+		}
+		if l.n != 1 || !errors.Is(l.err, websocket.ErrMessageTooBig) {
+			t.Errorf("OnDisconnect: %d times, last with %v; want ErrMessageTooBig once", l.n, l.err)
+		}
 	})
 }

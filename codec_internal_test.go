@@ -1,0 +1,122 @@
+package realtime
+
+import (
+	"bytes"
+	"reflect"
+	"testing"
+	"time"
+)
+
+func TestBrokered(t *testing.T) {
+	for _, m := range []brokered{
+		{kind: brokeredHeartbeat, node: nodeID{1}, clients: 12345, seq: 7},
+		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1, time.Second}, {0, 1 << 63, 0}}},
+		{kind: brokeredEvent, node: nodeID{15: 9}, seq: 1, event: Event{Data: []byte{}}},
+		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
+	} {
+		b := m.append(nil)
+		got, err := parseBrokered(bytes.Clone(b))
+		if err != nil || !reflect.DeepEqual(got, m) {
+			t.Errorf("%+v came as %+v, %v", m, got, err)
+		}
+		for i := range len(b) - len(m.event.Data) {
+			if _, err := parseBrokered(b[:i]); err == nil {
+				t.Errorf("the first %d bytes of %q are taken for a message", i, b)
+			}
+		}
+	}
+	for topic, name := range map[string]string{"": "all", nodesTopic: "nodes", "all": "topic/all", "topic/": "topic/topic/"} {
+		if got := brokerName(topic); got != name {
+			t.Errorf("brokerName(%q) = %q, want %q", topic, got, name)
+		}
+		if got, ok := brokerTopicOf(name); got != topic || !ok {
+			t.Errorf("brokerTopicOf(%q) = %q, %v", name, got, ok)
+		}
+	}
+}
+
+// What comes from a broker may be anything.
+func FuzzBrokered(f *testing.F) {
+	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
+	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseBrokered(b)
+		if err != nil {
+			return
+		}
+		again, err := parseBrokered(m.append(nil))
+		if err != nil || !reflect.DeepEqual(again, m) {
+			t.Errorf("%+v came as %+v, %v", m, again, err)
+		}
+	})
+}
+
+// records returns some of a journal.
+func records() (all [][]byte) {
+	node := nodeID{1, 2, 3}
+	var events []*ownEvent
+	for i, e := range []Event{{Data: []byte("d")}, {}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
+		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
+		all = append(all, encodeRecord(node, events))
+	}
+	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
+	all = append(all, a.cut())
+	for range maxLostTopics + 5 {
+		a.noteLost(string(rune('a' + len(a.topics))))
+	}
+	return append(all, a.cut())
+}
+
+func TestRecord(t *testing.T) {
+	all := records()
+	for i, b := range all {
+		r, err := parseRecord(bytes.Clone(b))
+		if err != nil || r.node != (nodeID{1, 2, 3}) {
+			t.Fatalf("record %d: %+v, %v", i, r, err)
+		}
+		switch {
+		case i < 3:
+			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 {
+				t.Errorf("record %d: %+v", i, r)
+			}
+		case r.kind != brokeredCut || r.number != 1<<40:
+			t.Errorf("record %d: %+v", i, r)
+		}
+		for n := range b {
+			if _, err := parseRecord(b[:n]); err == nil {
+				t.Errorf("the first %d bytes of %q are taken for a record", n, b)
+			}
+		}
+	}
+	r, _ := parseRecord(all[2])
+	if e := r.events[2]; e.topic != "b" || !reflect.DeepEqual(e.Event, Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}) {
+		t.Errorf("the last event came as %+v", e)
+	}
+	if r, _ := parseRecord(all[3]); !reflect.DeepEqual(r.topics, []string{"a"}) {
+		t.Errorf("a cut came with %q", r.topics)
+	}
+	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{""}) {
+		t.Errorf("a cut of too many topics came with %d", len(r.topics))
+	}
+}
+
+// What comes from a log may be anything.
+func FuzzRecord(f *testing.F) {
+	for _, b := range records() {
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRecord(bytes.Clone(b))
+		if err != nil || r.kind != brokeredRecord || len(r.events) == 0 {
+			return
+		}
+		var events []*ownEvent
+		for _, ev := range r.events {
+			events = append(events, &ownEvent{event: ev, number: r.number})
+		}
+		again, err := parseRecord(encodeRecord(r.node, events))
+		if err != nil || !reflect.DeepEqual(again, r) {
+			t.Errorf("%+v came as %+v, %v", r, again, err)
+		}
+	})
+}

@@ -1,0 +1,302 @@
+package realtime
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// newTestRelay returns a relay whose engine is driven by the test.
+func newTestRelay(t *testing.T) (*driver, *relay, *testBroker) {
+	b := new(testBroker)
+	r := newRelay(newOrderShared(History{Age: time.Minute}), b)
+	t.Cleanup(r.close)
+	synctest.Wait()
+	return &driver{t: t, o: r}, r, b
+}
+
+// from returns a message of another node.
+func from(node byte, seq, before uint64, data string) []byte {
+	return brokered{kind: brokeredEvent, node: nodeID{node}, seq: seq, before: before, event: Event{Data: []byte(data)}}.append(nil)
+}
+
+func TestRelayOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		r.want([]string{"a"})
+		if rc := d.publish("a", "mine"); rc.err != nil || rc.later != nil {
+			t.Errorf("receipt %+v, want an empty one", rc)
+		}
+		d.want("mine") // at once
+		synctest.Wait()
+		if len(b.published) != 1 || !strings.HasPrefix(b.published[0], "topic/a ") || !slices.Contains(b.subscribed, "topic/a") {
+			t.Fatalf("published %q and subscribed %q", b.published, b.subscribed)
+		}
+		_, msg, _ := strings.Cut(b.published[0], " ")
+		r.Deliver("topic/a", []byte(msg)) // an echo
+		r.Deliver("topic/a", from(1, 1, 0, "1"))
+		r.Deliver("topic/a", from(1, 1, 0, "1"))   // twice
+		r.Deliver("topic/b", from(1, 2, 0, "no"))  // no client here has it
+		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // another node, whose first seen event is its seventh
+		r.Deliver("topic/a", []byte("garbage"))
+		d.arrive()
+		if first := d.last(); d.since(first, "a") != "" {
+			t.Error("there is more behind the newest")
+		}
+		d.want("1", "2/7")
+	})
+}
+
+// A lost message is told to clients that reconnect, if they have its topic.
+func TestRelayGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a", "b"})
+		r.Deliver("topic/a", from(1, 1, 0, "a1"))
+		r.Deliver("topic/b", from(1, 2, 0, "b2"))
+		d.arrive()
+		before := d.last()
+		d.want("a1", "b2")
+		r.Deliver("topic/a", from(1, 4, 3, "a4"))
+		d.arrive()
+		after := d.last()
+		d.want("a4")
+		for _, tt := range []struct{ id, topic, want string }{
+			{before, "a", "lost"}, {before, "b", ""}, {after, "a", ""},
+		} {
+			if got := d.since(tt.id, tt.topic); got != tt.want {
+				t.Errorf("from %s on, a client of %s has missed %q, want %q", tt.id, tt.topic, got, tt.want)
+			}
+		}
+		r.Gap(errors.New("the engine was away"))
+		d.arrive()
+		d.want()
+		if got := d.since(after, "b"); got != "lost" || r.shared.gaps.Load() != 2 {
+			t.Errorf("behind a gap of all topics a client has missed %q, %d gaps", got, r.shared.gaps.Load())
+		}
+	})
+}
+
+// An engine that is away or behind costs local clients nothing.
+func TestRelayWithoutEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		b.setAway(true)
+		d.publish("a", "1") // the outage isn't known yet
+		synctest.Wait()
+		if rc := d.publish("a", "2"); rc.err != ErrBrokerUnavailable {
+			t.Errorf("receipt %+v, want ErrBrokerUnavailable", rc)
+		}
+		synctest.Wait()
+		d.want("1", "2")
+		if _, down := r.elsewhere(); !down || r.shared.brokerLost.Load() != 2 || r.isFull() || r.isPending() {
+			t.Errorf("down %v, %d lost; want true, 2, and nobody waits", down, r.shared.brokerLost.Load())
+		}
+		b.setAway(false)
+		time.Sleep(2 * heartbeatInterval)
+		if _, down := r.elsewhere(); down {
+			t.Error("it is down though the engine is back")
+		}
+	})
+}
+
+// An event that is too large for the engine is lost, but is no outage.
+func TestRelayEventTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		d.publish("a", strings.Repeat("x", 2000))
+		synctest.Wait()
+		if _, down := r.elsewhere(); down || r.shared.brokerLost.Load() != 1 {
+			t.Errorf("down %v, %d lost; want false and 1", down, r.shared.brokerLost.Load())
+		}
+		b.limit = 1000 // from now on it is known
+		if rc := d.publish("a", strings.Repeat("x", 2000)); rc.err != ErrEventTooLarge {
+			t.Errorf("an event over the limit: %v, want ErrEventTooLarge", rc.err)
+		}
+		if rc := d.publish("a", "y"); rc.err != nil {
+			t.Errorf("the next event: %v", rc.err)
+		}
+		synctest.Wait()
+		if r.shared.brokerLost.Load() != 2 || len(b.published) != 1 {
+			t.Errorf("published %q, want the second event", b.published)
+		}
+	})
+}
+
+// Publishers wait for an engine that is slow, and nothing is lost; for one that is
+// away they don't.
+func TestRelayBehindAnEngine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		b.mu.Lock() // the engine answers nobody
+		n := 0
+		for ; !r.isFull(); n++ {
+			if rc := d.publish("a", fmt.Sprint(n)); rc.err != nil {
+				t.Fatalf("event %d: %v", n, rc.err)
+			}
+		}
+		if n < brokerQueue/4 || n > brokerQueue {
+			t.Errorf("publishers wait behind %d events", n)
+		}
+		b.mu.Unlock()
+		synctest.Wait()
+		if len(r.arrivals()) != 1 {
+			t.Error("the loop isn't woken")
+		}
+		d.arrive()
+		if r.isFull() || len(b.published) != n || r.shared.brokerLost.Load() != 0 {
+			t.Errorf("full %v, %d of %d events are published, %d lost", r.isFull(), len(b.published), n, r.shared.brokerLost.Load())
+		}
+		b.mu.Lock()
+		for !r.isFull() {
+			d.publish("a", "x")
+		}
+		b.away = true
+		b.mu.Unlock()
+		synctest.Wait()
+		if len(r.arrivals()) != 1 {
+			t.Error("the loop isn't woken by an engine that is away")
+		}
+		d.arrive()
+		for range 2 * brokerQueue {
+			if d.publish("a", "x"); r.isFull() {
+				t.Fatal("publishers wait for an engine that is away")
+			}
+		}
+	})
+}
+
+// An event that is lost shows without another one of its topic: the heartbeats of
+// its sender tell, within two of them.
+func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a", "b", "c", "d"})
+		var sender ledger
+		seq, last := uint64(0), make(map[string]sentEvent)
+		send := func(topic string, lost bool) {
+			seq++
+			before := last[topic]
+			last[topic] = sentEvent{seq, time.Now()}
+			sender.note(topic, last[topic])
+			if !lost {
+				r.Deliver(brokerName(topic), brokered{kind: brokeredEvent, node: nodeID{1}, seq: seq, before: before.seq, age: time.Since(before.at), event: Event{Data: []byte(topic)}}.append(nil))
+			}
+		}
+		beat := func(lost bool) {
+			for _, m := range sender.close(nodeID{1}, 5, false, time.Now()) {
+				if !lost {
+					r.Deliver(brokerName(nodesTopic), m.append(nil))
+					r.Deliver(brokerName(nodesTopic), m.append(nil)) // twice
+				}
+			}
+			time.Sleep(heartbeatInterval)
+			d.arrive()
+		}
+		gaps := func(want int64) {
+			t.Helper()
+			if got := r.shared.gaps.Load(); got != want {
+				t.Errorf("%d gaps, want %d", got, want)
+			}
+		}
+		send("a", true) // before the first heartbeat: nobody can tell whether it had to come
+		for range 3 {
+			beat(false)
+		}
+		gaps(0)
+		send("b", false)
+		send("a", false)
+		send("b", true)
+		send("nobody has it", true)
+		before := d.o.(*relay).past.position().ID
+		beat(false)
+		gaps(0) // it may come by another way
+		beat(false)
+		gaps(1)
+		for topic, want := range map[string]string{"a": "a", "b": "lost", "c": ""} {
+			if got := d.since(before, topic); got != want {
+				t.Errorf("a client of %s that comes back has missed %q, want %q", topic, got, want)
+			}
+		}
+		send("b", false) // the one before is known to be lost
+		for range 3 {
+			beat(false)
+		}
+		gaps(1)
+		r.want([]string{"late"})
+		synctest.Wait()
+		send("late", true) // just when it is subscribed: not to be told from one before
+		for range 3 {
+			beat(false)
+		}
+		gaps(1)
+		send("late", true)
+		beat(false)
+		beat(false)
+		gaps(2)
+		beat(true) // a heartbeat that is lost, and all that it had to tell
+		beat(false)
+		gaps(3)
+		if clients, _ := r.elsewhere(); clients != 5 {
+			t.Errorf("%d clients elsewhere, want 5", clients)
+		}
+		time.Sleep(nodeTimeout + 2*heartbeatInterval)
+		d.arrive()
+		gaps(4) // it has gone without a good-bye
+		time.Sleep(time.Minute)
+		gaps(4)
+	})
+}
+
+// What a node publishes stands in its next heartbeat, by several if need be.
+func TestRelayTellsWhatItHasSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, _, b := newTestRelay(t)
+		const topics = maxSentEntries + 1
+		for i := range topics {
+			if d.o.isFull() {
+				synctest.Wait()
+				d.arrive()
+			}
+			d.publish(fmt.Sprint(i), "x")
+			d.out = nil
+		}
+		d.publish("0", "y")
+		time.Sleep(2 * heartbeatInterval)
+		synctest.Wait()
+		sent := make(map[uint64]uint64)
+		for i, m := range b.beats {
+			if m.seq != uint64(i+1) || len(m.sent) > maxSentEntries {
+				t.Errorf("heartbeat %d has number %d and %d entries", i, m.seq, len(m.sent))
+			}
+			for _, s := range m.sent {
+				sent[s.topic] = s.seq
+			}
+		}
+		if len(b.beats) != 4 || len(sent) != topics || sent[hashTopic("0")] != topics+1 || sent[hashTopic("7")] != 8 {
+			t.Errorf("%d heartbeats tell of %d topics, the first one's last is %d", len(b.beats), len(sent), sent[hashTopic("0")])
+		}
+	})
+}
+
+// A node that says good-bye has lost nothing.
+func TestRelayGoodBye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		var sender ledger
+		for _, leaving := range []bool{false, true} {
+			for _, m := range sender.close(nodeID{1}, 5, leaving, time.Now()) {
+				r.Deliver(brokerName(nodesTopic), m.append(nil))
+			}
+		}
+		time.Sleep(time.Minute)
+		d.arrive()
+		if n := r.shared.gaps.Load(); n != 0 {
+			t.Errorf("%d gaps, want none", n)
+		}
+	})
+}
