@@ -8,11 +8,11 @@ import (
 )
 
 const (
-	journalPatience = 2 * time.Second        // for the log to take an event, and to bring it back
-	journalTick     = 500 * time.Millisecond // between two looks at that
-	appendTry       = 500 * time.Millisecond // for one try of a record
-	appendRetry     = 50 * time.Millisecond  // between two tries of one record
-	maxLostTopics   = 100                    // that a cut names
+	journalPatience = 2 * time.Second        // for the log to accept an event, and to deliver it
+	journalTick     = 500 * time.Millisecond // between two checks of that
+	appendTry       = 500 * time.Millisecond // for one try to append a record
+	appendRetry     = 50 * time.Millisecond  // between two such tries
+	maxLostTopics   = 100                    // topics that a cut names; more become all
 )
 
 // An appender hands the events of a journal to the engine's log, on a goroutine
@@ -22,38 +22,38 @@ const (
 //	   ▲                                                                 │
 //	   └─────────the cut has been appended to the log, and come back─────┘
 //
-// In a cut, events pass by the log: it has the loop give them to the clients of
-// this node. Beside it tries to append the cut, which tells the other nodes.
+// In a cut, events bypass the log: the loop gives them to this node's clients.
+// The appender tries to append the cut, which tells the other nodes.
 type appender struct {
 	// Set at construction, never changed.
 	shared  *shared
 	peers   *peers
 	broker  HistoryBroker
-	current <-chan struct{} // the journal's
+	current <-chan struct{} // the journal's current
 	started time.Time
-	queue   chan *ownEvent // filled by the loop, with room for all of its own
-	wake    chan struct{}  // has room for one word that live or cutSeen has changed
+	queue   chan *ownEvent // filled by the loop, which never blocks on it
+	wake    chan struct{}  // signals that live or cutSeen has changed; has room for one
 
 	appending outage
 	down      atomic.Bool   // there is a cut; stored by the goroutine
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
-	arrived   atomic.Int64  // when the last record came, in Unix ns; stored by the broker
-	seen      atomic.Uint64 // the last event of this node that the log has brought back; stored by the loop
-	putBack   atomic.Bool   // the log was put back, which other nodes may not know; stored by the loop
-	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; stored by the loop
-	cutSeen   atomic.Uint64 // the number of the last cut that it has brought back; stored by the loop
+	arrived   atomic.Int64  // when the last record arrived, in Unix ns; stored by the broker
+	seen      atomic.Uint64 // number of this node's last event that the log delivered; stored by the loop
+	putBack   atomic.Bool   // the log was put back, and nodes may not know; set by the loop, cleared by both
+	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; set by the loop, cleared by the goroutine
+	cutSeen   atomic.Uint64 // number of the last cut that the log delivered; stored by the loop
 
 	// Owned by the goroutine.
-	next     *ownEvent       // taken from the queue, but not yet for a record
-	appended uint64          // the last event that the log has taken
-	passed   uint64          // the last one that clients of this node got without it
-	topics   map[string]bool // of those that it has not taken, since the last cut; the empty one stands for all
-	moved    time.Time       // when the log was last found to move, or to have nothing to wait for
-	movedTo  uint64          // seen, then
-	movedAt  int64           // arrived, then
+	next     *ownEvent       // first event of the next record; nil: it is still in the queue
+	appended uint64          // number of the last event that the log accepted
+	passed   uint64          // number of the last event that bypassed the log
+	topics   map[string]bool // of events that the log hasn't accepted since the last cut; the empty one stands for all
+	moved    time.Time       // when checkProgress last found progress or nothing to wait for
+	movedTo  uint64          // seen at moved
+	movedAt  int64           // arrived at moved
 }
 
-// newAppender returns an appender that run is to be called for.
+// newAppender returns an appender. Its caller starts run.
 func newAppender(j *journal, broker HistoryBroker) *appender {
 	return &appender{
 		shared:    j.shared,
@@ -62,19 +62,19 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		broker:    broker,
 		current:   j.current,
 		started:   j.started,
-		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop takes 257 at the most
+		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop accepts 257 at most
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
 	}
 }
 
-// run is the goroutine. It ends with the hub.
+// run is the body of the appender's goroutine. It ends with the hub.
 func (a *appender) run() {
 	ticker := time.NewTicker(journalTick)
 	defer ticker.Stop()
 	probed := make(chan error, 1)
 	probing := false
-	var told uint64 // the last event that the probe's cut tells of
+	var told uint64 // number of the cut that the last probe appended
 	var toldAt time.Time
 	for {
 		look := false
@@ -108,7 +108,7 @@ func (a *appender) run() {
 			a.endCut(told)
 			told, toldAt = 0, time.Time{}
 		case a.live.Load() && time.Since(toldAt) > brokerTimeout:
-			// It may take as long as it likes: events go on without it.
+			// A probe may be slow: events don't wait for it.
 			probing, told, toldAt = true, a.passed, time.Now()
 			record := a.cut()
 			a.peers.own.Go(func() {
@@ -120,7 +120,7 @@ func (a *appender) run() {
 	}
 }
 
-// look has the goroutine look at what has changed.
+// look makes the goroutine check whether the cut can end.
 func (a *appender) look() {
 	select {
 	case a.wake <- struct{}{}:
@@ -146,7 +146,7 @@ func (a *appender) collect() []*ownEvent {
 	return events
 }
 
-// handle appends events to the log or, where that fails, lets them pass by it.
+// handle appends events to the log. Where that fails, they bypass it.
 func (a *appender) handle(events []*ownEvent) {
 	last := events[len(events)-1].number
 	err := error(ErrBrokerUnavailable)
@@ -173,21 +173,20 @@ func (a *appender) handle(events []*ownEvent) {
 	}
 	if errors.Is(err, ErrEventTooLarge) {
 		a.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
-		a.endCut(0) // the log works
+		a.endCut(0) // this was no outage
 	}
 }
 
-// appendRetrying appends a record. It tries again for a while: nodes drop one
-// that comes twice.
+// appendRetrying appends a record, in several tries. Nodes drop duplicates.
 func (a *appender) appendRetrying(record []byte) error {
 	until := time.Now().Add(journalPatience)
 	if start := a.started.Add(brokerTimeout); until.Before(start) && !isClosed(a.current) {
-		until = start // the engine isn't away, but not yet found
+		until = start // the broker may still be connecting
 	}
 	ctx, cancel := context.WithDeadline(a.peers.ctx, until)
 	defer cancel()
 	for {
-		// An answer that is lost must not cost all of the time.
+		// One lost answer must not use up all the time.
 		try, end := context.WithTimeout(ctx, appendTry)
 		err := a.broker.Append(try, record)
 		end()
@@ -208,8 +207,8 @@ func (a *appender) appendRetrying(record []byte) error {
 	}
 }
 
-// tellPutBack appends a cut of all topics if this node knows that the log has lost
-// records: a node that was started since knows nothing of them.
+// tellPutBack appends a cut of all topics if this node saw that the log was put
+// back. Nodes that were started since don't know it.
 func (a *appender) tellPutBack() {
 	if !a.putBack.Load() || a.down.Load() {
 		return
@@ -221,9 +220,9 @@ func (a *appender) tellPutBack() {
 	}
 }
 
-// mark appends a record without events where the log has been quiet for long. So
-// the log never loses its last record to age, and a node that starts can tell an
-// id of that from one of another record that had its number.
+// mark appends a record without events if the log has been quiet for long. So
+// the newest record never expires. A node that starts can then tell its id from
+// that of a lost record with the same number.
 func (a *appender) mark() {
 	at := a.markAt.Load()
 	if at == 0 || time.Now().UnixNano() < at || a.down.Load() || !a.live.Load() {
@@ -232,12 +231,11 @@ func (a *appender) mark() {
 	ctx, cancel := context.WithTimeout(a.peers.ctx, appendTry)
 	defer cancel()
 	if a.broker.Append(ctx, encodeMark(a.peers.node)) == nil {
-		a.markAt.CompareAndSwap(at, 0) // until it comes back
+		a.markAt.CompareAndSwap(at, 0) // until the mark arrives
 	}
 }
 
-// passCut has clients get this node's events up to the given one without the
-// log, which is a cut.
+// passCut begins or extends a cut: the events up to last bypass the log.
 func (a *appender) passCut(last uint64) {
 	a.passed = last
 	a.down.Store(true)
@@ -249,16 +247,16 @@ func (a *appender) noteLost(topic string) {
 	if len(a.topics) < maxLostTopics {
 		a.topics[topic] = true
 	} else {
-		a.topics[""] = true // which is all
+		a.topics[""] = true // all topics
 	}
 }
 
-// checkProgress finds out whether the log brings back what it takes: where that
-// lasts too long, clients of this node don't wait for it.
+// checkProgress begins a cut if the log accepts this node's events but delivers
+// none for journalPatience.
 func (a *appender) checkProgress() {
 	now := time.Now()
 	seen, arrived := max(a.seen.Load(), a.passed), a.arrived.Load()
-	reading := !a.live.Load() && arrived != a.movedAt // its own events are behind all that the log has
+	reading := !a.live.Load() && arrived != a.movedAt // this node's events are behind the records that still arrive
 	switch {
 	case seen != a.movedTo || seen >= a.appended || reading || a.down.Load():
 		a.moved, a.movedTo, a.movedAt = now, seen, arrived
@@ -268,11 +266,11 @@ func (a *appender) checkProgress() {
 	}
 }
 
-var errNotBack = errors.New("it takes events and doesn't deliver them")
+var errNotBack = errors.New("the engine accepts events and doesn't deliver them")
 
-// endCut ends a cut that has been told, and come back: so the log works. Events
-// that passed by it since have to be told as well, for which those that come now
-// wait.
+// endCut ends a cut when the log works. told is the number of the cut that the
+// log delivered. Events that bypassed the log since need another cut first, and
+// new events wait for that.
 func (a *appender) endCut(told uint64) {
 	if a.passed > told {
 		ctx, cancel := context.WithTimeout(a.peers.ctx, journalPatience)
@@ -288,7 +286,7 @@ func (a *appender) endCut(told uint64) {
 	a.appending.over()
 }
 
-// appendCut appends the record of a cut.
+// appendCut appends a cut; if it is too large, one of all topics.
 func (a *appender) appendCut(ctx context.Context) error {
 	err := a.broker.Append(ctx, a.cut())
 	if a.widenCut(err) {
@@ -297,8 +295,8 @@ func (a *appender) appendCut(ctx context.Context) error {
 	return err
 }
 
-// widenCut makes the next cut one of all topics, if err says that there were too
-// many, and reports whether it has.
+// widenCut makes the next cut one of all topics if err says that the last one
+// was too large. It reports whether it did.
 func (a *appender) widenCut(err error) bool {
 	if !errors.Is(err, ErrEventTooLarge) || a.topics[""] {
 		return false
@@ -307,7 +305,7 @@ func (a *appender) widenCut(err error) bool {
 	return true
 }
 
-// cut returns the record that tells of a cut.
+// cut returns the record of the cut.
 func (a *appender) cut() []byte {
 	if a.topics[""] {
 		a.topics = map[string]bool{"": true}

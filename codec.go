@@ -10,12 +10,11 @@ import (
 	"time"
 )
 
-// nodesTopic is where heartbeats go. Users' topics are valid UTF-8, so none
-// equals it.
+// nodesTopic is the topic of heartbeats. Users' topics differ: they are UTF-8.
 const nodesTopic = "\xff"
 
-// brokerName returns what the broker gets as the name of a topic: none is empty
-// there, and the hub's own can't be mistaken for a user's.
+// brokerName returns a topic's name at the broker. It is never empty, and the
+// hub's own names differ from those of users' topics.
 func brokerName(topic string) string {
 	switch topic {
 	case "":
@@ -37,19 +36,19 @@ func brokerTopicOf(name string) (topic string, ok bool) {
 	return strings.CutPrefix(name, "topic/")
 }
 
-// A brokered is what nodes send each other.
+// A brokered is a message from node to node.
 type brokered struct {
 	kind   brokeredKind
 	node   nodeID
-	seq    uint64        // its number among the events of its node, or among the heartbeats
-	before uint64        // that of the event before to the same topic; zero: there is none, or it is forgotten
-	age    time.Duration // of that one, in whole ms
+	seq    uint64        // counts the node's events, or its heartbeats
+	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten
+	age    time.Duration // the time since that event, in whole ms
 	event  Event
 
-	// Of a heartbeat.
-	clients int         // how many the node has
-	leaving bool        // it is the last one
-	sent    []sentEntry // since the one before
+	// In heartbeats alone.
+	clients int         // how many clients the node has
+	leaving bool        // the node shuts down
+	sent    []sentEntry // the last event to each topic since the previous heartbeat
 }
 
 type brokeredKind byte
@@ -59,11 +58,11 @@ const (
 	brokeredHeartbeat brokeredKind = 'h'
 )
 
-// brokeredVersion is the first byte. A node drops what has another.
+// brokeredVersion is the first byte. Nodes drop messages with another.
 const brokeredVersion = 1
 
-// append appends m as it goes through the broker: version, kind and node, then
-// what the kind has, numbers as varints and each text behind its length.
+// append appends m encoded: version, kind, node and the kind's fields. Numbers
+// are varints. Texts follow their length.
 func (m brokered) append(b []byte) []byte {
 	b = append(b, brokeredVersion, byte(m.kind))
 	b = append(b, m.node[:]...)
@@ -85,12 +84,12 @@ func (m brokered) append(b []byte) []byte {
 	return append(appendHead(b, &m.event), m.event.Data...)
 }
 
-// size returns how many bytes m has at most, if it is an event.
+// size returns an upper bound for the encoded size of m, an event.
 func (m brokered) size() int {
 	return 64 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
 }
 
-// appendHead appends an event but for its data.
+// appendHead appends an event without its data.
 func appendHead(b []byte, e *Event) []byte {
 	b = append(b, flag(e.Binary))
 	for _, text := range []string{e.Name, e.Key, e.Except} {
@@ -144,14 +143,13 @@ func parseBrokered(b []byte) (m brokered, err error) {
 	return m, errBrokered
 }
 
-// A parser takes apart what a node has sent. After an error it returns zero
-// values.
+// A parser decodes messages and records. After an error it returns zero values.
 type parser struct {
-	b   []byte // what is left
+	b   []byte // the bytes that are left
 	err error
 }
 
-// begin takes what all messages and records begin with.
+// begin parses the beginning of a message or record: version, kind and node.
 func (p *parser) begin(node *nodeID) (kind brokeredKind) {
 	if len(p.b) < 2+len(node) || p.b[0] != brokeredVersion {
 		p.fail()
@@ -207,25 +205,26 @@ func (p *parser) hash() (hash uint64) {
 	return hash
 }
 
-// head takes an event but for its data.
+// head parses an event without its data.
 func (p *parser) head() (e Event) {
 	e.Binary = p.flag()
 	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
 	return e
 }
 
-// A record is what nodes have in their log: events of one of them, or a cut,
-// behind which those of its events are lost that are not in the log before it.
+// A record is an entry of the log: events of a node, a cut, or a mark, which
+// has no events. A cut says that the node's events up to number are lost,
+// unless the log has them before the cut.
 type record struct {
-	epoch string // set by Record, as the next two are
+	epoch string // set by Record, like seq and print
 	seq   uint64
-	print uint32 // of its bytes
+	print uint32 // the checksum of the encoded record
 
 	kind   brokeredKind
 	node   nodeID
-	number uint64   // of the first event; of a cut: of the last that it concerns
-	events []*event // none, if it is a cut
-	topics []string // of a cut: those whose events are lost; the empty one stands for all
+	number uint64   // of the first event; in a cut, of the last
+	events []*event // nil in a cut or mark
+	topics []string // in a cut, those that lose events; the empty one stands for all
 }
 
 const (
@@ -244,8 +243,7 @@ func encodeRecord(node nodeID, events []*ownEvent) []byte {
 	return b
 }
 
-// encodeCut returns the record of a cut: the events of a node up to number are
-// lost to others, unless they are in the log before, on the given topics.
+// encodeCut returns the record of a cut.
 func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
 	b := beginRecord(brokeredCut, node, number, len(topics))
 	for topic := range topics {
@@ -254,14 +252,13 @@ func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
 	return b
 }
 
-// encodeMark returns a record without events that is unlike any other.
+// encodeMark returns a record without events. No other record is equal to it.
 func encodeMark(node nodeID) []byte {
 	b := beginRecord(brokeredRecord, node, 0, 0)
 	return append(b, rand.Text()...)
 }
 
-// beginRecord returns what all records begin with: version, kind, node, a number
-// and how much of the kind follows.
+// beginRecord returns the beginning of a record. n events or topics follow.
 func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
 	b := []byte{brokeredVersion, byte(kind)}
 	b = append(b, node[:]...)
@@ -269,8 +266,8 @@ func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
 	return binary.AppendUvarint(b, uint64(n))
 }
 
-// fits reports whether a record can be one of this node, which has published as
-// many events as last says.
+// fits reports whether a record can be from this node, whose newest event has
+// the number last.
 func (r *record) fits(last uint64) bool {
 	end := r.number + uint64(max(len(r.events), 1)) - 1
 	return end >= r.number && end <= last
@@ -296,7 +293,7 @@ func parseRecord(b []byte) (r record, err error) {
 		}
 		e := p.head()
 		if e.Data = p.text(); n > 1 {
-			e.Data = bytes.Clone(e.Data) // or one that is kept would keep them all
+			e.Data = bytes.Clone(e.Data) // otherwise one kept event would keep all of b
 		}
 		if p.err == nil {
 			p.err = e.check()

@@ -10,19 +10,20 @@ import (
 	"time"
 )
 
-// History is how much of the past a hub keeps for clients that come back, and
-// for those that want the latest values. The zero History keeps nothing. Where
-// one of the fields is zero it takes its default; less than zero is zero.
+// History sets how many events a hub keeps, and for how long. Clients that
+// reconnect get them, and new clients get the latest values. The zero History
+// keeps nothing. If one field is set, the other one has its default. Negative
+// values count as zero.
 type History struct {
-	// Events is how many events are kept of each topic, and of those that are
-	// published to all. The default is 100.
+	// Events is how many events are kept of each topic, and of the events to
+	// all clients. The default is 100.
 	Events int
 
 	// Age is how long an event is kept. The default is 5 minutes.
 	Age time.Duration
 }
 
-// keeps reports whether h, settled, keeps anything.
+// keeps reports whether h, which is settled, keeps events.
 func (h History) keeps() bool { return h.Events > 0 }
 
 // settled returns h with its defaults.
@@ -34,44 +35,42 @@ func (h History) settled() History {
 	return h
 }
 
-// A history is the events that a hub keeps, each with a position in one sequence.
-// It is owned by the hub's loop.
+// A history holds the events that a hub keeps. Each has a position in one
+// sequence. The hub's loop owns it.
 type history struct {
 	limit History
-	epoch string // tells this sequence from others; empty: the engine's is not known yet
-	base  uint64 // what a position has more than the number in its id
+	epoch string // names the sequence in ids; empty: the engine's isn't known yet
+	base  uint64 // a position minus the number in its id
 	seq   uint64 // the position of the newest event
-	begin uint64 // of what came up to here nothing is known
+	begin uint64 // ids of positions before it don't resume
 
-	// prints identify the records of a log that other nodes read too. Nil means
-	// that this process alone gives positions, in an epoch of its own.
+	// prints identify the records of a log. Nil means that there is no log:
+	// only this process gives positions, in its own epoch.
 	prints *prints
 
-	// unshared has the topics of which clients of this node have seen what they
-	// can't get from the engine: while there is one, no node resumes the ids
-	// that they get.
+	// unshared has the topics of events that this node's clients got and the
+	// engine lacks. While there is one, ids resume nowhere.
 	unshared       map[string]bool
-	unsharedEvents uint64 // of theirs so far
+	unsharedEvents uint64 // the number of such events so far
 	topics         map[string]*topicLog
-	oldest         *keptEvent // of all topics, and from there on by age
+	oldest         *keptEvent // of all topics; newer events follow it
 	newest         *keptEvent
 
-	// floor is the highest position of an event of topics that are forgotten, as
-	// nothing of them is left.
+	// floor is the highest position of an event of a topic no longer in topics.
 	floor uint64
 
-	last *event // the notice of the position seq; nil: to be made
+	last *event // the notice of position seq; nil: not made yet
 }
 
-// A topicLog is what is kept of one topic. The empty topic is what was published
-// to all.
+// A topicLog holds the kept events of a topic. The empty topic has the events
+// to all clients.
 type topicLog struct {
 	topic  string
 	kept   []*keptEvent // oldest first
-	forgot uint64       // the highest position of an event that isn't kept any more
+	forgot uint64       // the highest position of an event that is no longer kept
 }
 
-// A keptEvent is one of them.
+// A keptEvent is an event in a list by age, of all topics.
 type keptEvent struct {
 	event        *event
 	log          *topicLog
@@ -85,9 +84,8 @@ func newHistory(limit History) *history {
 	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*topicLog)}
 }
 
-// id returns the event id of a position: the epoch, the number and, in a log of
-// several nodes, the print of the record. An id that resumes nowhere ends in
-// "local".
+// id returns the event id of a position: the epoch, the number and, in a log,
+// the record's print. An id that resumes nowhere ends in "local".
 func (h *history) id(seq uint64) string {
 	number := seq - h.base
 	id := h.epoch + "-" + strconv.FormatUint(number, 10)
@@ -100,8 +98,7 @@ func (h *history) id(seq uint64) string {
 	return id
 }
 
-// seqOf returns the position that an event id names, and reports whether it is
-// one of this history.
+// seqOf returns an id's position. It reports whether the id is of this history.
 func (h *history) seqOf(id string) (seq uint64, ok bool) {
 	epoch, number, print, ok := parseEventID(id)
 	if !ok || epoch != h.epoch || number > h.seq-h.base {
@@ -111,7 +108,7 @@ func (h *history) seqOf(id string) (seq uint64, ok bool) {
 	return h.base + number, print == want && (ok || h.prints == nil)
 }
 
-// parseEventID takes an event id apart.
+// parseEventID splits an event id.
 func parseEventID(id string) (epoch string, number uint64, print string, ok bool) {
 	epoch, rest, _ := strings.Cut(id, "-")
 	digits, print, _ := strings.Cut(rest, "-")
@@ -119,19 +116,18 @@ func parseEventID(id string) (epoch string, number uint64, print string, ok bool
 	return epoch, number, print, err == nil
 }
 
-// prints are fingerprints of the newest records of a log. A log that was put back
-// gives its numbers a second time, to other records. An id carries the print of
-// its record, so that every node notices an id of a record that is no more.
+// prints are checksums of a log's newest records. A log that was put back gives
+// numbers again, to other records. An id has its record's print, so every node
+// notices the id of a lost record.
 type prints struct {
-	first uint64   // the record of the first one
-	of    []uint32 // of all from there on
+	first uint64   // the record of of[0]
+	of    []uint32 // of that record and all later ones
 }
 
-// maxPrints is how many records are known. An older id doesn't resume.
+// maxPrints is the most records whose prints are kept. Older ids don't resume.
 const maxPrints = 1 << 20
 
-// add adds the print of a record. Where that isn't the next one, those before it
-// are forgotten.
+// add adds a record's print. If it skips records, add drops all earlier prints.
 func (p *prints) add(record uint64, print uint32) {
 	if record != p.first+uint64(len(p.of)) {
 		p.first, p.of = record, nil
@@ -151,8 +147,8 @@ func (p *prints) get(record uint64) (print uint32, ok bool) {
 	return 0, false
 }
 
-// text returns the print of a record as an id has it, if there is one. The
-// beginning of each log, before its first record, is the same.
+// text returns the print of a record as an id has it, if it is known. Record 0
+// is the beginning of a log, which is the same in all.
 func (p *prints) text(record uint64) (print string, ok bool) {
 	switch {
 	case p == nil:
@@ -170,7 +166,7 @@ func (p *prints) text(record uint64) (print string, ok bool) {
 // add gives ev the next position and keeps it.
 func (h *history) add(ev *event, now time.Time) { h.addAt(ev, h.seq+1, now) }
 
-// addAt gives ev a position, which is not before the newest event's, and keeps it.
+// addAt gives ev a position, at h.seq or behind it, and keeps it.
 func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	h.move(seq)
 	ev.seq, ev.ID = seq, h.id(seq)
@@ -192,8 +188,8 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	}
 }
 
-// addUnshared keeps an event of this node's that the engine has not brought, for its
-// Key alone. Its position is between two of records.
+// addUnshared keeps an event that the engine lacks, for its Key alone. Its
+// position is between two records.
 func (h *history) addUnshared(ev *event, now time.Time) {
 	at := h.seq
 	if at&wholeRecord != 0 {
@@ -208,8 +204,7 @@ func (h *history) addUnshared(ev *event, now time.Time) {
 	h.addAt(ev, at, now)
 }
 
-// restart makes positions those of another sequence, whose numbers begin anew. What
-// is kept stays, for its Keys.
+// restart begins another sequence at number zero. Events stay, for their Keys.
 func (h *history) restart(epoch string) {
 	h.epoch = epoch
 	h.base = (h.seq>>recordBits + 1) << recordBits
@@ -219,7 +214,7 @@ func (h *history) restart(epoch string) {
 	}
 }
 
-// move makes seq the newest position, whose event may be one that is not kept.
+// move makes seq the newest position. Its event need not be kept.
 func (h *history) move(seq uint64) { h.seq, h.last = seq, nil }
 
 // forget drops m, the oldest of its topic.
@@ -247,8 +242,7 @@ func (h *history) forget(m *keptEvent) {
 	}
 }
 
-// expire drops what is too old, and returns how long to wait for what comes
-// next; zero: there is nothing.
+// expire drops events that are too old; see order.expire.
 func (h *history) expire(now time.Time) time.Duration {
 	for h.oldest != nil {
 		left := h.limit.Age - now.Sub(h.oldest.at)
@@ -260,7 +254,7 @@ func (h *history) expire(now time.Time) time.Duration {
 	return 0
 }
 
-// position returns the notice of how far the history has come.
+// position returns the notice of the newest position.
 func (h *history) position() *event {
 	if h.last == nil {
 		h.last = newPosition(h.seq, h.id(h.seq))
@@ -272,22 +266,22 @@ func newPosition(seq uint64, id string) *event {
 	return &event{Event: Event{ID: id}, seq: seq, notice: positionNotice}
 }
 
-// A replay is what a client gets of the past.
+// A replay holds the past events that a client gets.
 type replay struct {
 	id     clientID      // the client's
-	topics []string      // those it has; the empty one among them
-	last   string        // the id of the last event it saw; empty: it is new
+	topics []string      // the client's, and the empty one
+	last   string        // the id of the last event that the client saw; empty: it is new
 	given  chan struct{} // closed when the client's outbox has it; nil: nobody waits
 
 	// Filled in by the history.
-	lost     bool     // it may have missed events
+	lost     bool     // the client may have lost events
 	seen     uint64   // the position of last; zero: there is none
-	missed   []*event // what came after last
-	newest   []*event // the newest of each Key, if it is new or has lost the thread
+	missed   []*event // the events after last
+	newest   []*event // the newest event of each Key, if the client is new or lost is set
 	position *event   // nil: there is no history
 }
 
-// fill gives r what its client needs of the past, up to here.
+// fill completes r with the events that its client needs.
 func (h *history) fill(r *replay) {
 	if !h.limit.keeps() {
 		r.lost = r.last != ""
@@ -343,7 +337,7 @@ func (h *history) since(r *replay, seq uint64) (events []*event) {
 	return events
 }
 
-// after returns what is kept of a topic behind seq.
+// after returns the kept events of a topic behind seq.
 func (h *history) after(topic string, seq uint64) []*keptEvent {
 	p := h.topics[topic]
 	if p == nil {
@@ -376,9 +370,9 @@ func sortEvents(events []*event) {
 	slices.SortFunc(events, (*event).compare)
 }
 
-// before returns early, which is what came for a client while it joined, with
-// what r has of the past. What was sent to the client alone comes first; what
-// was published meanwhile may be of the past as well, and has its position in it.
+// before merges r with early, the events for a client that arrived while it
+// joined. Events to the client alone come first. The others follow by position,
+// each once though r may have it too.
 func (r *replay) before(early []*event) []*event {
 	var all, live []*event
 	if r.lost {
@@ -391,7 +385,7 @@ func (r *replay) before(early []*event) []*event {
 			if ev.Key != "" && ev.topic == "" {
 				own[ev.Key] = true
 			}
-		} else if ev.seq > r.seen { // or this node was behind the one where it was seen
+		} else if ev.seq > r.seen { // not seen yet; this node may have been behind another
 			live = append(live, ev)
 		}
 	}
@@ -407,9 +401,9 @@ func (r *replay) before(early []*event) []*event {
 		case len(live) > 0 && live[0] == ev:
 			live = live[1:]
 		case ev.topic == "" && own[ev.Key]:
-			continue // what was sent to the client since is newer
+			continue // the client was sent a newer one since
 		case r.missed == nil:
-			ev = ev.withoutID() // others that came before it have not been sent
+			ev = ev.withoutID() // earlier events have not been sent
 		}
 		all = append(all, ev)
 	}

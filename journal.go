@@ -10,61 +10,61 @@ import (
 )
 
 const (
-	maxOwn          = 1024              // events of this node that the log hasn't brought back
-	maxRecordEvents = 1000              // in one record
-	maxRecordBytes  = 256 << 10         // the same in bytes, and one event more
-	recordBits      = 10                // of a position for those within a record
-	wholeRecord     = 1<<recordBits - 1 // the position in it of its last event
-	maxNodes        = 10_000            // of which the last event is known
-	maxStart        = time.Minute       // for which a client waits while a node reads the log for the first time
+	maxOwn          = 1024              // events of this node that may wait for the log; then publishers wait
+	maxRecordEvents = 1000              // events in one record
+	maxRecordBytes  = 256 << 10         // bytes in one record; a larger event has its own
+	recordBits      = 10                // the bits of a position that number a record's events
+	wholeRecord     = 1<<recordBits - 1 // in these bits: a record's last event
+	maxNodes        = 10_000            // nodes whose last event is known
+	maxStart        = time.Minute       // the longest that a client waits while a node first reads the log
 )
 
-// A journal is the order of a hub whose engine keeps one log for all nodes. An
-// event of this node goes to the log first, and to clients when the log brings
-// it back. So all nodes have one order, and an id holds everywhere.
+// A journal is the order of a hub whose engine keeps one log for all nodes.
+// Clients get an event of this node when the log delivers it. So all nodes have
+// one order, and an id is valid on all of them.
 //
 //	publish ──▶ appender ──▶ the engine's log ──▶ Record ──▶ arrive ──▶ clients
 //	                │                                           ▲
 //	                └───── passCut: what the log doesn't take ──┘
 //
-// What the log doesn't take in time is a cut: events go to the clients of this
-// node alone, in their order and with ids that resume nowhere. When the log
-// works again the cut is told in it, to all nodes. Clients that reconnect with
-// an id from before it get a reset.
+// If the log doesn't accept and deliver events in time, a cut begins. Events go
+// to this node's clients alone, with ids that resume nowhere. When the log
+// works again, a record tells all nodes of the cut. Clients that reconnect with
+// an older id get a reset.
 type journal struct {
 	// Set at construction, never changed.
 	shared  *shared
-	past    *history // owned by the loop, but for what never changes
+	past    *history // owned by the loop
 	peers   *peers
 	out     *appender
 	started time.Time
-	current chan struct{} // closed when this node had the whole log for the first time
+	current chan struct{} // closed when this node has first read the whole log
 
 	// Owned by the loop.
-	number     uint64            // of this node's last event
-	own        []*ownEvent       // that have not reached clients yet
-	passed     uint64            // the last event of this node that clients got without the log
-	lastRecord uint64            // that has come
-	readAway   uint64            // lastRecord when the engine was last away; zero: it is back
-	numbers    map[nodeID]uint64 // of the last event of each node
-	early      bool              // there are clients that didn't wait until the log was current
+	number     uint64            // number of this node's last event
+	own        []*ownEvent       // this node's events that clients have yet to get
+	passed     uint64            // number of the last event that clients got without the log
+	lastRecord uint64            // number of the newest record that arrived
+	readAway   uint64            // lastRecord when the engine went away; zero: it is back
+	numbers    map[nodeID]uint64 // number of each node's last event
+	early      bool              // a client joined before the log was current
 
-	mu      sync.Mutex // guards the fields below, which are the history's
+	mu      sync.Mutex // guards the fields below; the first three are copies of the history's
 	epoch   string
 	base    uint64
 	seq     uint64
 	waiters int
-	changed chan struct{} // closed, and made again, when seq grows while there are waiters
+	changed chan struct{} // closed and replaced when seq changes, if there are waiters
 }
 
-// An ownEvent is one that was published on this node.
+// An ownEvent is an event that was published on this node.
 type ownEvent struct {
 	*event
-	number uint64       // its position among all of the node's
-	result chan<- error // has room for what its publisher waits for
+	number uint64       // counts this node's events from 1 on
+	result chan<- error // gets the publisher's error; has room for it
 }
 
-// size returns about how many bytes e has in a record.
+// size returns roughly how many bytes e has in a record.
 func (e *ownEvent) size() int {
 	return len(e.Data) + len(e.topic) + len(e.Name) + len(e.Key) + len(e.Except) + 16
 }
@@ -92,8 +92,8 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 	return j
 }
 
-// publish hands the event to the appender, for which it never waits. The loop
-// sees to it by isFull.
+// publish hands the event to the appender. The queue has room, because the loop
+// calls isFull before.
 func (j *journal) publish(ev *event, _ time.Time, _ *batch) receipt {
 	j.shared.published.Add(1)
 	j.number++
@@ -108,7 +108,7 @@ func (j *journal) arrivals() <-chan arrival { return j.peers.in }
 func (j *journal) isFull() bool             { return len(j.own) >= maxOwn }
 func (j *journal) isPending() bool          { return len(j.own) > 0 }
 
-// fill notes whether there is a client that couldn't wait for the log.
+// fill also notes whether a client joins before the log is current.
 func (j *journal) fill(r *replay) {
 	j.past.fill(r)
 	j.early = j.early || !isClosed(j.current)
@@ -116,15 +116,14 @@ func (j *journal) fill(r *replay) {
 
 func (j *journal) expire(now time.Time) time.Duration { return j.past.expire(now) }
 
-// want waits for the log, which has all topics.
+// want returns the log's channel: the log has all topics.
 func (j *journal) want([]string) []<-chan struct{} { return []<-chan struct{}{j.current} }
 func (j *journal) unwant([]string)                 {}
 
 func (j *journal) elsewhere() (clients int, down bool) { return j.peers.clients(), j.out.down.Load() }
 func (j *journal) close()                              { j.peers.close() }
 
-// Deliver takes what the broker brings beside the log: heartbeats. See
-// [BrokerHandler].
+// Deliver accepts a heartbeat of another node; see [BrokerHandler].
 func (j *journal) Deliver(name string, msg []byte) {
 	if _, m, ok := j.peers.parse(name, msg); ok {
 		j.peers.mu.Lock()
@@ -133,26 +132,26 @@ func (j *journal) Deliver(name string, msg []byte) {
 	}
 }
 
-// Gap does nothing: no event comes that way. See [BrokerHandler].
+// Gap does nothing: only heartbeats are lost. See [BrokerHandler].
 func (j *journal) Gap(error) {}
 
-// Record takes a record of the log; see [HistoryHandler].
+// Record accepts a record of the log; see [HistoryHandler].
 func (j *journal) Record(epoch string, seq uint64, b []byte) {
 	if !j.isEpoch(epoch) {
 		return
 	}
 	r, err := parseRecord(b)
 	if err != nil {
-		j.shared.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(b))
+		j.shared.log.warn(logBroker, "broker delivered a record that no hub wrote", "err", err, "bytes", len(b))
 	}
 	j.out.arrived.Store(time.Now().UnixNano())
 	r.epoch, r.seq, r.print = epoch, seq, crc32.Checksum(b, castagnoli)
-	j.peers.pass(&r) // also of one that says nothing: it has its position
+	j.peers.pass(&r) // also one that is not a hub's, for its position
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Current takes the broker's word that all records have come; see
+// Current accepts the report that all records have arrived; see
 // [HistoryHandler].
 func (j *journal) Current(epoch string, last uint64) {
 	if j.isEpoch(epoch) {
@@ -160,27 +159,26 @@ func (j *journal) Current(epoch string, last uint64) {
 	}
 }
 
-// isEpoch reports whether a text is one, as it gets into what clients see.
+// isEpoch reports whether a text may be an epoch, which is part of event ids.
 func (j *journal) isEpoch(epoch string) bool {
 	is := epoch != "" && len(epoch) <= 32 && !strings.ContainsFunc(epoch, func(r rune) bool {
 		return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 	})
 	if !is {
-		j.shared.log.error(logBroker, "broker is faulty: an epoch is at most 32 letters and digits", "epoch", clip(epoch))
+		j.shared.log.error(logBroker, "broker is faulty: an epoch has 1 to 32 letters and digits", "epoch", clip(epoch))
 	}
 	return is
 }
 
-// Away takes the broker's word that none will come; see [HistoryHandler].
+// Away accepts the report that the engine is away; see [HistoryHandler].
 func (j *journal) Away(err error) {
 	j.out.live.Store(false)
 	j.out.appending.failed(err)
 	j.peers.pass(wentAway{})
 }
 
-// await waits until this node has the log, and until the log has come as far as
-// an event id that a client may have got on another node. For the latter it waits
-// brokerTimeout at most.
+// await waits until the log is current; see awaitStart. Then it waits until
+// this node has the event with an id, but for brokerTimeout at most.
 func (j *journal) await(id string) {
 	if !j.awaitStart() {
 		return
@@ -208,9 +206,9 @@ func (j *journal) await(id string) {
 	}
 }
 
-// awaitStart waits until this node has the log, and reports whether it has. It
-// gives up brokerTimeout after the start or the last record that came, as an
-// engine is away that hands over nothing, and after maxStart in any case.
+// awaitStart waits until the log is current, and reports whether it is. It
+// gives up when no record has arrived for brokerTimeout, because the engine is
+// then away. In any case it gives up maxStart after the start.
 func (j *journal) awaitStart() bool {
 	for {
 		last := max(j.started.UnixNano(), j.out.arrived.Load())
@@ -231,8 +229,7 @@ func (j *journal) awaitStart() bool {
 	}
 }
 
-// tellPosition lets those go on who wait for the history's position. The loop
-// calls it.
+// tellPosition tells await the history's position. The loop calls it.
 func (j *journal) tellPosition() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -243,22 +240,20 @@ func (j *journal) tellPosition() {
 	}
 }
 
-// What arrives at a journal.
+// The arrivals of a journal, besides *record.
 type (
-	// A passCut lets clients have the events of this node up to its number that
-	// have not come back.
+	// A passCut gives this node's events up to its number to clients without
+	// the log.
 	passCut uint64
 
-	// A caughtUp is the word that the log has been handed over up to a record.
+	// A caughtUp reports that the records up to last have been handed over.
 	caughtUp struct {
 		epoch string
 		last  uint64
 	}
 
-	// A wentAway is the word that nothing comes until the next caughtUp.
+	// A wentAway reports that no record arrives until the next caughtUp.
 	wentAway struct{}
-
-	// The fourth is a *record.
 )
 
 func (j *journal) arrive(a arrival, now time.Time, out *batch) {
@@ -301,19 +296,19 @@ func (j *journal) catchUp(c caughtUp, out *batch) {
 	if !isClosed(j.current) {
 		close(j.current)
 		if j.early {
-			j.lost(out, "the broker was not there when this node was started")
+			j.lost(out, "the broker could not be reached when this node started")
 		}
 	}
 	j.out.look()
 }
 
-// reach notes that all records up to last have come: those that haven't are lost.
+// reach notes that the records up to last have arrived or are lost.
 func (j *journal) reach(epoch string, last uint64, out *batch) {
 	p := j.past
 	switch {
 	case epoch != p.epoch:
 		if p.epoch != "" {
-			j.lost(out, "the engine has another history than before")
+			j.lost(out, "the engine has a different history than before")
 		}
 		p.restart(epoch)
 	case last > j.lastRecord:
@@ -324,17 +319,17 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 	j.beginBehind(last)
 }
 
-// putBack notes that the log has lost the records behind the last one. Its numbers
+// putBack notes that the log has lost its records behind last. Their numbers
 // stand for other records from now on.
 func (j *journal) putBack(last uint64, out *batch) {
 	j.lost(out, "the engine's history was put back to an older state")
 	j.out.putBack.Store(true)
 	j.past.restart(j.past.epoch)
 	j.beginBehind(last)
-	j.past.begin++ // a client that has seen the last record may have missed the lost ones
+	j.past.begin++ // an id of record last doesn't tell whether its client got the lost ones
 }
 
-// beginBehind makes a record the last one of which nothing is known.
+// beginBehind makes the history begin behind a record: older ids don't resume.
 func (j *journal) beginBehind(record uint64) {
 	p := j.past
 	j.lastRecord = record
@@ -342,8 +337,8 @@ func (j *journal) beginBehind(record uint64) {
 	p.begin = p.seq
 }
 
-// lost counts a gap, and tells clients of it: ids that they get from now on will
-// not show it.
+// lost counts a gap and sends clients a reset. The ids that they get from now
+// on don't show the gap.
 func (j *journal) lost(out *batch, why string) {
 	j.gap(why)
 	if isClosed(j.current) {
@@ -356,7 +351,7 @@ func (j *journal) gap(why string) {
 	j.shared.log.warn(logBroker, "events may be missing", "why", why)
 }
 
-// take takes the next record.
+// take accepts a record.
 func (j *journal) take(r *record, now time.Time, out *batch) {
 	p := j.past
 	if r.epoch == p.epoch && r.seq <= j.lastRecord {
@@ -371,7 +366,7 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
 	if r.node == j.peers.node && !r.fits(j.number) {
-		*r = record{} // somebody else has made it
+		*r = record{} // this node didn't make it
 	}
 	for i, ev := range r.events {
 		if !j.isNew(r.node, r.number+uint64(i)) {
@@ -397,14 +392,13 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		j.tellShards(out)
 	}
 	j.tellPosition()
-	j.markIn(j.past.limit.Age/3 + rand.N(j.past.limit.Age/6+1)) // one node does it for all
+	j.markIn(j.past.limit.Age/3 + rand.N(j.past.limit.Age/6+1)) // at random, so that mostly one node does it
 }
 
-// markIn has the appender mark the end of the log if no record comes before.
+// markIn makes the appender append a mark in d, unless a record arrives before.
 func (j *journal) markIn(d time.Duration) { j.out.markAt.Store(time.Now().Add(d).UnixNano()) }
 
-// tellShards lets clients know how far the history has come though there is no
-// event for them.
+// tellShards tells the shards the history's position when no event tells it.
 func (j *journal) tellShards(out *batch) {
 	if len(j.past.unshared) == 0 {
 		position := j.past.position()
@@ -412,9 +406,9 @@ func (j *journal) tellShards(out *batch) {
 	}
 }
 
-// claim returns the event at index i of a record, or the one of this node that it
-// is, and reports whether clients get it: it isn't from before this node was
-// started, and they don't have it yet.
+// claim returns event i of a record, or the pending own event that it encodes.
+// It reports whether clients get the event now. They don't if it is older than
+// this node's start, or if they have it already.
 func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) (_ *event, live bool) {
 	live = isClosed(j.current)
 	if r.node != j.peers.node {
@@ -422,7 +416,7 @@ func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) 
 	}
 	number := r.number + uint64(i)
 	live = live && number > j.passed
-	for len(j.own) > 0 && j.own[0].number < number { // which the engine had, and has lost
+	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
 		lost := j.own[0].event
 		j.past.addAt(lost, j.past.seq, now)
 		out.add(lost)
@@ -436,24 +430,24 @@ func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) 
 	return ev, live
 }
 
-// takeCut notes what a node has not got into the log.
+// takeCut accepts a node's cut. It puts gaps into the history, at position at.
 func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
-	j.isNew(r.node, r.number) // and what comes late isn't
+	j.isNew(r.node, r.number) // events of the cut that arrive later aren't new
 	for _, topic := range r.topics {
 		j.past.addAt(newGap(topic), at, now)
 	}
 	switch {
 	case r.number == 0: // the log was put back, see tellPutBack
-		if !j.out.putBack.Swap(false) && r.node != j.peers.node { // else this node knows
-			j.lost(out, "the engine's history was put back to an older state, as another node says")
+		if !j.out.putBack.Swap(false) && r.node != j.peers.node { // otherwise this node knows already
+			j.lost(out, "another node reports that the engine's history was put back to an older state")
 		}
 	case len(r.topics) > 0:
 		j.gap("a node could not reach the broker")
 	}
 }
 
-// endCut ends the cut of this node that the log has brought back: ids resume
-// again.
+// endCut accepts this node's own cut. Ids resume again, unless events have
+// bypassed the log since.
 func (j *journal) endCut(number uint64, out *batch) {
 	if number >= j.passed && len(j.past.unshared) > 0 {
 		j.past.unshared = nil
@@ -463,8 +457,7 @@ func (j *journal) endCut(number uint64, out *batch) {
 	j.out.look()
 }
 
-// isNew reports whether no event of the node with this number or a higher one
-// has come, and notes that now one has.
+// isNew reports whether number is the node's highest so far, and notes it.
 func (j *journal) isNew(node nodeID, number uint64) bool {
 	if number <= j.numbers[node] {
 		return false

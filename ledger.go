@@ -6,29 +6,29 @@ import (
 	"time"
 )
 
-// Each event says which one its node has sent to the same topic before, so that a
-// receiver notices a lost one by the next. Where none follows, heartbeats tell:
-// each has the last event to each topic since the heartbeat before. A receiver
-// that should have got such an event, and hasn't, waits for one more heartbeat, as
-// events may come by another connection. Then the event is lost.
+// Each event names its node's previous event to the same topic. So the next
+// event shows a loss. Heartbeats show the loss of a last event: they list the
+// last events since the previous heartbeat. A receiver that lacks one waits for
+// one more heartbeat before it reports a loss: events may use another
+// connection.
 //
-// A receiver should have got what was sent while it was subscribed. So each
-// message that names an earlier event says how long ago that was sent.
+// Only events that were sent while a receiver was subscribed count. So a
+// message that names an earlier event gives that event's age.
 
 const (
-	maxSentEntries = 2000                   // in one heartbeat, which has 30 KB then; a busy node sends several
-	maxLostNamed   = 100                    // topics that are reported by name; more are reported as all
-	maxOnItsWay    = 250 * time.Millisecond // for which a message is on its way, as far as we know
+	maxSentEntries = 2000                   // in one heartbeat, about 30 KB; a busy node sends several
+	maxLostNamed   = 100                    // lost topics that are reported by name; more are reported as all
+	maxOnItsWay    = 250 * time.Millisecond // a message is assumed to arrive in this time
 )
 
-// A sentEvent is the last event to a topic.
+// A sentEvent is its node's last event to a topic.
 type sentEvent struct {
 	seq uint64
 	at  time.Time
 }
 
-// A sentEntry tells of it in a heartbeat. The topic stands as a hash, as most
-// receivers have no use for its name.
+// A sentEntry is a sentEvent in a heartbeat. It has the topic's hash, because
+// most receivers don't need the name.
 type sentEntry struct {
 	topic, seq uint64
 	age        time.Duration // in whole ms
@@ -38,14 +38,14 @@ var topicTable = crc64.MakeTable(crc64.ECMA)
 
 func hashTopic(topic string) uint64 { return crc64.Checksum([]byte(topic), topicTable) }
 
-// A ledger has what this node has sent since its last heartbeat.
+// A ledger lists the events that this node sent since its last heartbeat.
 type ledger struct {
 	mu   sync.Mutex           // guards the fields below
 	last map[uint64]sentEvent // by hash of the topic
 	beat uint64               // number of the last heartbeat
 }
 
-// note notes an event that is being sent.
+// note adds an event that is being sent.
 func (l *ledger) note(topic string, ev sentEvent) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -55,7 +55,7 @@ func (l *ledger) note(topic string, ev sentEvent) {
 	l.last[hashTopic(topic)] = ev
 }
 
-// close returns the heartbeats that tell of what was noted, one at least.
+// close returns heartbeats, at least one, with the noted events. It empties l.
 func (l *ledger) close(node nodeID, clients int64, leaving bool, now time.Time) (beats []brokered) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -75,20 +75,20 @@ func (l *ledger) close(node nodeID, clients int64, leaving bool, now time.Time) 
 	return beats
 }
 
-// A tally is what has come of what another node says that it has sent.
+// A tally tracks which events of another node have arrived.
 type tally struct {
-	seqs      map[string]uint64 // by topic, the last event that has come or is known to be lost
-	suspects  map[string]uint64 // by topic, an event that should have come
-	suspected time.Time         // when the oldest of them was noted
-	beat      uint64            // number of the last heartbeat; zero: none has come yet
-	left      bool              // the node has said good-bye, or its end has been noticed
+	seqs      map[string]uint64 // by topic, the last event that arrived or is known to be lost
+	suspects  map[string]uint64 // by topic, an event that should have arrived
+	suspected time.Time         // when the oldest suspect was noted
+	beat      uint64            // number of the last heartbeat; zero: none has arrived
+	left      bool              // the node has said good-bye, or counts as gone
 }
 
 func newTally() tally {
 	return tally{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}
 }
 
-// trackEvent notes an event, and reports whether the one before it is lost. The
+// trackEvent notes an event. It reports whether the previous one is lost. The
 // caller holds mu.
 func (p *peers) trackEvent(t *tally, topic string, m *brokered, now time.Time) (lost bool) {
 	last := t.seqs[topic]
@@ -96,8 +96,9 @@ func (p *peers) trackEvent(t *tally, topic string, m *brokered, now time.Time) (
 	return m.before > last && (last > 0 || p.interests[topic].covers(now, m.age))
 }
 
-// trackHeartbeat compares a heartbeat with what has come, and returns the topics
-// of which events are lost; the empty one, if that may be any. The caller holds mu.
+// trackHeartbeat compares a heartbeat with the events that arrived. It returns
+// the topics that lost events; the empty one stands for any. The caller holds
+// mu.
 func (p *peers) trackHeartbeat(t *tally, m *brokered, now time.Time) (lost []string) {
 	if m.seq <= t.beat {
 		return nil // a duplicate
@@ -128,8 +129,7 @@ func (p *peers) trackHeartbeat(t *tally, m *brokered, now time.Time) (lost []str
 	return lost
 }
 
-// covers reports whether an event should have come to this node that was sent so
-// long ago, as a message says that has come now.
+// covers reports whether in was subscribed when an event of this age was sent.
 func (in *interest) covers(now time.Time, age time.Duration) bool {
 	return !in.since.IsZero() && in.since.Before(now.Add(-age-maxOnItsWay))
 }

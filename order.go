@@ -3,77 +3,73 @@ package realtime
 import "time"
 
 // An order decides which events the clients of a hub get, in which order, and
-// which of them it keeps for later. There are three: [local] for a hub alone,
-// [relay] where a Broker carries events between nodes, and [journal] where the
-// engine of a HistoryBroker keeps them. The hub asks nobody else where events
-// come from and where they stay.
+// which events are kept. There are three: [local] for a hub without a Broker,
+// [relay] for a Broker, and [journal] for a HistoryBroker and a History.
 type order interface {
-	// The hub's loop alone calls these. None of them blocks.
+	// Only the hub's loop calls these. None of them blocks.
 
-	// publish takes an event of this node. It appends to out what clients get
-	// now.
+	// publish accepts an event of this node. It appends to out the events that
+	// clients get now.
 	publish(ev *event, now time.Time, out *batch) receipt
 
-	// arrivals returns the channel of what comes from other nodes or from the
-	// engine. Nil means that nothing ever comes.
+	// arrivals returns the channel of arrivals; nil: nothing ever arrives.
 	arrivals() <-chan arrival
 
-	// arrive takes what came from there. It appends to out what clients get now.
+	// arrive accepts an arrival. It appends to out as publish does.
 	arrive(a arrival, now time.Time, out *batch)
 
 	// isFull reports whether publishers have to wait.
 	isFull() bool
 
-	// isPending reports whether there are published events that no client has
-	// got yet, but will get.
+	// isPending reports whether clients have yet to get a published event.
 	isPending() bool
 
-	// fill completes a replay by what is kept, up to the last event that was
+	// fill completes a replay with kept events, up to the last event that was
 	// appended to an out.
 	fill(r *replay)
 
-	// expire drops what is too old, and returns how long to wait for what comes
-	// next; zero: there is nothing.
+	// expire drops events that are too old. It returns the time until the next
+	// one is, or zero if none is kept.
 	expire(now time.Time) time.Duration
 
 	// These are safe for concurrent use.
 
-	// want notes that one more client has each of the topics. What it returns
-	// is closed when events of all nodes arrive.
+	// want notes that one more client has each of the topics. It returns
+	// channels, which are closed when the topics' events of all nodes arrive.
 	want(topics []string) (confirmed []<-chan struct{})
 
 	// unwant is the reverse of want.
 	unwant(topics []string)
 
-	// await blocks until what is kept has come as far as an event id that a
-	// client may have got on another node, or for some seconds.
+	// await blocks until this node has the event with an id from any node. It
+	// gives up after maxStart+brokerTimeout at most.
 	await(id string)
 
-	// elsewhere returns how many clients other nodes have, and reports whether
-	// they can't be reached.
+	// elsewhere returns the number of clients of other nodes. It reports
+	// whether those nodes can't be reached.
 	elsewhere() (clients int, down bool)
 
-	// close ends all that the order has running. The loop has ended before.
+	// close ends all goroutines of the order. The loop has ended before.
 	close()
 }
 
-// A batch is what goes to the shards together.
+// A batch is a list of entries that go to the shards together.
 type batch []entry
 
 // add appends an event.
 func (b *batch) add(ev *event) { *b = append(*b, entry{event: ev}) }
 
-// A receipt tells the publisher of an event what became of it.
+// A receipt tells the publisher of an event whether other nodes get it.
 type receipt struct {
 	err   error
-	later <-chan error // brings it; nil: err is it
+	later <-chan error // delivers the error; nil: err is the error
 }
 
-// An arrival is what an order gets from elsewhere. Each order has its own.
+// An arrival is an event or a report from other nodes or from the engine. Each
+// order has its own types.
 type arrival any
 
-// A local order is that of a hub without a Broker: events go to its clients as
-// they are published.
+// A local is the order of a hub without a Broker. Clients get events at once.
 type local struct {
 	shared *shared
 	past   *history
@@ -98,7 +94,7 @@ func (l *local) keep(ev *event, now time.Time) {
 func (l *local) fill(r *replay)                     { l.past.fill(r) }
 func (l *local) expire(now time.Time) time.Duration { return l.past.expire(now) }
 
-// There is nothing but this process.
+// There are no other nodes.
 
 func (l *local) arrivals() <-chan arrival            { return nil }
 func (l *local) arrive(arrival, time.Time, *batch)   {}

@@ -11,34 +11,34 @@ import (
 
 const (
 	brokerTimeout     = 5 * time.Second        // for one call of the broker
-	brokerQueue       = 1024                   // messages that may wait for it
+	brokerQueue       = 1024                   // messages that may wait for the broker
 	brokerRetry       = 500 * time.Millisecond // between two tries to subscribe
 	maxSubscribing    = 64                     // calls of Subscribe at a time
 	topicLinger       = 10 * time.Second       // how long a topic without clients stays subscribed
 	heartbeatInterval = 2 * time.Second
-	nodeTimeout       = 7 * time.Second // without a heartbeat, after which a node is gone
-	nodeMemory        = time.Hour       // and how long it is still known if it comes back
+	nodeTimeout       = 7 * time.Second // without a message, until a node counts as gone
+	nodeMemory        = time.Hour       // without a message, until a node is forgotten
 )
 
-// peers is what a node has to do with the others through its Broker: it tells
-// them that it is here, knows which of them are, publishes what it is given and
-// subscribes to topics for as long as its clients have them.
+// peers connects a node to the others through its Broker. It sends heartbeats,
+// notes those of other nodes, publishes queued messages, and subscribes to the
+// topics of its clients.
 type peers struct {
 	// Set at construction, never changed.
 	shared  *shared
 	broker  Broker
 	node    nodeID
-	queue   chan outgoing   // what the broker is to publish; filled by the loop and tick
-	in      chan arrival    // what came; taken by the loop, until done is closed
+	queue   chan outgoing   // messages to publish; the loop and tick fill it
+	in      chan arrival    // arrivals; the loop receives them until done is closed
 	done    chan struct{}   // closed when the loop has ended
-	ctx     context.Context // of calls to the broker: ends with done, or some time later
+	ctx     context.Context // of calls to the broker; ends brokerTimeout after done at the latest
 	cancel  context.CancelFunc
-	calling chan struct{}           // has a place for each call of Subscribe that may run
-	lost    func(topic, why string) // is told of lost events, of any topic if it is empty; nil: there are none
+	calling chan struct{}           // holds a token for each call of Subscribe that runs
+	lost    func(topic, why string) // reports lost events of a topic, or of any if it is empty; nil in a journal
 
 	ledger  ledger
 	own     sync.WaitGroup
-	down    atomic.Bool // the last message could not be published
+	down    atomic.Bool // the last call of Start or Publish failed
 	waiting atomic.Bool // the loop waits until the queue is shorter
 
 	publishing  outage
@@ -46,7 +46,7 @@ type peers struct {
 
 	mu        sync.Mutex // guards the fields below
 	interests map[string]*interest
-	byHash    map[uint64]string // the topics of interests
+	byHash    map[uint64]string // the topics in interests, by hash
 	nodes     map[nodeID]*node
 }
 
@@ -58,19 +58,19 @@ type outgoing struct {
 	brokered
 }
 
-// An interest is what this node has in a topic.
+// An interest is this node's subscription to a topic.
 type interest struct {
-	clients   int
+	clients   int           // of this node, with the topic
 	idleSince time.Time     // when clients became zero
-	ending    bool          // the broker is being told to unsubscribe
-	since     time.Time     // when the broker had subscribed; zero: it hasn't
-	confirmed chan struct{} // closed when the broker has subscribed
+	ending    bool          // the broker is unsubscribing
+	since     time.Time     // when Subscribe succeeded; zero: it hasn't
+	confirmed chan struct{} // closed when Subscribe has succeeded
 }
 
-// A node is what this one knows of another.
+// A node describes another node.
 type node struct {
-	heard   time.Time
-	clients int
+	heard   time.Time // when its last message arrived
+	clients int       // as its last heartbeat says
 	tally
 }
 
@@ -93,8 +93,7 @@ func newPeers(s *shared, broker Broker) *peers {
 	return p
 }
 
-// start starts the broker, for which h takes what comes, and the goroutines that
-// close waits for.
+// start starts the broker with h, and the goroutines that close waits for.
 func (p *peers) start(h BrokerHandler) {
 	if err := p.broker.Start(h); err != nil {
 		p.down.Store(true)
@@ -105,8 +104,8 @@ func (p *peers) start(h BrokerHandler) {
 	p.own.Go(p.tick)
 }
 
-// close ends all that runs. What was queued goes out first, for brokerTimeout at
-// the longest. The loop has ended.
+// close publishes the queued messages, for brokerTimeout at most. Then it ends
+// the goroutines and the broker. The loop has ended before.
 func (p *peers) close() {
 	close(p.done)
 	patience := time.AfterFunc(brokerTimeout, p.cancel)
@@ -118,8 +117,8 @@ func (p *peers) close() {
 	}
 }
 
-// publish is the goroutine that hands messages to the broker. It ends with the
-// hub, behind what is queued then.
+// publish is the body of the goroutine that hands messages to the broker. It
+// ends with the hub, once the queue is empty.
 func (p *peers) publish() {
 	var buf []byte
 	for {
@@ -146,12 +145,12 @@ func (p *peers) publish() {
 	}
 }
 
-// call publishes one message and reports whether that worked.
+// call publishes a message. It reports false if an outage lost the message.
 func (p *peers) call(topic string, msg []byte) bool {
 	ctx, cancel := context.WithTimeout(p.ctx, brokerTimeout)
 	defer cancel()
 	err := p.broker.Publish(ctx, topic, msg)
-	if errors.Is(err, ErrEventTooLarge) { // which says nothing of the engine
+	if errors.Is(err, ErrEventTooLarge) { // it says nothing about the engine
 		p.tooLarge(len(msg), err)
 		return true
 	}
@@ -165,7 +164,7 @@ func (p *peers) call(topic string, msg []byte) bool {
 	return err == nil
 }
 
-// limit returns how many bytes a message may have; zero: it isn't known.
+// limit returns the most bytes that a message may have; zero: it isn't known.
 func (p *peers) limit() int {
 	if b, ok := p.broker.(interface{ MaxMessageBytes() int }); ok {
 		return b.MaxMessageBytes()
@@ -173,33 +172,33 @@ func (p *peers) limit() int {
 	return 0
 }
 
-// tooLarge counts an event that other nodes don't get for its size.
+// tooLarge counts and logs an event that the engine never accepts.
 func (p *peers) tooLarge(bytes int, err error) {
 	p.shared.brokerLost.Add(1)
 	p.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", bytes, "err", err)
 }
 
-// isBehind reports whether the loop should accept no more events until wakeLoop
-// wakes it: the queue is half full, and the broker works. The other half is for
-// what one round of the loop still accepts, and for heartbeats.
+// isBehind reports whether the queue is half full though the broker works. Then
+// the loop accepts no more events until wakeLoop wakes it. The other half is
+// for events of the same round of the loop, and for heartbeats.
 func (p *peers) isBehind() bool {
 	behind := func() bool { return len(p.queue) >= brokerQueue/2 && !p.down.Load() }
 	if !behind() {
 		return false
 	}
 	p.waiting.Store(true)
-	return behind() // or the queue was emptied before it could be seen that the loop waits
+	return behind() // publish may have emptied the queue before waiting was set
 }
 
-// wakeLoop has the loop look again whether it has to wait.
+// wakeLoop makes a loop that waits call isFull again.
 func (p *peers) wakeLoop() {
 	if p.waiting.CompareAndSwap(true, false) {
 		p.pass(nil)
 	}
 }
 
-// tick tells the other nodes of this one, and forgets what has become old. It is
-// a goroutine that ends with the hub.
+// tick is the body of the goroutine that sends heartbeats and calls forget. It
+// ends with the hub.
 func (p *peers) tick() {
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
@@ -207,7 +206,7 @@ func (p *peers) tick() {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
 			select {
 			case p.queue <- outgoing{brokerName(nodesTopic), beat}:
-			default: // which others notice by its number
+			default: // other nodes notice the lost heartbeat by its number
 			}
 		}
 		select {
@@ -219,12 +218,11 @@ func (p *peers) tick() {
 	}
 }
 
-// forget notices nodes that have become silent, and drops those that are for long
-// and topics that have had no client for a while. The goroutine tick alone calls
-// it.
+// forget reports nodes that are gone, and drops old nodes and topics without
+// clients. Only tick calls it.
 func (p *peers) forget(now time.Time) {
 	if p.forgetNodes(now) && p.lost != nil {
-		p.lost("", "another node has gone without a good-bye")
+		p.lost("", "nothing arrives from another node any more")
 	}
 	idle := p.endInterests(now)
 	for _, topic := range idle {
@@ -240,7 +238,7 @@ func (p *peers) forget(now time.Time) {
 			delete(n.suspects, topic)
 		}
 		in := p.interests[topic]
-		if in.ending = false; in.clients > 0 { // somebody has come meanwhile
+		if in.ending = false; in.clients > 0 { // a client has subscribed since
 			p.own.Go(func() { p.subscribe(topic, in) })
 		} else {
 			delete(p.interests, topic)
@@ -249,7 +247,7 @@ func (p *peers) forget(now time.Time) {
 	}
 }
 
-// forgetNodes reports whether a node has gone without a good-bye.
+// forgetNodes drops old nodes. It reports whether one left without a good-bye.
 func (p *peers) forgetNodes(now time.Time) (died bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -264,7 +262,7 @@ func (p *peers) forgetNodes(now time.Time) (died bool) {
 	return died
 }
 
-// endInterests marks the interests that are to end and returns their topics.
+// endInterests marks interests idle for topicLinger and returns their topics.
 func (p *peers) endInterests(now time.Time) (idle []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -277,8 +275,7 @@ func (p *peers) endInterests(now time.Time) (idle []string) {
 	return idle
 }
 
-// watch notes that one more client has each of the topics, and returns what is
-// closed when their events arrive from every node.
+// watch notes that one more client has each of the topics; see order.want.
 func (p *peers) watch(topics ...string) (confirmed []<-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -295,7 +292,7 @@ func (p *peers) watch(topics ...string) (confirmed []<-chan struct{}) {
 	return confirmed
 }
 
-// unwatch notes that one client less has each of the topics.
+// unwatch is the reverse of watch.
 func (p *peers) unwatch(topics []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -307,8 +304,8 @@ func (p *peers) unwatch(topics []string) {
 	}
 }
 
-// subscribe tries until the broker has subscribed to a topic. It is the body of
-// a goroutine that ends then, or with the hub.
+// subscribe is the body of a goroutine that calls Subscribe until it succeeds.
+// It ends then, or with the hub.
 func (p *peers) subscribe(topic string, in *interest) {
 	select {
 	case p.calling <- struct{}{}:
@@ -337,19 +334,18 @@ func (p *peers) subscribe(topic string, in *interest) {
 	}
 }
 
-// parse returns what the broker has brought, unless it is of no use.
+// parse decodes a message. It reports false for faulty messages and echoes.
 func (p *peers) parse(name string, msg []byte) (topic string, m brokered, ok bool) {
 	m, err := parseBrokered(msg)
 	if err != nil {
-		p.shared.log.warn(logBroker, "broker brought what no hub has sent", "err", err, "bytes", len(msg))
+		p.shared.log.warn(logBroker, "broker delivered a message that no hub sent", "err", err, "bytes", len(msg))
 		return "", m, false
 	}
 	topic, ok = brokerTopicOf(name)
-	return topic, m, ok && m.node != p.node // which would be an echo
+	return topic, m, ok && m.node != p.node // not an echo
 }
 
-// hearLocked notes that a message of another node has come. It reports whether
-// that node was cut off before.
+// hearLocked notes a message of a node. It reports whether the node was gone.
 func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 	n = p.nodes[m.node]
 	if n == nil {
@@ -368,7 +364,7 @@ func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 	return n, back
 }
 
-// pass gives the loop what has come.
+// pass hands an arrival to the loop. It blocks while the loop is behind.
 func (p *peers) pass(a arrival) {
 	select {
 	case p.in <- a:
@@ -376,7 +372,7 @@ func (p *peers) pass(a arrival) {
 	}
 }
 
-// clients returns how many clients other nodes have.
+// clients returns the number of clients of other nodes.
 func (p *peers) clients() (total int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

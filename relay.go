@@ -2,20 +2,19 @@ package realtime
 
 import "time"
 
-// maxSentTopics is of how many topics the number of the last message is known.
+// maxSentTopics is the most topics whose last event a relay remembers.
 const maxSentTopics = 100_000
 
-// A relay is the order of a hub with a Broker that keeps nothing. Events go to
-// the clients of this node at once and to other nodes through the broker. What
-// arrives from those comes behind what was published here before. Numbers that
-// messages carry show what the engine has lost, and drop duplicates.
+// A relay is the order of a hub whose Broker keeps no history. This node's
+// clients get an event at once; other nodes get it through the broker. So each
+// node has its own order. Numbers in the messages show losses and duplicates.
 type relay struct {
 	local
 	peers *peers
 
 	// Owned by the loop.
-	seq  uint64               // of the last event
-	sent map[string]sentEvent // the last one to each topic
+	seq  uint64               // number of this node's last event
+	sent map[string]sentEvent // the last event to each topic
 }
 
 // newRelay returns a relay that is running; close ends it.
@@ -23,7 +22,7 @@ func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
 	r.peers.lost = r.gap
 	r.peers.start(r)
-	r.peers.watch("") // what is published to all
+	r.peers.watch("") // events to all clients
 	return r
 }
 
@@ -32,7 +31,7 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	r.local.publish(ev, now, out)
 	r.seq++
 	if len(r.sent) >= maxSentTopics {
-		clear(r.sent) // the next event of each topic doesn't say which was before
+		clear(r.sent) // the next event of each topic names no earlier one
 	}
 	msg := outgoing{brokerName(ev.topic), brokered{kind: brokeredEvent, node: r.peers.node, seq: r.seq, event: ev.Event}}
 	if before, ok := r.sent[ev.topic]; ok {
@@ -56,18 +55,18 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	return receipt{}
 }
 
-// isFull has publishers wait for an engine that works and is behind. One that is
-// away costs events, and their publishers are told at once.
+// isFull reports whether an engine that works is behind. Publishers don't wait
+// for one that is away: they get an error at once.
 func (r *relay) isFull() bool { return r.peers.isBehind() }
 
 func (r *relay) arrivals() <-chan arrival { return r.peers.in }
 
-// arrive takes an event of another node, or the notice of a gap, which is for the
-// history alone: the clients that are connected can't get what is lost.
+// arrive accepts an event of another node, or a gap. A gap is for the history
+// alone: clients that reconnect get a reset.
 func (r *relay) arrive(a arrival, now time.Time, out *batch) {
 	ev, ok := a.(*event)
 	if !ok {
-		return // it only wakes the loop, see peers.isBehind
+		return // it only wakes the loop, see peers.wakeLoop
 	}
 	r.keep(ev, now)
 	if ev.notice != gapNotice {
@@ -80,7 +79,7 @@ func (r *relay) unwant(topics []string)                 { r.peers.unwatch(topics
 func (r *relay) elsewhere() (clients int, down bool)    { return r.peers.clients(), r.peers.down.Load() }
 func (r *relay) close()                                 { r.peers.close() }
 
-// Deliver takes what the broker brings; see [BrokerHandler].
+// Deliver accepts a message of another node; see [BrokerHandler].
 func (r *relay) Deliver(name string, msg []byte) {
 	topic, m, ok := r.peers.parse(name, msg)
 	if !ok {
@@ -95,9 +94,8 @@ func (r *relay) Deliver(name string, msg []byte) {
 	}
 }
 
-// track looks at where a message stands among those of its node. It reports
-// whether it is an event that is new, and of which topics events are lost: the
-// empty topic stands for any.
+// track reports whether a message is a new event. It returns the topics that
+// have lost events before. The empty topic stands for any.
 func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why string) {
 	p := r.peers
 	p.mu.Lock()
@@ -105,28 +103,28 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	now := time.Now()
 	n, back := p.hearLocked(m)
 	if back {
-		lost, why = []string{""}, "another node is back that was cut off"
+		lost, why = []string{""}, "another node was cut off and is back"
 	}
 	if m.kind == brokeredHeartbeat {
 		if topics := p.trackHeartbeat(&n.tally, m, now); !back {
-			lost, why = topics, "another node has sent events that have not come"
+			lost, why = topics, "another node sent events that did not arrive"
 		}
 		return false, lost, why
 	}
-	if p.interests[topic] == nil || m.seq <= n.seqs[topic] { // nobody wants it, or it is a duplicate
+	if p.interests[topic] == nil || m.seq <= n.seqs[topic] { // no client has the topic, or it is a duplicate
 		return false, lost, why
 	}
 	if p.trackEvent(&n.tally, topic, m, now) && !back {
-		lost, why = []string{topic}, "events before one of another node have not come"
+		lost, why = []string{topic}, "an event of another node arrived, but not the one before it"
 	}
 	return true, lost, why
 }
 
-// Gap takes the broker's word that messages may be lost; see [BrokerHandler].
+// Gap accepts the report that messages may be lost; see [BrokerHandler].
 func (r *relay) Gap(err error) { r.gap("", err.Error()) }
 
-// gap makes clients that reconnect with an id from before get a reset. A gap in
-// the empty topic concerns them all.
+// gap counts a loss. Clients of the topic that reconnect with an older id get a
+// reset. All clients have the empty topic.
 func (r *relay) gap(topic, why string) {
 	r.shared.gaps.Add(1)
 	r.shared.log.warn(logBroker, "events of other nodes may be missing", "topic", clip(topic), "why", why)
