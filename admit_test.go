@@ -17,8 +17,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// Whatever keeps a request from becoming a client, it has the same cause, the
-// same figures and an answer that means the same on both transports.
+// A request that doesn't become a client has the same cause, the same figures
+// and an equivalent answer on both transports.
 func TestAdmissionIsOne(t *testing.T) {
 	flood := func(c *realtime.Client) error {
 		for {
@@ -31,13 +31,13 @@ func TestAdmissionIsOne(t *testing.T) {
 		for range 65 * 64 {
 			hub.PublishAll(context.Background(), realtime.Event{Data: []byte("x")})
 		}
-		time.Sleep(time.Millisecond) // for the shards to hand it on
+		time.Sleep(time.Millisecond) // for the shards to hand the events on
 	}
 	for name, tt := range map[string]struct {
 		onConnect func(hub *realtime.Hub, c *realtime.Client) error
-		later     bool  // the answer asks to come back later
-		status    int   // otherwise
-		cause     error // what OnDisconnect gets; nil: it isn't called
+		later     bool  // the answer asks the client to retry later
+		status    int   // the answer's, if later is false
+		cause     error // the error that OnDisconnect gets; nil: it isn't called
 	}{
 		"refused":                   {func(*realtime.Hub, *realtime.Client) error { return realtime.Refuse(404, "no such room") }, false, 404, nil},
 		"refused by an error":       {func(*realtime.Hub, *realtime.Client) error { return errors.New("database is away") }, false, 403, nil},
@@ -109,7 +109,8 @@ func TestOnConnect(t *testing.T) {
 			if got := hub.ClientCount(); got != 0 {
 				t.Errorf("ClientCount() = %d within OnConnect, want 0", got)
 			}
-			// It may block, call the hub, and what is published meanwhile is not missed.
+			// OnConnect may block and call the hub. Events of that time are not
+			// lost.
 			hub.Broadcast <- []byte("second")
 			hub.PublishAll(context.Background(), realtime.Event{Data: []byte("third")})
 			synctest.Wait()
@@ -136,8 +137,7 @@ func TestOnConnect(t *testing.T) {
 	})
 }
 
-// Events that pile up while OnConnect takes its time are not the client's
-// slowness.
+// Events that wait while OnConnect runs don't make the client slow.
 func TestEventsDuringOnConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -158,8 +158,8 @@ func TestEventsDuringOnConnect(t *testing.T) {
 	})
 }
 
-// A client that is flooded while its OnConnect runs is refused, as what it
-// missed would be missing.
+// A client that is flooded while OnConnect runs is refused, because it has lost
+// messages.
 func TestFloodedDuringOnConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -239,8 +239,8 @@ func TestOnConnectRefuses(t *testing.T) {
 	}
 }
 
-// A status that can't be an answer is 403; an answer that has no body gets none,
-// nor headers of one.
+// A status that can't be an answer becomes 403. An answer without a body has no
+// headers of a body.
 func TestRefuseStatus(t *testing.T) {
 	for status, want := range map[int]int{
 		0: 403, 101: 403, 199: 403, 200: 200, 204: 204, 304: 304, 401: 401, 599: 599, 600: 403,
@@ -260,8 +260,8 @@ func TestRefuseStatus(t *testing.T) {
 	}
 }
 
-// Close within OnConnect takes effect after the handshake, behind what was
-// sent.
+// Close within OnConnect takes effect after the handshake and the sent
+// messages.
 func TestCloseWithinOnConnect(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -285,7 +285,7 @@ func TestCloseWithinOnConnect(t *testing.T) {
 	})
 }
 
-// Handlers are read when a client joins.
+// The hub reads its handlers when a client joins.
 func TestHandlersAreReadAtJoining(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()

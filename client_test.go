@@ -15,7 +15,7 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// A client is found by its id for as long as it counts, and tells its transport.
+// Hub.Client finds a client by its id while ClientCount counts it.
 func TestClientByID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -43,7 +43,7 @@ func TestClientByID(t *testing.T) {
 		id := clients[2].ID()
 		clients[2].Close(1000, "")
 		synctest.Wait()
-		s.listen("") // which gets its slot
+		s.listen("") // it gets the slot of the closed client
 		last := "0"
 		if strings.HasSuffix(id, "0") {
 			last = "1"
@@ -101,8 +101,7 @@ func TestOnDisconnect(t *testing.T) {
 	})
 }
 
-// Once the client's context is done nothing can be sent to it, whichever way
-// it left.
+// Send fails once the client's context is done, however the client left.
 func TestSendAfterTheEnd(t *testing.T) {
 	ends := map[string]func(c *rawClient){
 		"close frame": func(c *rawClient) { c.send(frame(0x88, nil)); c.readFrame() },
@@ -211,8 +210,7 @@ func TestClientClose(t *testing.T) {
 	})
 }
 
-// The 5 s of a client that is being closed are not prolonged by its own close
-// frame.
+// A client's own close frame doesn't prolong the 5 s that Close gives it.
 func TestCloseTimeoutIsNotProlonged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
@@ -233,7 +231,7 @@ func TestCloseTimeoutIsNotProlonged(t *testing.T) {
 	})
 }
 
-// A client is told what it can't send, and stays.
+// SendEvent and Send refuse a faulty event. The client stays connected.
 func TestSendEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()

@@ -35,7 +35,7 @@ func TestBrokered(t *testing.T) {
 	}
 }
 
-// What comes from a broker may be anything.
+// A broker may deliver any bytes.
 func FuzzBrokered(f *testing.F) {
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
 	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
@@ -51,7 +51,7 @@ func FuzzBrokered(f *testing.F) {
 	})
 }
 
-// records returns some of a journal.
+// records returns records of a journal: events and cuts.
 func records() (all [][]byte) {
 	node := nodeID{1, 2, 3}
 	var events []*ownEvent
@@ -100,7 +100,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// What comes from a log may be anything.
+// A log may have any bytes.
 func FuzzRecord(f *testing.F) {
 	for _, b := range records() {
 		f.Add(b)

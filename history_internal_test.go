@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// What a history keeps is bounded by number and by age, for busy topics and
-// for many quiet ones.
+// A history bounds its events by number and by age, in busy and in quiet
+// topics.
 func TestHistoryIsBounded(t *testing.T) {
 	h := newHistory(History{Events: 10}.settled())
 	now := time.Now()

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// newTestJournal returns a journal whose log is driven by the test.
+// newTestJournal returns a journal. The test stands in for its log.
 func newTestJournal(t *testing.T) (*driver, *journal, *testLog) {
 	b := new(testLog)
 	j := newJournal(newOrderShared(History{Age: time.Minute}), b)
@@ -43,8 +43,8 @@ func TestJournalOrder(t *testing.T) {
 		j.Record("e", 2, recordOf(1, 2, "x", "y"))
 		j.Record("e", 3, b.records()[0])
 		j.Record("e", 4, b.records()[0])        // appended twice
-		j.Record("e", 5, recordOf(1, 2, "x"))   // the same
-		j.Record("e", 6, []byte("from nobody")) // has its number, too
+		j.Record("e", 5, recordOf(1, 2, "x"))   // also a duplicate
+		j.Record("e", 6, []byte("from nobody")) // uses a number, too
 		j.Record("e", 7, recordOf(2, 1, "z"))
 		d.arrive()
 		d.want("x", "y", "mine", "z")
@@ -55,7 +55,7 @@ func TestJournalOrder(t *testing.T) {
 			d.id(1, wholeRecord): "x y mine z", d.id(2, 1): "y mine z", d.id(7, wholeRecord): "",
 			"other" + d.id(7, wholeRecord)[1:]: "lost", // another log
 			d.id(7, wholeRecord) + "0":         "lost", // another record of this number
-			fmt.Sprint("e-", 7<<recordBits):    "lost", // of which nobody knows
+			fmt.Sprint("e-", 7<<recordBits):    "lost", // without a print
 		} {
 			if got := d.since(id, "a"); got != want {
 				t.Errorf("from %s on a client has missed %q, want %q", id, got, want)
@@ -90,9 +90,9 @@ func TestJournalLoses(t *testing.T) {
 	})
 }
 
-// A log that was put back shows when a record comes that isn't the one of its
-// number. What comes from there on is new to clients, and ids from before are of
-// another log.
+// A record with a known number but other bytes shows that the log was put back.
+// Clients get that record and all later ones. Older ids of the lost records
+// don't resume.
 func TestJournalPutBackUnderANode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
@@ -117,7 +117,7 @@ func TestJournalPutBackUnderANode(t *testing.T) {
 		if got := d.since(other, "a"); got != "another" {
 			t.Errorf("behind the second record a client has missed %q, want another", got)
 		}
-		time.Sleep(2 * journalTick) // and nodes that have not read what is lost are told
+		time.Sleep(2 * journalTick) // a cut tells nodes that have not read the lost records
 		synctest.Wait()
 		if len(b.records()) != 1 {
 			t.Fatalf("%d records appended, want a cut", len(b.records()))
@@ -132,9 +132,9 @@ func TestJournalPutBackUnderANode(t *testing.T) {
 		if got, later := fresh.since(fresh.id(1, wholeRecord), "a"), fresh.since(fresh.id(4, wholeRecord), "a"); got != "lost" || later != "later" {
 			t.Errorf("on a node that was started since, a client has missed %q and %q, want it lost, and later", got, later)
 		}
-		f.Record("e", 6, append(b.records()[0], "again"...)) // by a third node, say
+		f.Record("e", 6, append(b.records()[0], "again"...)) // as if by a third node
 		fresh.arrive()
-		fresh.want("reset") // also for who is connected
+		fresh.want("reset") // connected clients get one, too
 	})
 }
 
@@ -145,7 +145,7 @@ func TestJournalIsShorter(t *testing.T) {
 		for i := range uint64(4) {
 			j.Record("e", i+1, recordOf(1, i+1, fmt.Sprint(i+1)))
 		}
-		j.Current("e", 3) // which was the last one when the broker connected
+		j.Current("e", 3) // the last one when the broker connected
 		d.arrive()
 		before := d.id(2, wholeRecord)
 		d.want()
@@ -166,8 +166,8 @@ func TestJournalIsShorter(t *testing.T) {
 	})
 }
 
-// A node that reads a long log for the first time isn't cut off from it: records
-// that come are progress, for its own events and for the clients that wait.
+// A node that first reads a long log begins no cut: each record is progress for
+// its events and for clients that wait.
 func TestJournalReadsLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
@@ -198,7 +198,7 @@ func TestJournalReadsLong(t *testing.T) {
 	})
 }
 
-// A log that is never there, or stops in the midst of it, is given up.
+// Clients stop waiting for a log that never becomes current.
 func TestJournalNeverStarts(t *testing.T) {
 	for name, tt := range map[string]struct {
 		records int // one a second
@@ -228,11 +228,11 @@ func TestJournalNeverStarts(t *testing.T) {
 	}
 }
 
-// A quiet log gets a mark, so that its last record is always one that nodes know.
+// A quiet log gets a mark, so that nodes always know its last record.
 func TestJournalMarksTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
-		j.Current("e", 7) // none of which is left
+		j.Current("e", 7) // none of them is left
 		d.arrive()
 		if id := d.id(7, wholeRecord); d.since(id, "a") != "lost" {
 			t.Errorf("the id %s resumes, though nobody knows its record", id)
@@ -258,8 +258,8 @@ func TestJournalMarksTheEnd(t *testing.T) {
 	})
 }
 
-// A cut: events bypass a log that accepts none. When it works again, it gets a
-// record of that for all nodes.
+// In a cut, events bypass a log that accepts none. When it works again, it gets
+// a record of the cut.
 func TestJournalCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)

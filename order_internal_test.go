@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// A testBroker keeps what it gets. The test stands in for its engine.
+// A testBroker records its calls. The test stands in for its engine.
 type testBroker struct {
 	handler BrokerHandler
 	limit   int
@@ -70,7 +70,7 @@ func (b *testBroker) Subscribe(_ context.Context, topic string) error {
 	return b.do(func() { b.subscribed = append(b.subscribed, topic) })
 }
 
-// records returns what was appended.
+// records returns the records that were appended.
 func (b *testBroker) records() [][]byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,7 +106,7 @@ func (d *driver) publish(topic, data string) receipt {
 	return d.o.publish(newEvent(topic, Event{Data: []byte(data)}), time.Now(), &d.out)
 }
 
-// arrive passes on all arrivals.
+// arrive gives all arrivals to the order.
 func (d *driver) arrive() {
 	synctest.Wait()
 	for {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// newTestRelay returns a relay whose engine is driven by the test.
+// newTestRelay returns a relay. The test stands in for its engine.
 func newTestRelay(t *testing.T) (*driver, *relay, *testBroker) {
 	b := new(testBroker)
 	r := newRelay(newOrderShared(History{Age: time.Minute}), b)
@@ -40,8 +40,8 @@ func TestRelayOrder(t *testing.T) {
 		r.Deliver("topic/a", []byte(msg)) // an echo
 		r.Deliver("topic/a", from(1, 1, 0, "1"))
 		r.Deliver("topic/a", from(1, 1, 0, "1"))   // twice
-		r.Deliver("topic/b", from(1, 2, 0, "no"))  // no client here has it
-		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // another node, whose first seen event is its seventh
+		r.Deliver("topic/b", from(1, 2, 0, "no"))  // no client has the topic
+		r.Deliver("topic/a", from(2, 7, 0, "2/7")) // the first that arrives from another node
 		r.Deliver("topic/a", []byte("garbage"))
 		d.arrive()
 		if first := d.last(); d.since(first, "a") != "" {
@@ -51,7 +51,7 @@ func TestRelayOrder(t *testing.T) {
 	})
 }
 
-// A lost message is told to clients that reconnect, if they have its topic.
+// After a loss, clients of the topic that reconnect get a reset.
 func TestRelayGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, _ := newTestRelay(t)
@@ -81,7 +81,7 @@ func TestRelayGap(t *testing.T) {
 	})
 }
 
-// An engine that is away or behind costs local clients nothing.
+// This node's clients get all events while the engine is away.
 func TestRelayWithoutEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
@@ -104,7 +104,7 @@ func TestRelayWithoutEngine(t *testing.T) {
 	})
 }
 
-// An event that is too large for the engine is lost, but is no outage.
+// An event that the engine never accepts is lost. It is no outage.
 func TestRelayEventTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
@@ -113,7 +113,7 @@ func TestRelayEventTooLarge(t *testing.T) {
 		if _, down := r.elsewhere(); down || r.shared.brokerLost.Load() != 1 {
 			t.Errorf("down %v, %d lost; want false and 1", down, r.shared.brokerLost.Load())
 		}
-		b.limit = 1000 // from now on it is known
+		b.limit = 1000 // from now on the limit is known
 		if rc := d.publish("a", strings.Repeat("x", 2000)); rc.err != ErrEventTooLarge {
 			t.Errorf("an event over the limit: %v, want ErrEventTooLarge", rc.err)
 		}
@@ -127,12 +127,12 @@ func TestRelayEventTooLarge(t *testing.T) {
 	})
 }
 
-// Publishers wait for an engine that is slow, and nothing is lost; for one that is
-// away they don't.
+// Publishers wait for a slow engine, and nothing is lost. They don't wait for
+// one that is away.
 func TestRelayBehindAnEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
-		b.mu.Lock() // the engine answers nobody
+		b.mu.Lock() // the engine doesn't answer
 		n := 0
 		for ; !r.isFull(); n++ {
 			if rc := d.publish("a", fmt.Sprint(n)); rc.err != nil {
@@ -170,8 +170,8 @@ func TestRelayBehindAnEngine(t *testing.T) {
 	})
 }
 
-// An event that is lost shows without another one of its topic: the heartbeats of
-// its sender tell, within two of them.
+// Two heartbeats of the sender show a lost event, though no other event of its
+// topic follows.
 func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, _ := newTestRelay(t)
@@ -203,7 +203,7 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 				t.Errorf("%d gaps, want %d", got, want)
 			}
 		}
-		send("a", true) // before the first heartbeat: nobody can tell whether it had to come
+		send("a", true) // too soon after the subscription to count as lost
 		for range 3 {
 			beat(false)
 		}
@@ -214,7 +214,7 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 		send("nobody has it", true)
 		before := d.o.(*relay).past.position().ID
 		beat(false)
-		gaps(0) // it may come by another way
+		gaps(0) // it may still arrive
 		beat(false)
 		gaps(1)
 		for topic, want := range map[string]string{"a": "a", "b": "lost", "c": ""} {
@@ -222,14 +222,14 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 				t.Errorf("a client of %s that comes back has missed %q, want %q", topic, got, want)
 			}
 		}
-		send("b", false) // the one before is known to be lost
+		send("b", false) // the loss before it is known already
 		for range 3 {
 			beat(false)
 		}
 		gaps(1)
 		r.want([]string{"late"})
 		synctest.Wait()
-		send("late", true) // just when it is subscribed: not to be told from one before
+		send("late", true) // again too soon after the subscription
 		for range 3 {
 			beat(false)
 		}
@@ -238,7 +238,7 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 		beat(false)
 		beat(false)
 		gaps(2)
-		beat(true) // a heartbeat that is lost, and all that it had to tell
+		beat(true) // a lost heartbeat, and all that it listed
 		beat(false)
 		gaps(3)
 		if clients, _ := r.elsewhere(); clients != 5 {
@@ -252,7 +252,7 @@ func TestRelayHeartbeatsTellOfLosses(t *testing.T) {
 	})
 }
 
-// What a node publishes stands in its next heartbeat, by several if need be.
+// A node's next heartbeat lists its last events, or several heartbeats do.
 func TestRelayTellsWhatItHasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, _, b := newTestRelay(t)

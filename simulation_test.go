@@ -24,10 +24,10 @@ var (
 	simulateFrom = flag.Uint64("simulate-from", 0, "the first seed of TestSimulation; with -simulations 1 the only one")
 )
 
-// Nodes, clients and an engine come and go by chance, and whatever happens, no
-// client loses an event without a word: it gets each event of its topics once and
-// in order, or a reset before anything later. Where the broker keeps nothing, a
-// client that stays connected isn't told, but its node has counted a gap.
+// Nodes, clients and an engine come and go at random. No client loses an event
+// silently: it gets each event of its topics once and in order, or a reset
+// before later events. With a Broker without history a connected client gets no
+// reset, but its node counts a gap.
 //
 //	go test -run TestSimulation -simulations 100000   # a night
 func TestSimulation(t *testing.T) {
@@ -49,7 +49,7 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// A simulation is one run, which its seed decides.
+// A simulation is one run. Its seed decides what happens.
 type simulation struct {
 	t       *testing.T
 	rnd     *rand.Rand
@@ -57,37 +57,37 @@ type simulation struct {
 	engine  *brokertest.Memory
 	start   time.Time
 	nodes   [3]*simNode
-	started int   // nodes so far
-	weights []int // of simSteps
+	started int   // how many nodes have been started
+	weights []int // one for each of simSteps
 	total   int
 	clients []*simClient
 	trace   []string
 
 	mu        sync.Mutex               // guards the field below
-	published map[simStream][]simEvent // in order
+	published map[simStream][]simEvent // in the order of publishing
 }
 
-// A simStream is what one publisher sends to one topic.
+// A simStream has the events of one publisher to one topic.
 type simStream struct {
 	publisher *simNode
 	topic     string
 }
 
-// A simEvent is one of a stream. It is numbered by its index.
+// A simEvent is an event of a stream. Its index is its number.
 type simEvent struct {
-	done   time.Duration // when Publish had returned, since the start; zero: not yet
+	done   time.Duration // when Publish returned, since the start; zero: it hasn't
 	failed bool
 }
 
-// A simNode is a node until it is restarted.
+// A simNode is a node from one start to the next.
 type simNode struct {
 	name      string
 	site      *site
-	dead      atomic.Bool  // it has crashed: nothing comes from it or to it
-	drop      atomic.Int64 // how many messages to it are going to be lost
-	dropBeats atomic.Bool  // heartbeats are among them
+	dead      atomic.Bool  // it has crashed: it sends and gets nothing
+	drop      atomic.Int64 // how many messages to it, or answers of Append, are lost next
+	dropBeats atomic.Bool  // these may be heartbeats
 	tasks     chan func()
-	gaps      int64 // in the end
+	gaps      int64 // Stats.Gaps at its end
 }
 
 func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
@@ -102,7 +102,7 @@ func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
 	for k := range kinds {
 		weight := s.rnd.IntN(4)
 		if k < 4 {
-			weight += 3 // without events and clients nothing happens
+			weight += 3 // a run needs events and clients
 		}
 		s.weights = append(s.weights, weight*weight)
 		s.total += weight * weight
@@ -113,8 +113,8 @@ func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
 	return s
 }
 
-// A simBroker is a node's broker, with faults. What is dropped is lost on the way
-// to this node without a word, as a connection that breaks may lose it.
+// A simBroker is a node's broker, with faults. It drops messages to the node
+// silently, as a broken connection does.
 type simBroker struct {
 	realtime.Broker
 	node *simNode
@@ -144,7 +144,7 @@ func (h simHandler) Deliver(topic string, msg []byte) {
 	}
 }
 
-// A simLog is the same for a HistoryBroker.
+// A simLog is a node's HistoryBroker, with faults.
 type simLog struct {
 	realtime.HistoryBroker
 	node *simNode
@@ -209,7 +209,7 @@ func (s *simulation) run() {
 		}
 	}
 	for i := range s.nodes {
-		if s.rnd.IntN(2) == 0 { // a loss that is followed by nothing must show as well
+		if s.rnd.IntN(2) == 0 { // otherwise nothing follows, and a loss must still show
 			s.publish(i, 6)
 		}
 	}
@@ -229,7 +229,7 @@ func (s *simulation) run() {
 	}
 }
 
-// simSteps are what can happen. Each run has its own weights for them, so that
+// simSteps are the steps of a run. Each run gives them weights of its own, so
 // some runs are full of one kind of fault.
 var simSteps = []func(s *simulation, i int){
 	func(s *simulation, i int) { s.publish(i, 1+s.rnd.IntN(10)) },
@@ -262,7 +262,7 @@ var simSteps = []func(s *simulation, i int){
 	},
 	func(s *simulation, i int) { s.restart(i, false) },
 	func(s *simulation, i int) { s.restart(i, true) },
-	// The log's.
+	// For a log alone.
 	func(s *simulation, _ int) {
 		n := s.rnd.IntN(10)
 		s.log("the engine keeps the newest %d", n)
@@ -282,7 +282,7 @@ var simSteps = []func(s *simulation, i int){
 	},
 }
 
-const simLogSteps = 3 // at the end of simSteps
+const simLogSteps = 3 // how many at the end of simSteps are for a log alone
 
 func (s *simulation) step() {
 	for n := s.rnd.IntN(s.total); ; {
@@ -295,7 +295,7 @@ func (s *simulation) step() {
 	}
 }
 
-// restart ends a node, in order or not, and starts another one in its place.
+// restart shuts a node down, or crashes it, and starts another in its place.
 func (s *simulation) restart(i int, crash bool) {
 	n := s.nodes[i]
 	s.log("%s is restarted, crash %v", n.name, crash)
@@ -315,7 +315,7 @@ func (s *simulation) restart(i int, crash bool) {
 	s.startNode(i)
 }
 
-// publish has a node publish some events, in turn.
+// publish makes a node publish events, one after another.
 func (s *simulation) publish(i, count int) {
 	n := s.nodes[i]
 	s.log("%s publishes %d", n.name, count)
@@ -343,28 +343,28 @@ func (s *simulation) publish(i, count int) {
 	}
 }
 
-// A simClient is a client that comes back.
+// A simClient is a client that may reconnect.
 type simClient struct {
 	name      string
-	topics    []string // the empty one among them
+	topics    []string // the empty one is the first
 	transport string
 	lastID    string
 
 	conn resumer  // nil: it is cut off
-	node *simNode // it is connected to, or was last
+	node *simNode // the node of the newest connection
 	ends chan struct{}
 
 	mu    sync.Mutex // guards the field below
 	items []simItem
 }
 
-// A simItem is what happens to a client.
+// A simItem is something that happened to a client.
 type simItem struct {
 	kind  simKind
 	node  *simNode
-	gaps  int64             // of the node, then
+	gaps  int64             // the node's Stats.Gaps at that time
 	at    time.Duration     // since the start
-	from  map[simStream]int // of an arrival: how many events there were
+	from  map[simStream]int // in an arrival: how many events there were
 	event string
 }
 
@@ -372,7 +372,7 @@ type simKind uint8
 
 const (
 	simArrival simKind = iota // it connects, without an id
-	simReturn                 // it connects, with one
+	simReturn                 // it connects, with an id
 	simCut
 	simReset
 	simGot
@@ -413,11 +413,11 @@ func (s *simulation) connect(c *simClient) {
 	s.mu.Unlock()
 	c.note(s, it)
 	go c.read(s)
-	time.Sleep(300 * time.Millisecond) // nobody can tell whether an event came before a subscription that is younger
+	time.Sleep(300 * time.Millisecond) // losses right after a subscription don't show
 	synctest.Wait()
 }
 
-// read is the goroutine that reads a connection.
+// read is the body of the goroutine that reads a connection.
 func (c *simClient) read(s *simulation) {
 	defer close(c.ends)
 	conn, node := c.conn, c.node
@@ -441,7 +441,7 @@ func (c *simClient) note(s *simulation, it simItem) {
 	c.items = append(c.items, it)
 }
 
-// cut cuts the client off, if it is connected.
+// cut closes the client's connection, if there is one.
 func (c *simClient) cut(s *simulation) {
 	if c.conn != nil {
 		c.conn.cut()
@@ -452,7 +452,7 @@ func (c *simClient) cut(s *simulation) {
 	}
 }
 
-// nodeAt returns the node that the client was connected to, or nil.
+// nodeAt returns the node that the client was connected to at a time, or nil.
 func (c *simClient) nodeAt(at time.Duration) (n *simNode) {
 	for _, it := range c.items {
 		if it.at > at {
@@ -468,7 +468,7 @@ func (c *simClient) nodeAt(at time.Duration) (n *simNode) {
 	return n
 }
 
-// check looks at what a client got.
+// check checks the events that a client got.
 func (s *simulation) check(c *simClient) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -480,15 +480,15 @@ func (s *simulation) check(c *simClient) {
 		if !slices.Contains(c.topics, stream.topic) {
 			continue
 		}
-		next := -1        // the event that comes next; negative: it isn't here yet
-		told := false     // a reset has come since the last event
-		var node *simNode // where the last event came, or the client
-		var gaps int64    // of that, then
+		next := -1        // the number of the event to come; negative: the client hasn't connected yet
+		told := false     // a reset arrived after the last event
+		var node *simNode // the node of the last event, or of the connection since
+		var gaps int64    // the node's Stats.Gaps at that time
 		explain := func(m int, until string) {
 			ev := events[m]
 			switch {
 			case told:
-			case ev.done == 0 || ev.failed && c.nodeAt(ev.done) != stream.publisher: // its publisher knows
+			case ev.done == 0 || ev.failed && c.nodeAt(ev.done) != stream.publisher: // its publisher got an error, or no answer
 			case !s.history && node.gaps > gaps:
 			default:
 				s.t.Errorf("%s has lost event %d of %s to %q without a word, %s", c.name, m, stream.publisher.name, stream.topic, until)
