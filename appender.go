@@ -65,6 +65,7 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop accepts 257 at most
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
+		moved:     time.Now(),
 	}
 }
 

@@ -310,3 +310,23 @@ func TestJournalCut(t *testing.T) {
 		}
 	})
 }
+
+// An event that is on its way when the log is looked at for the first time has its
+// 2 s like any other.
+func TestJournalFirstLook(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Current("e", 0)
+		d.arrive()
+		time.Sleep(journalTick - 10*time.Millisecond)
+		d.publish("a", "1")
+		time.Sleep(journalPatience - journalTick)
+		synctest.Wait()
+		if _, down := j.elsewhere(); down || len(b.records()) != 1 {
+			t.Fatalf("down %v, %d records appended; want false and 1", down, len(b.records()))
+		}
+		j.Record("e", 1, b.records()[0])
+		d.arrive()
+		d.want("1")
+	})
+}
