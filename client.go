@@ -366,9 +366,6 @@ func (c *Client) gone() {
 	defer c.disconnected() // which may also be a runtime.Goexit
 	c.end(errors.New("realtime: a handler has ended its client's goroutine"))
 	c.limitClosing()
-	if c.wire.slotted {
-		c.hub.parking().leave(c.wire.slot)
-	}
 	c.unlist()
 	if c.conn != nil {
 		c.conn.CloseNow()
@@ -403,7 +400,6 @@ func (c *Client) connected(conn net.Conn, try func([]byte) (int, error), f forma
 // ends and then ends the client, or until it can park the idle connection. The
 // parker starts the next reading goroutine.
 func (c *Client) serve() {
-	c.wire.parked.Store(false)
 	parked := false
 	defer func() { // deferred because a handler may end the goroutine by runtime.Goexit
 		if !parked {
@@ -431,18 +427,8 @@ func (c *Client) park() bool {
 	if p == nil {
 		return false
 	}
-	if !w.slotted {
-		w.slot, w.slotted = p.enter(c), true
-	}
-	known := w.known
-	w.known = true
 	w.parked.Store(true)
-	if !p.arm(w.slot, w.Conn, known) {
-		w.known = known
-		w.parked.Store(false)
-		return false
-	}
-	return true
+	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
 }
 
 // handle runs OnMessage. Its time does not count as the client's silence.

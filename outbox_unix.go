@@ -9,21 +9,15 @@ import (
 )
 
 // tryWriter returns a function that writes as much of b as the kernel accepts,
-// without blocking. It returns nil unless conn is a TCP or Unix connection
-// itself: a wrapper may have a Write of its own.
+// without blocking. It returns nil unless conn is a socket.
 //
 // Don't call the function while conn.Write runs: it would wait for that.
 func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
-	var raw syscall.RawConn
-	var err error
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		raw, err = c.SyscallConn()
-	case *net.UnixConn:
-		raw, err = c.SyscallConn()
-	default:
+	s := asSocket(conn)
+	if s == nil {
 		return nil
 	}
+	raw, err := s.SyscallConn()
 	if err != nil {
 		return nil
 	}

@@ -2,20 +2,14 @@
 
 package realtime
 
-import (
-	"errors"
-	"net"
-)
+import "errors"
 
-// canPark returns false: only Linux has a parker.
-func canPark(net.Conn) bool { return false }
+const canPark = false // only Linux has a parker
 
 type parker struct{}
 
-func newParker() (*parker, error) { return nil, errors.ErrUnsupported }
+func newParker(*registry) (*parker, error) { return nil, errors.ErrUnsupported }
 
-func (*parker) enter(*Client) int32            { return 0 }
-func (*parker) arm(int32, net.Conn, bool) bool { return false }
-func (*parker) leave(int32)                    {}
-func (*parker) loop()                          {}
-func (*parker) close()                         {}
+func (*parker) arm(*Client) bool { return false }
+func (*parker) loop()            {}
+func (*parker) close()           {}

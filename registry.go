@@ -75,10 +75,18 @@ func (g *registry) mask(id *clientID) uint32 { return uint32(maphash.Bytes(g.see
 
 // find returns the client that has an id, or nil.
 func (g *registry) find(id clientID) *Client {
-	slot := g.mask(&id) ^ binary.BigEndian.Uint32(id[12:])
+	c := g.at(g.mask(&id) ^ binary.BigEndian.Uint32(id[12:]))
+	if c == nil || c.id != id {
+		return nil
+	}
+	return c
+}
+
+// at returns the client in a slot, or nil.
+func (g *registry) at(slot uint32) *Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if int64(slot) < int64(len(g.slots)) && g.slots[slot] != nil && g.slots[slot].id == id {
+	if int64(slot) < int64(len(g.slots)) {
 		return g.slots[slot]
 	}
 	return nil
@@ -118,7 +126,7 @@ func (g *registry) close() bool {
 // client that can be parked makes it: other hubs don't need one.
 func (h *Hub) parking() *parker {
 	h.parkOnce.Do(func() {
-		p, err := newParker()
+		p, err := newParker(&h.registry)
 		if err != nil {
 			h.shared.log.error(logSetup, "idle clients can't be parked, so each keeps a goroutine", "err", err)
 			return

@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -32,16 +33,13 @@ type wire struct {
 	in      *bufio.Reader // the library's
 	rest    *bytes.Reader // the rest of what net/http had read; nil: none
 	readErr error         // what ended the reading, if it was the connection
-	slot    int32         // with the parker
-	slotted bool          // it has one
-	known   bool          // the connection has been in the parker's set
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
 
-	parked   atomic.Bool // no goroutine reads
+	parked   atomic.Bool // no goroutine reads; who unsets it starts one
 	parkable bool        // set by attach
 
 	mu      sync.Mutex // guards the fields below
@@ -53,7 +51,7 @@ type wire struct {
 func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.Conn, w.parkable = conn, canPark(conn)
+	w.Conn, w.parkable = conn, canPark && asSocket(conn) != nil
 	if len(rest) > 0 {
 		w.rest = bytes.NewReader(rest)
 	}
@@ -188,14 +186,28 @@ func (w *wire) wakeLocked() {
 	if c, ok := conn.(*tls.Conn); ok {
 		conn = c.NetConn()
 	}
-	switch c := conn.(type) {
-	case *net.TCPConn:
-		c.CloseRead()
-		c.CloseWrite()
-	case *net.UnixConn:
-		c.CloseRead()
-		c.CloseWrite()
+	if s := asSocket(conn); s != nil {
+		s.CloseRead()
+		s.CloseWrite()
 	}
+}
+
+// A socket is a TCP or Unix connection itself. A wrapper may have read ahead,
+// and may have a Write of its own.
+type socket interface {
+	net.Conn
+	syscall.Conn
+	CloseRead() error
+	CloseWrite() error
+}
+
+// asSocket returns conn as a socket, or nil.
+func asSocket(conn net.Conn) socket {
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return conn.(socket)
+	}
+	return nil
 }
 
 func (w *wire) isAborted() bool {
@@ -227,14 +239,8 @@ func (w *wire) finish() {
 // The types are exact: a wrapper that embeds one may mean something else.
 func (w *wire) halfCloser() interface{ CloseWrite() error } {
 	switch c := w.Conn.(type) {
-	case *net.TCPConn:
-		return c
-	case *net.UnixConn:
-		return c
-	case *tls.Conn:
-		return c
-	case *response:
-		return c
+	case *net.TCPConn, *net.UnixConn, *tls.Conn, *response:
+		return c.(interface{ CloseWrite() error })
 	}
 	return nil
 }
