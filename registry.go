@@ -98,13 +98,12 @@ func (g *registry) remove(c *Client) {
 	defer g.mu.Unlock()
 	g.slots[c.slot] = nil
 	g.clients--
+	g.free = append(g.free, c.slot)
 	if g.clients == 0 {
 		g.slots, g.free = nil, nil
-	} else {
-		g.free = append(g.free, c.slot)
-	}
-	if g.closed && g.clients == 0 {
-		close(g.empty)
+		if g.closed {
+			close(g.empty)
+		}
 	}
 }
 
@@ -192,20 +191,13 @@ func (h *Hub) ClientCount() int {
 	return int(h.shared.members.Load())
 }
 
-// sweptEmpty reports whether the sweeper has to end, because the hub has no
-// clients. The next client starts another.
-func (g *registry) sweptEmpty() bool {
+// toSweep returns how many slots the sweeper has to look at. None ends it; the
+// next client starts another.
+func (g *registry) toSweep() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.sweeping = g.clients > 0
-	return !g.sweeping
-}
-
-// hasPhase reports whether the sweeper has anything to look at in a phase.
-func (g *registry) hasPhase(phase int) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return phase < len(g.slots)
+	return len(g.slots)
 }
 
 func (g *registry) inPhase(phase int, dst []*Client) []*Client {

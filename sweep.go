@@ -56,13 +56,13 @@ func (h *Hub) sweep() {
 	due := time.Now()
 	var members []*Client
 	for phase := 0; ; phase = (phase + 1) % phases {
-		if phase == 0 && h.registry.sweptEmpty() {
+		slots := h.registry.toSweep()
+		if slots == 0 {
 			return
 		}
-		// It sleeps through empty phases: one client wakes it once a second.
 		due = due.Add(revolution / phases)
-		if !h.registry.hasPhase(phase) {
-			continue
+		if phase >= slots {
+			continue // it sleeps through empty phases: one client wakes it once a second
 		}
 		timer.Reset(time.Until(due))
 		select {
