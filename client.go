@@ -87,8 +87,7 @@ type clientState uint8
 const (
 	clientJoining clientState = iota
 	clientOpen
-	clientClosing
-	clientGone
+	clientClosing // also when it is gone
 )
 
 // A transport is the part of a client's life in which WebSockets and event
@@ -99,16 +98,17 @@ const (
 type transport interface {
 	kind() Transport
 
-	// prepare answers a request that can't be a client, and returns an error.
+	// prepare returns a refusal of a request that can't be a client, or has
+	// answered one that needs none and returns errAnswered.
 	prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 
 	// refuseForNow answers a request that should be tried again later.
 	refuseForNow(w http.ResponseWriter, reason string)
 
-	// connect answers the request, gives the client its connection, and starts
-	// or parks its reading. An error has been answered, as far as possible. If
-	// the answer goes through w, the handler's goroutine then runs stay, for
-	// the rest of the client's life.
+	// connect answers the request and gives the client its connection. The
+	// error is a refusal as long as the request can be answered. If the answer
+	// goes through w, the handler's goroutine then runs stay, for the rest of
+	// the client's life.
 	connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error)
 
 	// read hands on messages until the connection ends, or returns errPark.
@@ -260,19 +260,13 @@ func (e *closedError) Unwrap() []error { return []error{e.status, e.why} }
 
 // validCode reports whether RFC 6455 §7.4 lets an endpoint send code.
 func validCode(code websocket.StatusCode) bool {
-	switch {
-	case code == 1004 || code == websocket.StatusNoStatusRcvd || code == websocket.StatusAbnormalClosure:
-		return false
-	case code >= 1000 && code <= 1014, code >= 3000 && code <= 4999:
-		return true
-	}
-	return false
+	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 && code <= 4999
 }
 
 // outboxFailed ends a client whose outbox has failed; see outboxOwner.
 func (c *Client) outboxFailed(err error) {
 	if err == ErrSlowClient {
-		c.cutSlow()
+		c.cut(err)
 		return
 	}
 	// The other direction may still hold messages, and ends by itself.
@@ -282,8 +276,9 @@ func (c *Client) outboxFailed(err error) {
 
 func (c *Client) outboxFinished() { c.transport.finished(c) }
 
-func (c *Client) cutSlow() {
-	if c.abort(ErrSlowClient) {
+// cut is abort where the client is at fault.
+func (c *Client) cut(err error) {
+	if c.abort(err) && err == ErrSlowClient {
 		c.hub.shared.slowClients.Add(1)
 		c.hub.shared.log.warn(logSlow, "client disconnected: it reads too slowly", "client", c.ID())
 	}
@@ -306,7 +301,7 @@ func (c *Client) open() {
 func (c *Client) end(cause error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state >= clientClosing {
+	if c.state == clientClosing {
 		return false
 	}
 	if c.state == clientOpen {
@@ -375,17 +370,24 @@ func (c *Client) gone() {
 
 // disconnected runs OnDisconnect, if OnConnect has returned nil.
 func (c *Client) disconnected() {
-	defer func() {
-		if v := recover(); v != nil {
-			c.hub.panicked("OnDisconnect", v, c)
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.state = clientGone
-	}()
+	defer c.hub.catch("OnDisconnect", c, func(error) {})
 	if c.onDisconnect != nil && c.admitted {
 		c.onDisconnect(c, c.why())
 	}
+}
+
+// accept makes conn the client's connection, from which rest has been read
+// already. answer writes the HTTP answer.
+func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error)) error {
+	conn.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.wire.attach(conn, rest)
+	f, err := answer()
+	if err != nil {
+		return err
+	}
+	conn.SetWriteDeadline(time.Time{})
+	c.connected(conn, tryWriter(conn), f)
+	return nil
 }
 
 // connected gives the outbox its connection, and what that held goes out.
@@ -438,13 +440,12 @@ func (c *Client) handle(msg Message) {
 	}
 	c.inHandler.Store(true)
 	defer func() {
-		if v := recover(); v != nil {
-			cause := c.hub.panicked("OnMessage", v, c)
-			c.close(websocket.CloseError{Code: websocket.StatusInternalError, Reason: "internal error"}, cause)
-		}
 		c.wire.heard.Store(int64(c.hub.shared.clock.now()))
 		c.wire.between()
 		c.inHandler.Store(false)
 	}()
+	defer c.hub.catch("OnMessage", c, func(panicked error) {
+		c.close(websocket.CloseError{Code: websocket.StatusInternalError, Reason: "internal error"}, panicked)
+	})
 	c.onMessage(c.hub, msg)
 }

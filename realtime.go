@@ -3,7 +3,6 @@ package realtime
 import (
 	"errors"
 	"fmt"
-	"net/http"
 	"strings"
 	"unicode/utf8"
 )
@@ -84,7 +83,3 @@ type Message struct {
 // may have lost events. An event stream has such objects as data if its URL's
 // query has protocol=realtime.v1.
 const Subprotocol = "realtime.v1"
-
-func (e *refusal) Error() string {
-	return fmt.Sprintf("refused with %d %s: %s", e.status, http.StatusText(e.status), e.reason)
-}

@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -45,8 +46,6 @@ import (
 func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
 	if err := h.usable(); err != nil {
 		slog.Error("realtime: event stream: " + err.Error())
-		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
-		return
 	}
 	h.admit(w, r, eventStream{})
 }
@@ -64,8 +63,7 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:
 		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
-		err := fmt.Errorf("an event stream is a GET, not a %s", r.Method)
-		return h.refuse(w, http.StatusMethodNotAllowed, err.Error(), err)
+		return openly(http.StatusMethodNotAllowed, fmt.Errorf("an event stream is a GET, not a %s", r.Method))
 	}
 	if err := h.shareAcross(w, r); err != nil {
 		return err
@@ -76,7 +74,7 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 		return errAnswered
 	}
 	if err := canFlush(w); err != nil {
-		return h.refuseSetup(w, err)
+		return h.wrongSetup(err)
 	}
 	if r.Method == http.MethodHead {
 		streamHeaders(w.Header())
@@ -104,10 +102,12 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 	if conn == nil {
 		return func() { c.stayInHandler(w, r, f) }, nil
 	}
-	if err := c.acceptStream(w.Header(), conn, f); err != nil {
-		return nil, c.hub.refused(err)
-	}
-	return nil, nil
+	return nil, c.accept(conn, nil, func() (format, error) {
+		w.Header().Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
+		w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
+		limitSilence(conn, c.hub.shared.pongTimeout)
+		return f, c.wire.answer(http.StatusOK, w.Header(), retryNotice().b)
+	})
 }
 
 // shareAcross asks CheckOrigin about a request that has an Origin. It answers a
@@ -119,7 +119,7 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 	if origin == "" {
 		return nil
 	}
-	if err := h.admitOrigin(w, r); err != nil {
+	if err := h.admitOrigin(r); err != nil {
 		return err
 	}
 	header.Set("Access-Control-Allow-Origin", origin)
@@ -141,37 +141,15 @@ func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
 	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || r.TLS != nil || w.Header().Get("Content-Encoding") != "" {
 		return nil
 	}
-	for {
-		hijacker, err := findHijacker(w)
-		if err != nil {
-			return nil
-		}
-		if conn, _, err := takeOver(hijacker); err == nil {
-			return conn // bytes after the request are ignored
-		}
-		outer, ok := hijacker.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			return nil
-		}
-		w = outer.Unwrap()
+	if _, err := findHijacker(w); err != nil {
+		return nil
 	}
-}
-
-// acceptStream answers the request on its connection. It parks the connection,
-// or starts the client's reading goroutine.
-func (c *Client) acceptStream(header http.Header, nc net.Conn, f format) error {
-	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach: later it would undo an abort
-	c.wire.attach(nc, nil)
-	header.Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
-	header.Set("Date", time.Now().UTC().Format(http.TimeFormat))
-	if err := c.wire.answer(http.StatusOK, header, retryNotice().b); err != nil {
-		return err
-	}
-	nc.SetWriteDeadline(time.Time{})
-	limitSilence(nc, c.hub.shared.pongTimeout)
-	c.connected(nc, tryWriter(nc), f)
-	if !c.park() {
-		go c.serve()
+	for w = range unwrapped(w) {
+		if hijacker, ok := w.(http.Hijacker); ok {
+			if conn, _, err := takeOver(hijacker); err == nil {
+				return conn // bytes after the request are ignored
+			}
+		}
 	}
 	return nil
 }
@@ -228,17 +206,17 @@ type response struct {
 	w        http.ResponseWriter
 	rc       *http.ResponseController
 	timeout  time.Duration
-	gone     chan struct{} // closed when the handler is to return
+	end      func() // makes the handler return
 
 	mu      sync.Mutex // guards the fields below
-	ended   bool       // gone is closed
 	aborted bool
 	over    bool // the handler returns: w may soon be another request's
 }
 
 // stayInHandler runs an event stream through w, on the handler's goroutine.
 func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format) {
-	p := &response{w: w, rc: http.NewResponseController(w), timeout: c.hub.shared.writeTimeout, gone: make(chan struct{})}
+	ctx, end := context.WithCancel(r.Context())
+	p := &response{w: w, rc: http.NewResponseController(w), timeout: c.hub.shared.writeTimeout, end: end}
 	defer c.gone() // deferred because a middleware's writer may panic
 	p.rc.SetWriteDeadline(time.Now().Add(p.timeout))
 	c.wire.attach(p, nil)
@@ -246,10 +224,9 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	p.Write(retryNotice().b)           // if it fails, so does the next write
 	p.rc.SetWriteDeadline(time.Time{}) // lifts Server.WriteTimeout
 	c.connected(p, nil, f)
-	select {
-	case <-r.Context().Done():
-		c.end(io.EOF)
-	case <-p.gone:
+	<-ctx.Done()
+	if r.Context().Err() != nil {
+		c.end(io.EOF) // unless this side has ended it
 	}
 }
 
@@ -272,7 +249,7 @@ func (p *response) Write(b []byte) (n int, err error) {
 func (p *response) SetDeadline(t time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.endLocked()
+	p.end()
 	if p.over {
 		return nil
 	}
@@ -282,17 +259,8 @@ func (p *response) SetDeadline(t time.Time) error {
 
 // CloseWrite ends the handler.
 func (p *response) CloseWrite() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.endLocked()
+	p.end()
 	return nil
-}
-
-func (p *response) endLocked() {
-	if !p.ended {
-		p.ended = true
-		close(p.gone)
-	}
 }
 
 // Read returns io.EOF. Only wire.discard calls it, to wait for the end.
@@ -320,12 +288,10 @@ func retryNotice() *buffer {
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.
 func acceptsStream(r *http.Request) bool {
-	for _, accepted := range r.Header["Accept"] {
-		for t := range strings.SplitSeq(accepted, ",") {
-			t, _, _ = strings.Cut(t, ";")
-			if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
-				return true
-			}
+	for t := range strings.SplitSeq(strings.Join(r.Header["Accept"], ","), ",") {
+		t, _, _ = strings.Cut(t, ";")
+		if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
+			return true
 		}
 	}
 	return false

@@ -96,12 +96,8 @@ func NewStream(w http.ResponseWriter, r *http.Request) *Stream {
 // canFlush returns an error that names the innermost ResponseWriter, if that
 // can't flush. Outer ones often have a Flush that then does nothing or panics.
 func canFlush(w http.ResponseWriter) error {
-	for {
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			break
-		}
-		w = outer.Unwrap()
+	for w = range unwrapped(w) {
+		continue // to the innermost
 	}
 	switch w.(type) {
 	case interface{ FlushError() error }, http.Flusher:
@@ -223,10 +219,10 @@ func (s *Stream) requestEnded() {
 	timedOut := !s.deadline.IsZero() && !time.Now().Before(s.deadline)
 	s.dmu.Unlock()
 	if timedOut {
-		time.AfterFunc(streamCloseTimeout, func() { s.IsClosed() })
+		time.AfterFunc(streamCloseTimeout, func() { s.Err() })
 		return
 	}
-	s.IsClosed() // ends the stream
+	s.Err() // ends the stream
 	s.hasten()
 }
 

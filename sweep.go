@@ -90,13 +90,8 @@ func (c *Client) sweep(now time.Duration) {
 		c.abort(ErrClientClosed)
 		return
 	}
-	switch err := c.out.overdue(now); err {
-	case nil:
-	case ErrSlowClient:
-		c.cutSlow()
-		return
-	default:
-		c.abort(err)
+	if err := c.out.overdue(now); err != nil {
+		c.cut(err)
 		return
 	}
 	if c.wire.heard.Load() == 0 || c.why() != nil {

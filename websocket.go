@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -29,13 +28,17 @@ func (webSocket) kind() Transport { return WebSocket }
 
 func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	if status, err := checkHandshake(w.Header(), r); err != nil {
-		return h.refuse(w, status, err.Error(), err)
+		if status == http.StatusUpgradeRequired && r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
+			w.Header().Set("Connection", "Upgrade") // RFC 9110 §15.5.22
+			w.Header().Set("Upgrade", "websocket")
+		}
+		return openly(status, err)
 	}
-	if err := h.admitOrigin(w, r); err != nil {
+	if err := h.admitOrigin(r); err != nil {
 		return err
 	}
 	if _, err := findHijacker(w); err != nil {
-		return h.refuseSetup(w, err)
+		return h.wrongSetup(err)
 	}
 	return nil
 }
@@ -49,16 +52,13 @@ func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
 func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
 	hijacker, err := findHijacker(w)
 	if err != nil {
-		return nil, c.hub.refuseSetup(w, err)
+		return nil, c.hub.wrongSetup(err)
 	}
 	conn, rest, err := takeOver(hijacker)
 	if err != nil {
-		return nil, c.hub.refuseSetup(w, err)
+		return nil, c.hub.wrongSetup(err)
 	}
-	if err := c.accept(w.Header(), r, conn, rest); err != nil {
-		return nil, c.hub.refused(err)
-	}
-	return nil, nil
+	return nil, c.accept(conn, rest, func() (format, error) { return c.shakeHands(w.Header(), r) })
 }
 
 // checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
@@ -70,15 +70,10 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 		answer.Set("Allow", http.MethodGet)
 		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", r.Method)
 	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
-		if r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
-			askForUpgrade(answer)
-		}
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
-		askForUpgrade(answer)
 		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped")
 	case r.Header.Get("Sec-WebSocket-Version") != "13":
-		askForUpgrade(answer)
 		answer.Set("Sec-WebSocket-Version", "13")
 		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
 	}
@@ -92,29 +87,18 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
 }
 
-// askForUpgrade gives answer the headers of a 426 (RFC 9110 §15.5.22).
-func askForUpgrade(answer http.Header) {
-	answer.Set("Connection", "Upgrade")
-	answer.Set("Upgrade", "websocket")
-}
-
 // hasToken reports whether token is in a header's comma-separated lists.
 func hasToken(values []string, token string) bool {
-	for _, v := range values {
-		for t := range strings.SplitSeq(v, ",") {
-			if strings.EqualFold(strings.TrimSpace(t), token) {
-				return true
-			}
+	for t := range strings.SplitSeq(strings.Join(values, ","), ",") {
+		if strings.EqualFold(strings.TrimSpace(t), token) {
+			return true
 		}
 	}
 	return false
 }
 
-// accept answers the handshake and parks the connection, or starts the client's
-// reading goroutine. Shutdown waits for its end.
-func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest []byte) error {
-	nc.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
-	c.wire.attach(nc, rest)
+// shakeHands answers the handshake and puts the library on the connection.
+func (c *Client) shakeHands(header http.Header, r *http.Request) (format, error) {
 	mode := websocket.CompressionDisabled
 	if c.hub.shared.compression {
 		mode = websocket.CompressionNoContextTakeover
@@ -128,17 +112,12 @@ func (c *Client) accept(header http.Header, r *http.Request, nc net.Conn, rest [
 		OnPongReceived:     func(context.Context, []byte) { c.gotControl() },
 	})
 	if err != nil {
-		return err
+		return format{}, err
 	}
 	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
 	c.conn = conn
 	c.wire.in.Reset(&c.wire) // without the library's reader of bytes that it thinks were read already
-	nc.SetWriteDeadline(time.Time{})
-	c.connected(nc, tryWriter(nc), h.format)
-	if !c.park() {
-		go c.serve()
-	}
-	return nil
+	return h.format, nil
 }
 
 // gotPing answers a ping; the library's own answer would wait for the
@@ -237,18 +216,16 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 	if !busy && now-heard >= parkAfter && !c.wire.parked.Load() && c.wire.partial.Load() == 0 {
 		c.wire.kick()
 	}
-	pinged := time.Duration(c.pinged.Load())
-	switch {
-	case pinged > heard:
-		switch {
-		case c.out.isWriting(): // the ping, or what is before it, may still wait
+	switch pinged := time.Duration(c.pinged.Load()); {
+	case pinged <= heard:
+		if s.pingInterval > 0 && now-heard >= s.pingInterval {
 			c.pinged.Store(int64(now))
-		case !busy && now-pinged >= s.pongTimeout:
-			c.abort(errPongTimeout)
+			c.out.control(pingFrame)
 		}
-	case s.pingInterval > 0 && now-heard >= s.pingInterval:
+	case c.out.isWriting(): // the ping, or what is before it, may still wait
 		c.pinged.Store(int64(now))
-		c.out.control(pingFrame)
+	case !busy && now-pinged >= s.pongTimeout:
+		c.abort(errPongTimeout)
 	}
 }
 
@@ -298,9 +275,5 @@ func readMessage(r io.Reader) ([]byte, error) {
 // [NewHub]. The hub counts refusals. It logs those for somebody's setup or a
 // plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
-	if err := hub.usable(); err != nil {
-		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
-		return fmt.Errorf("realtime: upgrade: %w", err)
-	}
 	return hub.admit(w, r, webSocket{})
 }

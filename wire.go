@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -288,20 +289,29 @@ func (w *wire) discard() {
 // where it has none, those around it often have one that fails or panics.
 func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
 	var hijacker http.Hijacker
-	for {
+	for w = range unwrapped(w) {
 		if h, ok := w.(http.Hijacker); ok && hijacker == nil {
 			hijacker = h
 		}
-		outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
-		if !ok {
-			break
-		}
-		w = outer.Unwrap()
 	}
 	if _, ok := w.(http.Hijacker); !ok {
 		return nil, fmt.Errorf("%T hides http.Hijacker: give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route", w)
 	}
 	return hijacker, nil
+}
+
+// unwrapped yields w and those behind its Unwrap, as http.ResponseController
+// finds them.
+func unwrapped(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
+	return func(yield func(http.ResponseWriter) bool) {
+		for yield(w) {
+			outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
+			if !ok {
+				return
+			}
+			w = outer.Unwrap()
+		}
+	}
 }
 
 // takeOver takes the connection from net/http. After an error the request can
