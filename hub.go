@@ -211,7 +211,8 @@ func (h *Hub) settle() {
 func (h *Hub) newOrder() order {
 	s := &h.shared
 	if h.Broker == nil || h.closing() && len(h.Broadcast) == 0 { // a hub that ends unused needs no broker
-		return &local{s, newHistory(s.history)}
+		l := newLocal(s)
+		return &l
 	}
 	if broker, ok := h.Broker.(HistoryBroker); ok && s.history.keeps() {
 		return newJournal(s, broker)
@@ -291,13 +292,10 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	}
 	select {
 	case <-h.finished:
-		return nil
-	default:
-	}
-	select {
-	case <-h.finished:
-		return nil
 	case <-ctx.Done():
+	}
+	if isClosed(h.finished) { // perhaps both
+		return nil
 	}
 	for _, c := range h.registry.all() {
 		c.abort(ErrHubClosed)

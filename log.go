@@ -96,13 +96,11 @@ func (l *logbook) write() {
 func (l *logbook) written() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	done := make(chan struct{})
-	if l.writing {
-		l.idle = done
-	} else {
-		close(done)
+	if !l.writing {
+		return ended
 	}
-	return done
+	l.idle = make(chan struct{})
+	return l.idle
 }
 
 // An outage logs that something is away: when that begins, then at growing

@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -22,10 +23,6 @@ var packageCheck atomic.Pointer[func(r *http.Request) bool]
 // The check runs on the request's goroutine and may block. SetCheckOrigin is
 // safe for concurrent use. Clients that are connected stay.
 func SetCheckOrigin(check func(r *http.Request) bool) {
-	if check == nil {
-		packageCheck.Store(nil)
-		return
-	}
 	packageCheck.Store(&check)
 }
 
@@ -107,10 +104,7 @@ func asksFor(o origin, hostport string, r *http.Request) bool {
 
 // overTLS reports whether the browser is known to have asked over TLS.
 func overTLS(r *http.Request) bool {
-	scheme := firstOf(r, "X-Forwarded-Proto")
-	if scheme == "" {
-		scheme = firstForwarded(r, "proto")
-	}
+	scheme := cmp.Or(firstOf(r, "X-Forwarded-Proto"), firstForwarded(r, "proto"))
 	if scheme == "" {
 		return r.TLS != nil
 	}
