@@ -2,7 +2,6 @@ package realtime
 
 import (
 	"cmp"
-	"math"
 	"time"
 )
 
@@ -24,10 +23,10 @@ const (
 type backlog struct {
 	messages int           // not completely written
 	exempt   int32         // of these, brought by a replay: not the client's fault
-	heap     int32         // the most private bytes that waited since behind
+	peak     int32         // the most messages owed since behind
 	private  int           // unwritten bytes in the queue that were sent to this client alone
 	behind   time.Duration // since when the client is behind without catching up; zero: it isn't
-	peak     int           // the most messages owed since behind
+	heap     int           // the most private bytes that waited since behind
 }
 
 // add counts n new messages.
@@ -61,9 +60,9 @@ func (b *backlog) delivered(s *shared, n int) {
 	switch owed := b.owed(); {
 	case !b.isBehind(s):
 		b.behind, b.peak, b.heap = 0, 0, 0
-	case owed <= b.peak-s.sendBuffer || b.private <= int(b.heap)-privateStep:
+	case owed <= int(b.peak)-s.sendBuffer || b.private <= b.heap-privateStep:
 		// The client is catching up after a burst: SlowAfter starts over.
-		b.behind, b.peak, b.heap = s.clock.now(), owed, int32(min(b.private, math.MaxInt32))
+		b.behind, b.peak, b.heap = s.clock.now(), int32(owed), b.private
 	}
 	s.queued.Add(-int64(n))
 	s.delivered.Add(int64(n))
@@ -79,7 +78,7 @@ func (b *backlog) drop(s *shared) {
 // connected starts SlowAfter if too many messages wait for a new connection.
 func (b *backlog) connected(s *shared) {
 	if owed := b.owed(); owed > s.sendBuffer {
-		b.behind, b.peak = s.clock.now(), owed
+		b.behind, b.peak = s.clock.now(), int32(owed)
 	}
 }
 
@@ -105,6 +104,6 @@ func (b *backlog) isTooSlow(s *shared) bool {
 		return false
 	}
 	now := s.clock.now()
-	b.behind, b.peak, b.heap = cmp.Or(b.behind, now), max(b.peak, b.owed()), max(b.heap, int32(min(b.private, math.MaxInt32)))
+	b.behind, b.peak, b.heap = cmp.Or(b.behind, now), max(b.peak, int32(b.owed())), max(b.heap, b.private)
 	return now-b.behind >= s.slowAfter
 }

@@ -234,15 +234,7 @@ var pooledFrames = sync.Pool{New: func() any { return new(pooledFrame) }}
 
 // write encodes e into f.
 func (f *pooledFrame) write(e *Event, enc encoding) {
-	if enc == plainFrame { // the common case, which needs no event
-		op := byte(opText)
-		if e.Binary {
-			op = opBinary
-		}
-		f.b = appendFrame(f.b[:0], op, e.Data)
-	} else {
-		f.b = (&event{Event: *e}).append(f.b[:0], enc)
-	}
+	f.b = (&event{Event: *e}).append(f.b[:0], enc)
 	f.end[0] = len(f.b)
 	f.ends = f.end[:]
 	f.private = true

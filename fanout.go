@@ -284,7 +284,7 @@ func conflate(events []*event, dropped func(ev *event)) []*event {
 	kept := make([]*event, 0, len(events))
 	for _, ev := range slices.Backward(events) {
 		if ev.Key != "" {
-			key := topicKey{ev.topic, ev.Key}
+			key := ev.topicKey()
 			if newer[key] {
 				dropped(ev)
 				continue

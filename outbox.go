@@ -3,7 +3,6 @@ package realtime
 import (
 	"io"
 	"math"
-	"slices"
 	"sync"
 	"time"
 )
@@ -41,7 +40,7 @@ type outbox struct {
 	queue    []queued                          // queue[head:] waits; its first may be partly written
 	off      int                               // bytes of queue[head] that are written
 	head     int                               // index into queue
-	latest   *latest                           // where the newest of each Key waits; nil: none does
+	latest   map[topicKey]int                  // the index in queue of the newest event of each Key; nil: none waits
 	backlog  backlog
 	seq      uint64        // the highest history position of the events sent
 	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
@@ -49,6 +48,8 @@ type outbox struct {
 	progress time.Duration // when a write last ended, or the peer last acknowledged bytes
 	failure  error         // not yet told to the owner
 	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
+	busy     int32         // queue[:busy] is being written, so nothing in it may be replaced
+	replaced int32         // how many in queue are replacedBuffer
 	kernel   int32         // the last result of unsent
 	done     int32         // messages of queue[head] that are written
 	format   format
@@ -124,14 +125,13 @@ func (o *outbox) checkLocked() error {
 	if o.state == outboxFailed {
 		return ErrClientClosed
 	}
+	tooMany := false
 	if o.conn == nil && o.backlog.isOverLimit(o.shared) {
 		o.conflateEarlyLocked()
-		if most := hardLimit * o.shared.sendBuffer; o.backlog.owed() > most-most/16 { // with less gain, every push would search all of it again
-			o.failLocked(ErrSlowClient)
-			return ErrSlowClient
-		}
+		most := hardLimit * o.shared.sendBuffer
+		tooMany = o.backlog.owed() > most-most/16 // with less gain, every push would search all of it again
 	}
-	if o.isTooSlowLocked() {
+	if tooMany || o.isTooSlowLocked() {
 		o.failLocked(ErrSlowClient)
 		return ErrSlowClient
 	}
@@ -141,15 +141,8 @@ func (o *outbox) checkLocked() error {
 // isTooSlowLocked reports whether the client is too slow to stay. closeTimeout
 // bounds a closing client instead, and only the hard limit a held one.
 func (o *outbox) isTooSlowLocked() bool {
-	switch {
-	case o.state != outboxOpen:
-		return false
-	case o.backlog.isOverLimit(o.shared):
-		return true
-	case o.conn == nil:
-		return false
-	}
-	return o.backlog.isTooSlow(o.shared)
+	return o.state == outboxOpen &&
+		(o.backlog.isOverLimit(o.shared) || o.conn != nil && o.backlog.isTooSlow(o.shared))
 }
 
 // unlock unlocks o. Before that, it starts the drain goroutine if something
@@ -223,38 +216,34 @@ func (o *outbox) sendLocked(bufs ...*buffer) {
 		o.appendLocked(bufs...)
 		return
 	}
-	delivered := 0
-	for i, buf := range bufs {
-		if len(buf.b) == 0 {
-			continue // a notice in a format that has none
-		}
-		n, err := o.try(buf.b)
-		if err != nil {
-			o.backlog.delivered(o.shared, delivered)
-			o.failLocked(err)
-			return
-		}
-		if n < len(buf.b) {
-			o.backlog.delivered(o.shared, delivered)
-			o.queueRestLocked(bufs[i:], n)
-			return
+	delivered, n := 0, 0
+	var err error
+	for len(bufs) > 0 {
+		buf := bufs[0]
+		if len(buf.b) > 0 { // else it is a notice in a format that has none
+			if n, err = o.try(buf.b); err != nil || n < len(buf.b) {
+				break
+			}
 		}
 		delivered += len(buf.ends)
+		bufs = bufs[1:]
 	}
 	o.backlog.delivered(o.shared, delivered)
+	if err != nil {
+		o.failLocked(err)
+	} else if len(bufs) > 0 {
+		o.queueRestLocked(bufs, n)
+	}
 }
 
 // queueRestLocked queues bufs, n bytes of which are written.
 func (o *outbox) queueRestLocked(bufs []*buffer, n int) {
-	o.latest = &latest{busy: math.MaxInt} // nothing may be replaced until the n bytes are counted
+	o.busy = math.MaxInt32 // nothing may be replaced until the n bytes are counted
 	o.appendLocked(bufs...)
 	o.wroteLocked(n)
-	o.latest.busy = o.head + o.latest.base
+	o.busy = int32(o.head)
 	if o.off > 0 {
-		o.latest.busy++
-	}
-	if o.latest.indexes == nil {
-		o.latest = nil
+		o.busy++
 	}
 }
 
@@ -349,83 +338,63 @@ type queued struct {
 // replacedBuffer marks a queue slot whose event was replaced.
 var replacedBuffer = new(buffer)
 
-// A latest holds where the newest event of each Key waits: its index in the
-// queue plus base. Inserting at the front changes base, not the indexes.
-type latest struct {
-	indexes  map[topicKey]int
-	base     int
-	busy     int // slots before this index are being written
-	replaced int // how many in the queue are replacedBuffer
-}
-
 // A topicKey is equal for events that replace each other.
 type topicKey struct{ topic, key string }
+
+func (ev *event) topicKey() topicKey { return topicKey{ev.topic, ev.Key} }
 
 // appendLocked queues bufs, and events with a Key one by one. Such an event
 // removes the older one but waits at the end, because its id comes last.
 func (o *outbox) appendLocked(bufs ...*buffer) {
 	for _, buf := range bufs {
-		if len(buf.b) == 0 {
-			continue // a notice in a format that has none
-		}
 		if buf.keyed == nil {
-			o.makeRoomLocked()
-			o.queue = append(o.queue, queued{buffer: buf})
-			if buf.private {
-				o.backlog.private += len(buf.b)
-			}
-			continue
+			o.enqueueLocked(buf, nil)
 		}
 		for _, ev := range buf.keyed {
-			o.makeRoomLocked()
-			q := queued{buffer: ev.buffer(o.format)}
-			if len(q.b) == 0 {
-				continue
-			}
-			if ev.isReplaceable() {
-				q.event = ev
-				o.replaceLocked(topicKey{ev.topic, ev.Key})
-			}
-			if q.private {
-				o.backlog.private += len(q.b)
-			}
-			o.queue = append(o.queue, q)
+			o.enqueueLocked(ev.buffer(o.format), ev)
 		}
 	}
+}
+
+// enqueueLocked queues buf, which is that of ev alone unless ev is nil.
+func (o *outbox) enqueueLocked(buf *buffer, ev *event) {
+	if len(buf.b) == 0 {
+		return // a notice in a format that has none
+	}
+	o.makeRoomLocked()
+	q := queued{buffer: buf}
+	if ev != nil && ev.isReplaceable() {
+		q.event = ev
+		o.replaceLocked(ev.topicKey())
+	}
+	if buf.private {
+		o.backlog.private += len(buf.b)
+	}
+	o.queue = append(o.queue, q)
 }
 
 // replaceLocked removes the event that waits under key, unless it is being
 // written. It notes the end of the queue as the index of the newer one.
 func (o *outbox) replaceLocked(key topicKey) {
-	if o.latest == nil {
-		o.latest = new(latest)
-	}
-	l := o.latest
-	if l.indexes == nil {
-		l.indexes = make(map[topicKey]int)
-	}
-	if old, ok := l.indexes[key]; ok && old >= l.busy {
-		q := &o.queue[old-l.base]
+	if old, ok := o.latest[key]; ok && old >= int(o.busy) {
+		q := &o.queue[old]
 		if q.private {
 			o.backlog.private -= len(q.b)
 		}
 		o.backlog.replaced(o.shared, len(q.ends))
 		*q = queued{buffer: replacedBuffer}
-		l.replaced++
+		o.replaced++
 	}
-	l.indexes[key] = l.base + len(o.queue)
+	if o.latest == nil {
+		o.latest = make(map[topicKey]int)
+	}
+	o.latest[key] = len(o.queue)
 }
 
-// makeRoomLocked compacts a full queue if half of it is written or replaced.
+// makeRoomLocked compacts a full queue if over half of it is written or
+// replaced.
 func (o *outbox) makeRoomLocked() {
-	if len(o.queue) < cap(o.queue) {
-		return
-	}
-	l := o.latest
-	if l == nil {
-		l = new(latest) // for this call alone: no event has a Key
-	}
-	if o.head+l.replaced < len(o.queue)/2 {
+	if len(o.queue) < cap(o.queue) || o.head+int(o.replaced) <= len(o.queue)/2 {
 		return
 	}
 	kept, busy := 0, 0
@@ -434,22 +403,19 @@ func (o *outbox) makeRoomLocked() {
 		if q.buffer == replacedBuffer {
 			continue
 		}
-		if i+l.base < l.busy {
+		if i < int(o.busy) {
 			busy = kept + 1
 		}
 		if q.event != nil {
-			if key := (topicKey{q.event.topic, q.event.Key}); l.indexes[key] == i+l.base {
-				l.indexes[key] = kept + l.base
+			if key := q.event.topicKey(); o.latest[key] == i {
+				o.latest[key] = kept
 			}
 		}
 		o.queue[kept] = q
 		kept++
 	}
 	clear(o.queue[kept:])
-	o.queue, o.head, l.replaced = o.queue[:kept], 0, 0
-	if l.busy != math.MaxInt {
-		l.busy = busy + l.base
-	}
+	o.queue, o.head, o.busy, o.replaced = o.queue[:kept], 0, int32(busy), 0
 }
 
 // scratch holds memory in which drain goroutines join buffers for a write.
@@ -470,7 +436,13 @@ func (o *outbox) drain() {
 		}
 	}()
 	for {
-		b := o.nextLocked(mem)
+		pong := o.pong != nil && o.off == 0 // between two buffers
+		var b []byte
+		if pong {
+			b, o.pong = o.pong.b, nil
+		} else {
+			b = o.nextLocked(mem)
+		}
 		if len(b) == 0 {
 			return
 		}
@@ -480,7 +452,9 @@ func (o *outbox) drain() {
 		if o.state == outboxFailed {
 			return
 		}
-		o.wroteLocked(n)
+		if !pong {
+			o.wroteLocked(n)
+		}
 		if err != nil {
 			o.failLocked(err)
 			return
@@ -489,44 +463,30 @@ func (o *outbox) drain() {
 	}
 }
 
-// nextLocked returns the next bytes to write: whole buffers within the bound,
-// joined in mem, or a part of a larger one. If a pong waits for the end of the
-// first buffer, it joins none: the pong must not follow a close frame.
+// nextLocked returns the next bytes of the queue to write: whole buffers within
+// the bound, joined in mem, or a part of a larger one. If a pong waits for the
+// end of the first buffer, it joins none: the pong must not follow a close
+// frame.
 func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
-	if o.pong != nil && o.off == 0 {
-		if o.head > 0 {
-			o.head--
-			o.queue[o.head] = queued{buffer: o.pong}
-		} else {
-			o.queue = slices.Insert(o.queue, 0, queued{buffer: o.pong})
-			if o.latest != nil {
-				o.latest.base-- // so that all others keep their indexes
-			}
-		}
-		o.pong = nil
-	}
 	o.skipLocked()
 	if o.head == len(o.queue) {
 		return nil
 	}
-	first := o.queue[o.head].b[o.off:]
-	next := o.head + 1
-	defer func() {
-		if o.latest != nil {
-			o.latest.busy = next + o.latest.base
-		}
-	}()
 	most := maxWrite
 	if o.blind {
 		most = blindWrite
 	}
-	if next == len(o.queue) || o.pong != nil || len(first)+len(o.queue[next].b) > most {
-		return first[:min(len(first), most)]
+	b := o.queue[o.head].b[o.off:]
+	next := o.head + 1
+	if next == len(o.queue) || o.pong != nil || len(b)+len(o.queue[next].b) > most {
+		b = b[:min(len(b), most)]
+	} else {
+		b = append(mem[:0], b...)
+		for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= most; next++ {
+			b = append(b, o.queue[next].b...)
+		}
 	}
-	b := append(mem[:0], first...)
-	for ; next < len(o.queue) && len(b)+len(o.queue[next].b) <= most; next++ {
-		b = append(b, o.queue[next].b...)
-	}
+	o.busy = int32(next)
 	return b
 }
 
@@ -553,7 +513,7 @@ func (o *outbox) skipLocked() {
 		if cap(o.queue) > 8 {
 			o.queue = nil // an idle client keeps no memory of a burst
 		}
-		o.latest = nil
+		o.latest, o.busy = nil, 0
 	}
 }
 
@@ -561,12 +521,12 @@ func (o *outbox) skipLocked() {
 func (o *outbox) passLocked() {
 	q := o.queue[o.head]
 	if q.event != nil {
-		if key := (topicKey{q.event.topic, q.event.Key}); o.latest.indexes[key] == o.head+o.latest.base {
-			delete(o.latest.indexes, key)
+		if key := q.event.topicKey(); o.latest[key] == o.head {
+			delete(o.latest, key)
 		}
 	}
 	if q.buffer == replacedBuffer {
-		o.latest.replaced--
+		o.replaced--
 	}
 	o.queue[o.head] = queued{}
 	o.head, o.off, o.done = o.head+1, 0, 0
@@ -625,13 +585,11 @@ func (o *outbox) flushed() <-chan struct{} {
 	case o.state == outboxOpen:
 		o.state, o.closed = outboxClosed, true
 	}
-	done := make(chan struct{})
-	if o.writing {
-		o.drained = done
-	} else {
-		close(done)
+	if !o.writing {
+		return ended
 	}
-	return done
+	o.drained = make(chan struct{})
+	return o.drained
 }
 
 // overdue returns why the sweeper must cut the connection, or nil.

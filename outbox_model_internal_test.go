@@ -171,8 +171,7 @@ func (m *outboxModel) check() {
 	if o.latest == nil {
 		return
 	}
-	for key, place := range o.latest.indexes {
-		i := place - o.latest.base
+	for key, i := range o.latest {
 		if i < o.head || i >= len(o.queue) || o.queue[i].event == nil || (topicKey{o.queue[i].event.topic, o.queue[i].event.Key}) != key {
 			m.t.Errorf("%v is said to wait at %d of %d to %d", key, i, o.head, len(o.queue))
 		}
