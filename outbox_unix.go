@@ -52,11 +52,9 @@ var attempts = sync.Pool{New: func() any {
 
 // write always reports that it is done, so RawConn.Write never waits.
 func (a *attempt) write(fd uintptr) bool {
-	for {
+	a.err = syscall.EINTR
+	for a.err == syscall.EINTR {
 		a.n, a.err = syscall.Write(int(fd), a.b)
-		if a.err != syscall.EINTR {
-			break
-		}
 	}
 	if a.err != nil {
 		a.n = 0

@@ -2,9 +2,20 @@
 
 package realtime
 
-import "errors"
+import (
+	"errors"
+	"io"
+	"net"
+	"time"
+)
 
-const canPark = false // only Linux has a parker
+// No portable way exists to do what these do on Linux.
+
+func limitSilence(net.Conn, time.Duration) {}
+
+func unsent(io.Writer) (n int, ok bool) { return 0, false }
+
+const canPark = false
 
 type parker struct{}
 
