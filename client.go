@@ -93,8 +93,8 @@ const (
 // A transport is the part of a client's life in which WebSockets and event
 // streams differ. No method is called under a lock. prepare, refuseForNow and
 // connect run on the HTTP handler's goroutine, read and ended on the reading
-// goroutine, sweep and heartbeat on the sweeper's, lastBytes and finished on
-// any. These last four must not block.
+// goroutine, sweep on the sweeper's, lastBytes and finished on any. These last
+// three must not block.
 type transport interface {
 	kind() Transport
 
@@ -123,11 +123,9 @@ type transport interface {
 	// finished is called when all is written and nothing more will be.
 	finished(c *Client)
 
-	// sweep does what is due for a connected client, except heartbeats.
-	sweep(c *Client, now time.Duration)
-
-	// heartbeat keeps the connection awake where no position was sent.
-	heartbeat(c *Client)
+	// sweep does what is due for a connected client. silent: a heartbeat is,
+	// and there was no position to send.
+	sweep(c *Client, now time.Duration, silent bool)
 }
 
 func newClient(h *Hub, t transport) *Client {
@@ -332,7 +330,7 @@ func (c *Client) isOpen() bool {
 func (c *Client) close(status websocket.CloseError, cause error) bool {
 	return c.out.close(c.transport.lastBytes(status, cause), func() {
 		c.end(cause)
-		if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and connected will do it
+		if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and accept will do it
 			c.limitClosing()
 		}
 	})
@@ -386,16 +384,11 @@ func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error
 		return err
 	}
 	conn.SetWriteDeadline(time.Time{})
-	c.connected(conn, tryWriter(conn), f)
-	return nil
-}
-
-// connected gives the outbox its connection, and what that held goes out.
-func (c *Client) connected(conn net.Conn, try func([]byte) (int, error), f format) {
-	c.out.open(conn, try, f)
-	if c.out.isClosed() { // OnConnect has closed it
+	c.out.open(conn, tryWriter(conn), f) // what it held goes out
+	if c.out.isClosed() {                // OnConnect has closed it
 		c.limitClosing()
 	}
+	return nil
 }
 
 // serve is the body of the reading goroutine. It reads until the connection

@@ -110,7 +110,7 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 	})
 }
 
-// shareAcross asks CheckOrigin about a request that has an Origin. It answers a
+// shareAcross asks CheckOrigin about a request that has an Origin. It returns a
 // refusal, or sets the CORS headers (Fetch §3.2).
 func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 	header := w.Header()
@@ -193,11 +193,13 @@ func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
 // finished ends the connection: no peer answers the last bytes.
 func (eventStream) finished(c *Client) { c.wire.finish() }
 
-// sweep does nothing: the kernel notices dead connections.
-func (eventStream) sweep(*Client, time.Duration) {}
-
-// heartbeat sends a comment, so that proxies see that the stream is alive.
-func (eventStream) heartbeat(c *Client) { c.out.control(heartbeatComment) }
+// sweep sends a comment in place of a position, so that proxies see that the
+// stream is alive. The kernel notices dead connections.
+func (eventStream) sweep(c *Client, _ time.Duration, silent bool) {
+	if silent {
+		c.out.control(heartbeatComment)
+	}
+}
 
 // A response is the connection of an event stream that stays in its HTTP
 // handler. The drain goroutine writes to it. Nothing is read.
@@ -218,12 +220,11 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	ctx, end := context.WithCancel(r.Context())
 	p := &response{w: w, rc: http.NewResponseController(w), timeout: c.hub.shared.writeTimeout, end: end}
 	defer c.gone() // deferred because a middleware's writer may panic
-	p.rc.SetWriteDeadline(time.Now().Add(p.timeout))
-	c.wire.attach(p, nil)
-	w.WriteHeader(http.StatusOK)
-	p.Write(retryNotice().b)           // if it fails, so does the next write
-	p.rc.SetWriteDeadline(time.Time{}) // lifts Server.WriteTimeout
-	c.connected(p, nil, f)
+	c.accept(p, nil, func() (format, error) {
+		w.WriteHeader(http.StatusOK)
+		p.Write(retryNotice().b) // if it fails, so does the next write
+		return f, nil
+	})
 	<-ctx.Done()
 	if r.Context().Err() != nil {
 		c.end(io.EOF) // unless this side has ended it
@@ -256,6 +257,9 @@ func (p *response) SetDeadline(t time.Time) error {
 	p.aborted = true
 	return p.rc.SetWriteDeadline(t)
 }
+
+// SetWriteDeadline also lifts Server.WriteTimeout, if t is zero.
+func (p *response) SetWriteDeadline(t time.Time) error { return p.rc.SetWriteDeadline(t) }
 
 // CloseWrite ends the handler.
 func (p *response) CloseWrite() error {

@@ -97,13 +97,12 @@ func (c *Client) sweep(now time.Duration) {
 	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}
+	silent := false
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every {
-		if c.beat != 0 { // not right after connecting
-			c.heartbeat()
-		}
+		silent = c.beat != 0 && !c.tellPosition() // not right after connecting
 		c.beat = now
 	}
-	c.transport.sweep(c, now)
+	c.transport.sweep(c, now, silent)
 }
 
 // beatInterval returns the time between a client's heartbeats. Zero or less
@@ -120,18 +119,16 @@ func (s *shared) beatInterval() time.Duration {
 	}
 }
 
-// heartbeat tells a client its newest position, even if its topics are quiet:
-// the history could forget the last event that it saw. Without a new position,
-// an event stream gets a comment, so that proxies see it alive.
-func (c *Client) heartbeat() {
-	h := c.hub
-	if last := c.home.last.Load(); last != nil {
-		if h.lastPosition == nil || h.lastPosition.seq != last.seq || h.lastPosition.ID != last.ID {
-			h.lastPosition = newPosition(last.seq, last.ID)
-		}
-		if c.out.position(h.lastPosition) {
-			return
-		}
+// tellPosition sends a client its newest position, even if its topics are quiet:
+// the history could forget the last event that it saw. It reports whether the
+// client got a new one.
+func (c *Client) tellPosition() bool {
+	h, last := c.hub, c.home.last.Load()
+	if last == nil {
+		return false
 	}
-	c.transport.heartbeat(c)
+	if h.lastPosition == nil || h.lastPosition.seq != last.seq || h.lastPosition.ID != last.ID {
+		h.lastPosition = newPosition(last.seq, last.ID)
+	}
+	return c.out.position(h.lastPosition)
 }

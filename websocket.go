@@ -50,10 +50,7 @@ func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
 
 // connect takes the connection over and answers the handshake on it.
 func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
-	hijacker, err := findHijacker(w)
-	if err != nil {
-		return nil, c.hub.wrongSetup(err)
-	}
+	hijacker, _ := findHijacker(w) // prepare has checked that there is one
 	conn, rest, err := takeOver(hijacker)
 	if err != nil {
 		return nil, c.hub.wrongSetup(err)
@@ -203,9 +200,9 @@ func (c *Client) libraryCloses(frame []byte) {
 	c.limitClosing()
 }
 
-// sweep parks an idle client, pings a silent one, and ends one that leaves a
-// ping unanswered or a message incomplete.
-func (webSocket) sweep(c *Client, now time.Duration) {
+// sweep parks an idle client, pings one from which nothing comes, and ends one
+// that leaves a ping unanswered or a message incomplete.
+func (webSocket) sweep(c *Client, now time.Duration, _ bool) {
 	s := &c.hub.shared
 	heard := time.Duration(c.wire.heard.Load())
 	busy := c.inHandler.Load()
@@ -228,8 +225,6 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 		c.abort(errPongTimeout)
 	}
 }
-
-func (webSocket) heartbeat(*Client) {} // pings follow the silence of the peer
 
 // messages holds memory to read messages into. Only a message's end shows its
 // size, so the handler gets a copy that fits.
