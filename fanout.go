@@ -66,11 +66,7 @@ type subscription struct {
 // loop is the shard's goroutine. The hub's first client starts it. It ends when
 // the inbox is closed, and Shutdown waits for it.
 func (s *shard) loop() {
-	for {
-		batch := s.inbox.take()
-		if batch == nil {
-			return
-		}
+	for batch := s.inbox.take(); batch != nil; batch = s.inbox.take() {
 		for i := range batch {
 			s.apply(&batch[i])
 		}
@@ -184,7 +180,6 @@ func (s *shard) audience(ev *event) iter.Seq[*Client] {
 	}
 }
 
-// size returns how many clients get ev.
 func (s *shard) size(ev *event) (n int64) {
 	for range s.audience(ev) {
 		n++

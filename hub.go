@@ -300,11 +300,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	for _, c := range h.registry.all() {
 		c.abort(ErrHubClosed)
 	}
-	grace := time.NewTimer(time.Second)
-	defer grace.Stop()
 	select {
 	case <-h.finished:
-	case <-grace.C:
+	case <-time.After(time.Second):
 	}
 	return fmt.Errorf("realtime: shutdown: %w", ctx.Err())
 }

@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"iter"
 	"runtime"
+	"slices"
 	"sync"
 )
 
@@ -70,17 +71,8 @@ func (h *Hub) enter(c *Client) bool {
 }
 
 // mask returns what hides the slot in an id, given the rest of the id, which is
-// random. So find needs no index of ids.
+// random. So [Hub.Client] needs no index of ids.
 func (g *registry) mask(id *clientID) uint32 { return uint32(maphash.Bytes(g.seed, id[:12])) }
-
-// find returns the client that has an id, or nil.
-func (g *registry) find(id clientID) *Client {
-	c := g.at(g.mask(&id) ^ binary.BigEndian.Uint32(id[12:]))
-	if c == nil || c.id != id {
-		return nil
-	}
-	return c
-}
 
 // at returns the client in a slot, or nil.
 func (g *registry) at(slot uint32) *Client {
@@ -144,25 +136,33 @@ func (g *registry) allShards() []*shard {
 }
 
 // all returns all clients, those that don't count yet or any more included.
-func (g *registry) all() []*Client {
+func (g *registry) all() []*Client { return g.everyNth(1, 0, nil) }
+
+// everyNth appends to dst the clients of every nth slot, from the given one on.
+func (g *registry) everyNth(n, from int, dst []*Client) []*Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all := make([]*Client, 0, g.clients)
-	for _, c := range g.slots {
-		if c != nil {
-			all = append(all, c)
+	dst = slices.Grow(dst, g.clients/n)
+	for i := from; i < len(g.slots); i += n {
+		if c := g.slots[i]; c != nil {
+			dst = append(dst, c)
 		}
 	}
-	return all
+	return dst
 }
 
 // Clients returns this node's connected clients, as of the iteration's start.
 func (h *Hub) Clients() iter.Seq[*Client] {
+	return h.eachOpen(func() []*Client { return h.registry.all() })
+}
+
+// eachOpen yields the clients of list that are open.
+func (h *Hub) eachOpen(list func() []*Client) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {
 			return
 		}
-		for _, c := range h.registry.all() {
+		for _, c := range list() {
 			if c.isOpen() && !yield(c) {
 				return
 			}
@@ -177,7 +177,9 @@ func (h *Hub) Client(id string) (c *Client, ok bool) {
 	if err != nil || h.usable() != nil {
 		return nil, false
 	}
-	if c = h.registry.find(parsed); c == nil || !c.isOpen() {
+	g := &h.registry
+	c = g.at(g.mask(&parsed) ^ binary.BigEndian.Uint32(parsed[12:]))
+	if c == nil || c.id != parsed || !c.isOpen() {
 		return nil, false
 	}
 	return c, true
@@ -198,15 +200,4 @@ func (g *registry) toSweep() int {
 	defer g.mu.Unlock()
 	g.sweeping = g.clients > 0
 	return len(g.slots)
-}
-
-func (g *registry) inPhase(phase int, dst []*Client) []*Client {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	for i := phase; i < len(g.slots); i += phases {
-		if c := g.slots[i]; c != nil {
-			dst = append(dst, c)
-		}
-	}
-	return dst
 }

@@ -50,7 +50,6 @@ func (c *clock) wind() {
 // the hub stops. It never blocks: an overdue client's goroutines do the rest.
 func (h *Hub) sweep() {
 	timer := time.NewTimer(time.Hour)
-	timer.Stop()
 	defer timer.Stop()
 	h.shared.clock.wind()
 	due := time.Now()
@@ -74,7 +73,7 @@ func (h *Hub) sweep() {
 			due = due.Add(late)
 		}
 		h.shared.clock.wind()
-		members = h.registry.inPhase(phase, members[:0])
+		members = h.registry.everyNth(phases, phase, members[:0])
 		now := h.shared.clock.now()
 		for _, c := range members {
 			c.sweep(now)

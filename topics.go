@@ -49,12 +49,11 @@ func (c *Client) Subscribe(topics ...string) error {
 	if err != nil || len(confirmed) == 0 {
 		return err
 	}
-	patience := time.NewTimer(brokerTimeout)
-	defer patience.Stop()
+	patience := time.After(brokerTimeout)
 	for _, done := range confirmed {
 		select {
 		case <-done:
-		case <-patience.C:
+		case <-patience:
 			return ErrBrokerUnavailable
 		case <-c.hub.stop:
 			return ErrClientClosed
@@ -174,11 +173,7 @@ func (c *Client) catchUp(last string) {
 // Subscribers returns this node's clients that have topic when the iteration
 // starts.
 func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
-	return func(yield func(*Client) bool) {
-		if h.usable() != nil {
-			return
-		}
-		var clients []*Client
+	return h.eachOpen(func() (clients []*Client) {
 		for _, s := range h.registry.allShards() {
 			noted := make(chan struct{})
 			note := func(s *shard) {
@@ -193,10 +188,6 @@ func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 				<-noted
 			}
 		}
-		for _, c := range clients {
-			if c.isOpen() && !yield(c) {
-				return
-			}
-		}
-	}
+		return clients
+	})
 }
