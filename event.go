@@ -43,7 +43,6 @@ const (
 	encodings                      // how many there are
 )
 
-// isStream reports whether e is for event streams.
 func (e encoding) isStream() bool { return e == plainStream || e == envelopeStream }
 
 // formats is the length of an array with an entry for each format.
@@ -191,7 +190,6 @@ type envelope struct {
 	Reset    bool    `json:"reset,omitempty"` // this is the hub's reset, not a user's event of that name
 }
 
-// envelope returns ev in its envelope.
 func (ev *event) envelope() []byte {
 	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Reset: ev.notice == resetNotice}
 	if ev.notice != positionNotice {
@@ -232,7 +230,6 @@ type pooledFrame struct {
 
 var pooledFrames = sync.Pool{New: func() any { return new(pooledFrame) }}
 
-// write encodes e into f.
 func (f *pooledFrame) write(e *Event, enc encoding) {
 	f.b = (&event{Event: *e}).append(f.b[:0], enc)
 	f.end[0] = len(f.b)
@@ -283,7 +280,6 @@ type run struct {
 	bufs     [formats][]*buffer // the events joined, made at first use
 }
 
-// add appends events.
 func (r *run) add(events ...*event) {
 	r.events = append(r.events, events...)
 	for _, ev := range events {

@@ -41,7 +41,6 @@ func appendFrame(b []byte, op byte, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// controlFrame returns a buffer with one control frame.
 func controlFrame(op byte, payload []byte) *buffer {
 	return &buffer{b: appendFrame(nil, op, payload)}
 }
@@ -118,7 +117,6 @@ func appendEvent(b []byte, e *Event) ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// appendComment appends text as comment lines.
 func appendComment(b []byte, text string) []byte {
 	return append(appendLines(b, ": ", text), '\n')
 }

@@ -261,13 +261,8 @@ func parseOrigin(s string) (o origin, ok bool) {
 		}
 	}
 	o.host, o.port, ok = parseHost(rest)
-	if !ok {
-		return origin{}, false
-	}
-	if o.port == 0 {
-		o.port = defaultPorts[o.scheme]
-	}
-	return o, true
+	o.port = cmp.Or(o.port, defaultPorts[o.scheme])
+	return o, ok
 }
 
 // parseHost parses a host as an origin has it, and a port, which is 0 if none.

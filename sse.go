@@ -275,11 +275,7 @@ func (s *Stream) IsClosed() bool {
 // query's lastEventId. It is "" if there is none, or one that SendEvent would
 // refuse. It is only a claim: anyone can send any id.
 func (s *Stream) LastEventID() string {
-	return lastEventID(s.r)
-}
-
-func lastEventID(r *http.Request) string {
-	id := claimedEventID(r)
+	id := claimedEventID(s.r)
 	if !validEventID(id) {
 		return ""
 	}
@@ -291,7 +287,6 @@ func claimedEventID(r *http.Request) string {
 	return cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
 }
 
-// streamHeaders sets the headers of an event stream.
 func streamHeaders(header http.Header) {
 	header.Set("Content-Type", "text/event-stream")
 	header.Set("Cache-Control", "no-cache, no-transform") // a proxy that compresses would also hold events back
