@@ -401,14 +401,13 @@ func (c *Client) serve() {
 			c.gone()
 		}
 	}()
-	err := c.transport.read(c)
-	for errors.Is(err, errPark) {
-		if parked = c.park(); parked {
-			return // another goroutine may be reading already
+	for !parked {
+		if err := c.transport.read(c); !errors.Is(err, errPark) {
+			c.end(c.transport.ended(c, err))
+			return
 		}
-		err = c.transport.read(c)
+		parked = c.park() // if so, another goroutine may be reading already
 	}
-	c.end(c.transport.ended(c, err))
 }
 
 // park lets the connection wait for its next message without a goroutine, and

@@ -157,13 +157,17 @@ func (ev *event) append(b []byte, enc encoding) []byte {
 }
 
 func (ev *event) payload(enc encoding) (payload []byte, op byte) {
-	switch {
-	case enc == envelopeFrame:
+	if enc == envelopeFrame {
 		return ev.envelope(), opText
-	case ev.Binary:
-		return ev.Data, opBinary
 	}
-	return ev.Data, opText
+	return ev.Data, ev.opcode()
+}
+
+func (e *Event) opcode() byte {
+	if e.Binary {
+		return opBinary
+	}
+	return opText
 }
 
 // appendStream appends ev as an event of an event stream. A position has an id
@@ -231,7 +235,11 @@ type pooledFrame struct {
 var pooledFrames = sync.Pool{New: func() any { return new(pooledFrame) }}
 
 func (f *pooledFrame) write(e *Event, enc encoding) {
-	f.b = (&event{Event: *e}).append(f.b[:0], enc)
+	if enc == plainFrame { // the common case, which needs no event
+		f.b = appendFrame(f.b[:0], e.opcode(), e.Data)
+	} else {
+		f.b = (&event{Event: *e}).append(f.b[:0], enc)
+	}
 	f.end[0] = len(f.b)
 	f.ends = f.end[:]
 	f.private = true

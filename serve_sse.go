@@ -190,8 +190,15 @@ func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
 	return new(buffer)
 }
 
-// finished ends the connection: no peer answers the last bytes.
-func (eventStream) finished(c *Client) { c.wire.finish() }
+// finished tells the peer that no more will come: none answers the last bytes.
+// If the connection can't tell, it wakes the reading goroutine.
+func (eventStream) finished(c *Client) {
+	if half := c.wire.halfCloser(); half != nil {
+		half.CloseWrite()
+	} else {
+		c.wire.Close()
+	}
+}
 
 // sweep sends a comment in place of a position, so that proxies see that the
 // stream is alive. The kernel notices dead connections.

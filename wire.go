@@ -226,16 +226,6 @@ func (w *wire) hangUp(flushed <-chan struct{}) {
 	}
 }
 
-// finish tells the peer of an event stream that no more will come. If the
-// connection can't tell, finish wakes the reading goroutine.
-func (w *wire) finish() {
-	if c := w.halfCloser(); c != nil {
-		c.CloseWrite()
-	} else {
-		w.Close()
-	}
-}
-
 // halfCloser returns what can close one direction of the connection, or nil.
 // The types are exact: a wrapper that embeds one may mean something else.
 func (w *wire) halfCloser() interface{ CloseWrite() error } {
