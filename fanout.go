@@ -23,27 +23,11 @@ type shard struct {
 	touched []*Client         // memory for clients that get a list
 }
 
-// An entry is one item of a shard's inbox.
+// An entry is one item of a shard's inbox: an event, or a change of the shard.
 type entry struct {
-	op     op
-	event  *event
-	client *Client
-	sub    *subscription
-	replay *replay
-	note   func(s *shard) // must not block
+	event *event
+	do    func(s *shard) // called when all entries before it are done; must not block
 }
-
-type op uint8
-
-const (
-	opEvent       op = iota // event, to its topic's clients
-	opJoin                  // client
-	opLeave                 // client
-	opSubscribe             // sub
-	opUnsubscribe           // sub
-	opReplay                // replay, to client
-	opNote                  // note, called when all entries before it are done
-)
 
 // A topic has one topic's subscriptions in a shard, whose goroutine owns it.
 type topic struct {
@@ -76,29 +60,17 @@ func (s *shard) loop() {
 
 // apply handles one entry. It gathers events until another entry comes.
 func (s *shard) apply(e *entry) {
-	if e.op == opEvent {
+	if e.event != nil {
 		s.events = append(s.events, e.event)
 		return
 	}
 	s.deliver()
-	switch e.op {
-	case opJoin:
-		e.client.index = int32(len(s.clients))
-		s.clients = append(s.clients, e.client)
-	case opLeave:
-		s.leave(e.client)
-	case opSubscribe:
-		s.subscribe(e.sub)
-	case opUnsubscribe:
-		s.unsubscribe(e.sub)
-	case opReplay:
-		e.client.out.replay(e.replay)
-		if e.replay.given != nil {
-			close(e.replay.given)
-		}
-	case opNote:
-		e.note(s)
-	}
+	e.do(s)
+}
+
+func (s *shard) join(c *Client) {
+	c.index = int32(len(s.clients))
+	s.clients = append(s.clients, c)
 }
 
 func (s *shard) leave(c *Client) {

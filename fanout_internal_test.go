@@ -102,7 +102,7 @@ func TestShardKeepsOrder(t *testing.T) {
 	s, before, after := &shard{stats: &hub.shared}, newClient(hub, webSocket{}), newClient(hub, webSocket{})
 	event := func(data string) entry { return entry{event: &event{Event: Event{Data: []byte(data)}}} }
 	for _, e := range []entry{
-		event("nobody"), {op: opJoin, client: before}, event("first"), {op: opJoin, client: after}, event("both"), {op: opLeave, client: before}, event("last"),
+		event("nobody"), {do: func(s *shard) { s.join(before) }}, event("first"), {do: func(s *shard) { s.join(after) }}, event("both"), {do: func(s *shard) { s.leave(before) }}, event("last"),
 	} {
 		s.apply(&e)
 	}
@@ -123,12 +123,12 @@ func TestIdleInboxHoldsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var in inbox
 		in.init()
-		in.put(entry{event: new(event)}, entry{client: new(Client)})
+		in.put(entry{event: new(event)}, entry{do: func(*shard) {}})
 		taken := in.take()
 		go in.take()
 		synctest.Wait()
 		for i, e := range taken {
-			if e.event != nil || e.client != nil {
+			if e.event != nil || e.do != nil {
 				t.Errorf("entry %d is still there", i)
 			}
 		}
@@ -208,9 +208,9 @@ func TestClientsShareBuffers(t *testing.T) {
 	for _, f := range allFormats() {
 		for i := range 2 {
 			c := newClient(hub, webSocket{})
-			s.apply(&entry{op: opJoin, client: c})
-			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: "a"}})
-			s.apply(&entry{op: opSubscribe, sub: &subscription{client: c, name: fmt.Sprint(f.index())}})
+			s.join(c)
+			s.subscribe(&subscription{client: c, name: "a"})
+			s.subscribe(&subscription{client: c, name: fmt.Sprint(f.index())})
 			c.out.open(&recorder{gate: gate}, nil, f)
 			clients[f.index()][i] = c
 		}

@@ -402,7 +402,7 @@ func (j *journal) markIn(d time.Duration) { j.out.markAt.Store(time.Now().Add(d)
 func (j *journal) tellShards(out *batch) {
 	if len(j.past.unshared) == 0 {
 		position := j.past.position()
-		*out = append(*out, entry{op: opNote, note: func(s *shard) { s.last.Store(position) }})
+		*out = append(*out, entry{do: func(s *shard) { s.last.Store(position) }})
 	}
 }
 

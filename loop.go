@@ -81,10 +81,10 @@ type publication struct {
 // A change is what a client wants of its shard. The client waits until taken is
 // closed: it could leave its shard before it has joined otherwise.
 type change struct {
-	client  *Client
-	entries []entry // for its shard
-	replay  *replay // nil, or filled in by the loop; it goes behind entries
-	taken   chan struct{}
+	client *Client
+	do     func(s *shard) // in its shard; nil: nothing
+	replay *replay        // nil, or filled in by the loop; it goes behind entries
+	taken  chan struct{}
 }
 
 // hand gives c to the loop and reports whether the hub still ran to accept it.
@@ -191,8 +191,8 @@ func (h *Hub) begin() {
 // change completes a client's replay and passes its change to its shard. All
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
-	entries := c.entries
-	if r := c.replay; r != nil {
+	r := c.replay
+	if r != nil {
 		h.order.fill(r)
 		switch {
 		case r.lost:
@@ -200,9 +200,18 @@ func (h *Hub) change(c *change) {
 		case r.last != "":
 			h.shared.resumed.Add(1)
 		}
-		entries = append(entries, entry{op: opReplay, client: c.client, replay: r})
 	}
-	c.client.home.inbox.put(entries...)
+	c.client.home.inbox.put(entry{do: func(s *shard) {
+		if c.do != nil {
+			c.do(s)
+		}
+		if r != nil {
+			c.client.out.replay(r)
+			if r.given != nil {
+				close(r.given)
+			}
+		}
+	}})
 	close(c.taken)
 }
 
@@ -232,7 +241,7 @@ func (h *Hub) flush(shards []*shard) {
 		}
 	}
 	for _, s := range shards {
-		s.inbox.put(entry{op: opNote, note: note})
+		s.inbox.put(entry{do: note})
 	}
 	note(nil)
 }

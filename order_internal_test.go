@@ -125,7 +125,7 @@ func (d *driver) want(want ...string) {
 	var got []string
 	for _, e := range d.out {
 		switch {
-		case e.op != opEvent:
+		case e.event == nil:
 		case e.event.notice == resetNotice:
 			got = append(got, "reset")
 		default:

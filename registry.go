@@ -30,7 +30,7 @@ func (h *Hub) add(c *Client) error {
 	if !h.enter(c) {
 		return ErrHubClosed
 	}
-	h.hand(change{client: c, entries: []entry{{op: opJoin, client: c}}}) // the loop lives on while there are clients
+	h.hand(change{client: c, do: func(s *shard) { s.join(c) }}) // the loop lives on while there are clients
 	return nil
 }
 

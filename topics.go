@@ -69,33 +69,34 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 	if c.why() != nil {
 		return nil, ErrClientClosed
 	}
-	var entries []entry
 	var added []string
+	var subs []*subscription
 	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
 		if _, has := c.findTopic(topic); !has {
-			added = append(added, topic)
-			entries = append(entries, entry{op: opSubscribe, sub: &subscription{client: c, name: topic}})
+			added, subs = append(added, topic), append(subs, &subscription{client: c, name: topic})
 		}
 	}
-	if len(entries) == 0 {
+	if len(added) == 0 {
 		return nil, nil
 	}
-	hand := change{client: c, entries: entries}
+	hand := change{client: c, do: func(s *shard) {
+		for _, sub := range subs {
+			s.subscribe(sub)
+		}
+	}}
 	if c.replayed && c.hub.shared.history.keeps() {
 		hand.replay = &replay{id: c.id, topics: added}
 	}
 	if !c.hub.hand(hand) {
 		return nil, ErrClientClosed
 	}
-	if len(entries) < len(c.topics)/64 { // sorting would look at all of them
-		for _, e := range entries {
-			i, _ := c.findTopic(e.sub.name)
-			c.topics = slices.Insert(c.topics, i, e.sub)
+	if len(added) < len(c.topics)/64 { // sorting would look at all of them
+		for _, sub := range subs {
+			i, _ := c.findTopic(sub.name)
+			c.topics = slices.Insert(c.topics, i, sub)
 		}
 	} else {
-		for _, e := range entries {
-			c.topics = append(c.topics, e.sub)
-		}
+		c.topics = append(c.topics, subs...)
 		slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	}
 	return c.hub.order.want(added), nil
@@ -104,7 +105,7 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 // unlist takes a closing client out of its shard, and takes its topics back
 // from the order. It is called once.
 func (c *Client) unlist() {
-	c.home.inbox.put(entry{op: opLeave, client: c})
+	c.home.inbox.put(entry{do: func(s *shard) { s.leave(c) }})
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.unlisted = true
@@ -122,18 +123,22 @@ func (c *Client) findTopic(topic string) (i int, has bool) {
 func (c *Client) Unsubscribe(topics ...string) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
-	var entries []entry
 	var removed []string
+	var subs []*subscription
 	for _, topic := range topics {
 		if i, has := c.findTopic(topic); has {
-			entries = append(entries, entry{op: opUnsubscribe, sub: c.topics[i]})
+			removed, subs = append(removed, topic), append(subs, c.topics[i])
 			c.topics = slices.Delete(c.topics, i, i+1)
-			removed = append(removed, topic)
 		}
 	}
-	if len(entries) > 0 {
-		c.hub.hand(change{client: c, entries: entries}) // behind what was published before
+	if len(removed) == 0 {
+		return
 	}
+	c.hub.hand(change{client: c, do: func(s *shard) { // behind what was published before
+		for _, sub := range subs {
+			s.unsubscribe(sub)
+		}
+	}})
 	if !c.unlisted {
 		c.hub.order.unwant(removed)
 	}
@@ -184,7 +189,7 @@ func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 				}
 				close(noted)
 			}
-			if s.inbox.put(entry{op: opNote, note: note}) {
+			if s.inbox.put(entry{do: note}) {
 				<-noted
 			}
 		}
