@@ -91,20 +91,32 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 	conn, _ := client.Dedicate()
 	defer conn.Close()
 	f.told = false
+	var log logState
 	count := 1
+	again, flowing := true, false // the last record is to come again; records come without a pause
 	for {
-		log, err := f.open(client, conn)
+		state, err := f.open(client, conn, flowing)
 		if err != nil {
 			return err
 		}
 		up()
-		if !f.position().at.before(log.end) {
+		if !flowing || f.told || state.epoch != log.epoch {
+			log = state // otherwise the handler still waits for the end that the log had
+		}
+		from := f.position().at
+		if !from.before(log.end) && (!again || from != log.end || from == streamID{}) {
 			f.current(log.place)
 		}
-		// After an answer without records the log is opened again. It may have
-		// been lost while the connection was not, and XREAD doesn't tell that.
-		for records := []record{{}}; len(records) > 0; {
-			if records, err = f.read(conn, count); err != nil {
+		if again {
+			again, from = false, from.previous()
+		}
+		// The log is opened again after an answer without records, and every few
+		// seconds. It may have been lost or put back while the connection was
+		// not, and XREAD doesn't tell that.
+		opened := time.Now()
+		for flowing = true; flowing && time.Since(opened) < readBlock; {
+			records, err := f.read(conn, from, count)
+			if err != nil {
 				return err
 			}
 			size := 0
@@ -115,12 +127,13 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 				size += len(r.data)
 				f.pass(r)
 			}
-			if !f.position().at.before(log.end) {
+			if from = f.position().at; !from.before(log.end) {
 				f.current(log.place)
 			}
 			if len(records) == count {
 				count = nextCount(count, size)
 			}
+			flowing = len(records) > 0
 		}
 		if client.Mode() != rueidis.ClientModeCluster && !slices.Equal(addresses(client), master) {
 			return errSentinel // see link.serve; a former master of a cluster redirects the client
@@ -129,8 +142,9 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 }
 
 // open returns the state of the log. If it isn't the log that the node knows, the
-// follower goes back to its beginning.
-func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient) (logState, error) {
+// follower goes back to its beginning. flowing says that records come without a
+// pause, so that some may have come since the last one that the hub had.
+func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flowing bool) (logState, error) {
 	ctx, cancel := f.within(callTimeout)
 	defer cancel()
 	at := f.position()
@@ -138,7 +152,7 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient) (lo
 	if err != nil {
 		return logState{}, because(ctx, err)
 	}
-	if log.place != at.place {
+	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false
 	}
 	if log.epoch != at.epoch {
@@ -154,11 +168,11 @@ type record struct {
 	data []byte
 }
 
-// read waits for the next records.
-func (f *follower) read(conn rueidis.DedicatedClient, count int) (records []record, err error) {
+// read waits for records behind from.
+func (f *follower) read(conn rueidis.DedicatedClient, from streamID, count int) (records []record, err error) {
 	ctx, cancel := f.within(readBlock + callTimeout)
 	defer cancel()
-	cmd := conn.B().Xread().Count(int64(count)).Block(readBlock.Milliseconds()).Streams().Key(f.log.key).Id(f.position().at.String()).Build()
+	cmd := conn.B().Xread().Count(int64(count)).Block(readBlock.Milliseconds()).Streams().Key(f.log.key).Id(from.String()).Build()
 	streams, err := conn.Do(ctx, cmd).AsXReadSlices()
 	if rueidis.IsRedisNil(err) {
 		return nil, nil
@@ -211,17 +225,23 @@ func parseRecord(entry rueidis.XRangeSlice) (r record, err error) {
 	return r, nil
 }
 
-// pass hands a record to the hub, unless the hub has had it.
+// pass hands a record to the hub. The hub also gets those that it has had, where
+// the log is read again: it compares them with what came before. A number that
+// has come with other contents shows that the log was put back, and written
+// again.
 func (f *follower) pass(r record) {
 	at := f.position()
-	switch {
-	case r.epoch == "" || r.last == 0, at.isRetired(r.epoch), r.epoch == at.epoch && r.last <= at.last:
+	if r.epoch == "" || r.last == 0 || at.isRetired(r.epoch) {
 		f.moveTo(at.place, r.id)
 		return
 	}
+	to := r.place
+	if r.epoch == at.epoch {
+		to.last = max(to.last, at.last) // so that open notices a log that was put back
+	}
 	// Before the handler is called: a client may have the record's id before the
 	// handler returns, and from then on a loss of the record has to be noticed.
-	f.moveTo(r.place, r.id)
+	f.moveTo(to, r.id)
 	f.call(func() { f.handler.Record(r.epoch, r.last, r.data) })
 }
 

@@ -239,6 +239,30 @@ func TestHistoryLostAppend(t *testing.T) {
 	}
 }
 
+// After an outage records go on where they stopped, and the last one comes again.
+func TestHistoryAgain(t *testing.T) {
+	t.Parallel()
+	r := startKeeper(t)
+	p := startProxy(t, r.addr)
+	a, b := newFollower(t, newHistory(p.addr()), time.Hour), newFollower(t, newHistory(r.addr), time.Hour)
+	a.expect("current A-0")
+	p.cut()
+	a.expect("away", "current A-0") // there is no last one
+	b.add("1", "2")
+	a.expect("A-1 1", "A-2 2")
+	for range 2 {
+		p.cut()
+		a.expect("away", "A-2 2", "current A-2")
+	}
+	p.set(true, true)
+	b.add("3", "4")
+	a.expect("away")
+	p.set(false, false)
+	a.expect("A-2 2", "A-3 3", "A-4 4", "current A-4")
+	b.add("5")
+	a.expect("A-5 5")
+}
+
 // When Redis starts from an older snapshot no number is given twice, whichever
 // node appends first, also when it starts so a second time.
 func TestHistorySnapshot(t *testing.T) {
@@ -276,14 +300,14 @@ func TestHistorySnapshot(t *testing.T) {
 			switch first {
 			case "nobody":
 				restart()
-				a.expect("away", "current B-0")
+				a.expect("away", "A-1 1", "A-2 2", "current B-0")
 			case "one that knows":
 				// The node appends before it has opened the log again.
 				hold()
 				restart()
 				a.add("6")
 				close(a.block)
-				a.expect("A-5 5", "away", "B-1 6", "current B-1")
+				a.expect("A-5 5", "away", "A-1 1", "A-2 2", "B-1 6", "current B-1")
 			case "one that doesn't":
 				// a reconnects only when another node has given its numbers
 				// again.
@@ -294,8 +318,10 @@ func TestHistorySnapshot(t *testing.T) {
 				other.add("3'", "4'", "5'", "6'")
 				other.expect("A-3 3'", "A-4 4'", "A-5 5'", "A-6 6'")
 				close(a.block)
-				a.expect("A-5 5", "away", "A-6 6'", "current B-0")
-				other.expect("current B-0")
+				// a hands the records over that the hub can tell from its own.
+				again := []string{"A-1 1", "A-2 2", "A-3 3'", "A-4 4'", "A-5 5'", "A-6 6'", "current B-0"}
+				a.expect(append([]string{"A-5 5", "away"}, again...)...)
+				other.expect(again...)
 				other.Close()
 			}
 			a.add("8")

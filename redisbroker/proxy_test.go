@@ -67,6 +67,16 @@ func (p *proxy) set(to, from bool) {
 	p.up.Broadcast()
 }
 
+// cut closes all connections.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		conn.Close()
+	}
+	p.conns = nil
+}
+
 // wait waits until a way is open. It returns false when the proxy has ended.
 func (p *proxy) wait(way int) bool {
 	p.mu.Lock()

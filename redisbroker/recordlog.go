@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +60,18 @@ func (id streamID) String() string {
 
 func (id streamID) before(other streamID) bool {
 	return id.ms < other.ms || id.ms == other.ms && id.n < other.n
+}
+
+// previous returns the ID before id. Before the zero streamID there is none, and
+// it returns that.
+func (id streamID) previous() streamID {
+	switch {
+	case id.n > 0:
+		id.n--
+	case id.ms > 0:
+		id = streamID{id.ms - 1, math.MaxUint64}
+	}
+	return id
 }
 
 // A place is the place of a record in the log.
