@@ -123,9 +123,11 @@ type Broker struct {
 	handler realtime.BrokerHandler
 	prefix  string // with the colon behind it
 
-	started atomic.Bool
-	trusted atomic.Bool    // Redis has accepted the last messages
-	own     sync.WaitGroup // the links' goroutines
+	started    atomic.Bool
+	trusted    atomic.Bool    // Redis has accepted the last messages
+	maxMessage atomic.Int64   // the lowest of the links' limits; zero: it isn't known
+	maxRecord  atomic.Int64   // the same for a record
+	own        sync.WaitGroup // the links' goroutines
 
 	mu     sync.Mutex // guards the fields below, and those that say so elsewhere
 	closed bool
@@ -151,8 +153,9 @@ var _ realtime.Broker = (*Broker)(nil)
 // New returns a broker on the user's own client, which stays open when the
 // broker is closed. The client may be used for other things, and for other
 // brokers. It needs no particular options, because the broker has its own time
-// limits. The broker opens a connection of its own through the client, to each
-// master of a cluster, and publishes by the connections that the client shares.
+// limits. The broker opens connections of its own through the client: two, and a
+// third one for a history. In a cluster it opens one to each master, and publishes
+// by the connections that the client shares.
 func New(client rueidis.Client) *Broker {
 	b := newBroker()
 	b.users = client

@@ -147,6 +147,11 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flowing bool) (logState, error) {
 	ctx, cancel := f.within(callTimeout)
 	defer cancel()
+	if client.Mode() != rueidis.ClientModeCluster {
+		if err := checkMaster(ctx, conn); err != nil {
+			return logState{}, because(ctx, err)
+		}
+	}
 	at := f.position()
 	log, err := f.log.open(ctx, pinned{client, conn}, at)
 	if err != nil {
@@ -292,14 +297,4 @@ func because(ctx context.Context, err error) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// A pinned client runs commands by one connection.
-type pinned struct {
-	rueidis.Client
-	conn rueidis.DedicatedClient
-}
-
-func (p pinned) Do(ctx context.Context, cmd rueidis.Completed) rueidis.RedisResult {
-	return p.conn.Do(ctx, cmd)
 }

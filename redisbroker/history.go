@@ -76,8 +76,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 
 // Append is called by the hub; see [realtime.HistoryBroker]. It waits for Redis'
 // answer, for 3 s at the most. It returns [realtime.ErrEventTooLarge] for more
-// than 512 MiB, the default of Redis' proto-max-bulk-len, and sends nothing
-// then. A lower limit there looks like an outage to Append.
+// than [HistoryBroker.MaxMessageBytes], and sends nothing then.
 func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 	return wrap("append", b.append(ctx, record))
 }
@@ -90,29 +89,30 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	if f == nil {
 		return errors.New("the history is not followed")
 	}
-	if len(record) > maxBulkBytes {
-		return tooLarge(record)
-	}
 	l, err := b.reach(ctx, f.log.key)
 	if err != nil {
+		return err
+	}
+	if err := tooLarge(record, b.maxRecord.Load()); err != nil {
 		return err
 	}
 	if b.isStopped() {
 		return ErrClosed
 	}
 	b.mu.Lock()
-	client := b.client // not nil, because there is a link
+	out := l.out // not nil, because the link has had a connection
 	b.mu.Unlock()
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	defer context.AfterFunc(b.ctx, cancel)()
-	err = f.log.append(call, client, f.position(), record)
+	err = f.log.append(call, out, f.position(), record)
 	if err == nil {
 		return nil
 	}
-	if _, refused := rueidis.IsRedisErr(err); !refused && b.ctx.Err() == nil && !errors.Is(ctx.Err(), context.Canceled) {
-		l.doubt(err)
+	if answer, refused := rueidis.IsRedisErr(err); refused && !isReplicas(answer) || b.ctx.Err() != nil || errors.Is(ctx.Err(), context.Canceled) {
+		return err
 	}
+	l.doubt(err)
 	return err
 }
 

@@ -1,6 +1,7 @@
 package redisbroker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ const maxJoin = 1000
 
 // A link keeps this node's topics subscribed at one Redis, or at one node of a
 // cluster. One goroutine does it over one connection, however many topics there
-// are. Each topic is in joining until it is subscribed, and again after the
+// are. It also keeps the connection by which the node publishes. Each topic is in joining until it is subscribed, and again after the
 // connection was lost.
 type link struct {
 	// Set at construction, never changed.
@@ -30,7 +31,9 @@ type link struct {
 	tried  chan struct{} // closed when the first try to connect is over
 
 	// Guarded by b.mu.
-	err     error // the reason why there is no connection; nil: there is one
+	err     error   // the reason why there is no connection; nil: there is one
+	out     *sender // set while err is nil
+	limits  limits
 	joining []*topic
 	leaving []string // channels
 }
@@ -61,9 +64,9 @@ func (l *link) poke() {
 	}
 }
 
-// doubt notes that publishing has failed. The link counts as down until Redis has
-// answered a ping. Otherwise each message that waits would fail by a timeout of
-// its own.
+// doubt notes that publishing has failed. The link counts as down until it has
+// another connection to publish by. Otherwise each message that waits would fail
+// by a timeout of its own.
 func (l *link) doubt(err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
@@ -85,9 +88,9 @@ func (l *link) down() error {
 func (l *link) run() {
 	wait := minBackoff
 	for first := true; l.ctx.Err() == nil; first = false {
-		err := l.serve(func() {
+		err := l.serve(func(out *sender) {
 			wait = minBackoff
-			l.connected()
+			l.connected(out)
 			if first {
 				close(l.tried)
 			}
@@ -102,11 +105,11 @@ func (l *link) run() {
 	}
 }
 
-// connected notes that there is a connection.
-func (l *link) connected() {
+// connected notes that there is a connection, and another one to publish by.
+func (l *link) connected(out *sender) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
-	l.err = nil
+	l.err, l.out = nil, out
 }
 
 // lost notes that the connection was lost, and that its topics are to be
@@ -128,7 +131,7 @@ func (l *link) lost(err error) {
 
 // serve connects, calls up, and keeps the topics subscribed. It returns when the
 // connection is lost, with the reason, or ctx ends.
-func (l *link) serve(up func()) (err error) {
+func (l *link) serve(up func(*sender)) (err error) {
 	client, err := l.client()
 	if err != nil {
 		return err
@@ -144,10 +147,12 @@ func (l *link) serve(up func()) (err error) {
 	if err := s.ping(); err != nil {
 		return err
 	}
-	if err := l.freshen(client); err != nil {
+	out, err := l.newSender(client)
+	if err != nil {
 		return err
 	}
-	up()
+	defer func() { out.close(l.b) }()
+	up(out)
 	at := addresses(client)
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
@@ -166,16 +171,28 @@ func (l *link) serve(up func()) (err error) {
 				err = errLost
 			}
 			return err
+		case err := <-out.lost:
+			l.doubt(cmp.Or(err, errLost))
+			out.lost = nil
 		case <-l.wake:
 			if l.down() != nil { // by doubt
 				if err := s.ping(); err != nil {
 					return err
 				}
-				l.connected()
+				other, err := l.newSender(client)
+				if err != nil {
+					return err
+				}
+				out.close(l.b)
+				out = other
+				l.connected(out)
 			}
 		case <-retry:
 		case <-ticker.C:
 			if err := s.ping(); err != nil {
+				return err
+			}
+			if err := l.check(out); err != nil {
 				return err
 			}
 			if !slices.Equal(addresses(client), at) {
@@ -215,20 +232,6 @@ func (l *link) client() (rueidis.Client, error) {
 		}
 	}
 	return nil, errors.New("the client doesn't know this node of the cluster yet")
-}
-
-// freshen pings the connection by which the client publishes. If that was lost as
-// well, the client notices it now, and not with a message.
-func (l *link) freshen(client rueidis.Client) (err error) {
-	for range 2 {
-		ctx, cancel := context.WithTimeout(l.ctx, callTimeout)
-		err = client.Do(ctx, client.B().Ping().Build()).NonRedisError()
-		cancel()
-		if err == nil {
-			return nil
-		}
-	}
-	return err
 }
 
 // A session is one connection of a link.
@@ -289,14 +292,13 @@ func (s *session) subscription(p rueidis.PubSubSubscription) {
 	s.b.changed()
 }
 
-// ping returns nil if Redis answers, or sends messages in the meantime.
+// ping returns nil if Redis answers, or sends messages in the meantime, and is a
+// master.
 func (s *session) ping() error {
 	s.mu.Lock()
 	before := s.received
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
-	defer cancel()
-	err := s.conn.Do(ctx, s.conn.B().Ping().Build()).NonRedisError()
+	err := s.check(s.conn)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}

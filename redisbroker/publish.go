@@ -2,23 +2,14 @@ package redisbroker
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/redis/rueidis"
-	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
 const (
-	maxBatch      = 64        // messages that are sent to Redis at a time
-	maxBatchBytes = 1 << 20   // the same in bytes, and one message more
-	maxBulkBytes  = 512 << 20 // Redis' proto-max-bulk-len, by default
+	maxBatch      = 64      // messages that are sent to Redis at a time
+	maxBatchBytes = 1 << 20 // the same in bytes, and one message more
 )
-
-// tooLarge returns the error for a message, or record, that Redis doesn't
-// accept. Redis would close the connection, and the reason would seldom be read.
-func tooLarge(msg []byte) error {
-	return fmt.Errorf("%w: it has %d bytes, and Redis' proto-max-bulk-len is %d: publish less at a time", realtime.ErrEventTooLarge, len(msg), maxBulkBytes)
-}
 
 // A publication is a message on its way to Redis.
 type publication struct {
@@ -29,9 +20,8 @@ type publication struct {
 }
 
 // Publish is called by the hub; see [realtime.Broker]. It returns
-// [realtime.ErrEventTooLarge] for more than 512 MiB, the default of Redis'
-// proto-max-bulk-len, and sends nothing then. A lower limit there looks like an
-// outage to Publish.
+// [realtime.ErrEventTooLarge] for more than [Broker.MaxMessageBytes], and sends
+// nothing then.
 //
 // Publish doesn't wait for Redis' answer. Otherwise a node could publish no more
 // than one message in each round trip; this way the messages of a round trip are
@@ -46,12 +36,12 @@ func (b *Broker) publish(ctx context.Context, name string, msg []byte) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	if len(msg) > maxBulkBytes {
-		return tooLarge(msg)
-	}
 	channel := b.prefix + name
 	l, err := b.reach(ctx, channel)
 	if err != nil {
+		return err
+	}
+	if err := tooLarge(msg, b.maxMessage.Load()); err != nil {
 		return err
 	}
 	p := publication{link: l, channel: channel, msg: string(msg)}
@@ -150,8 +140,11 @@ func (b *Broker) write() {
 func (b *Broker) send(batch []publication) {
 	b.mu.Lock()
 	client := b.client // not nil, because there is a link
-	b.mu.Unlock()
 	sharded := client.Mode() == rueidis.ClientModeCluster
+	if out := batch[0].link.out; !sharded && out != nil {
+		client = out // of the only link
+	}
+	b.mu.Unlock()
 	trusted := true
 	var sent []publication
 	var cmds []rueidis.Completed
