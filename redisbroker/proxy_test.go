@@ -9,13 +9,13 @@ import (
 // A proxy is the network between a node and Redis.
 type proxy struct {
 	listener net.Listener
-	target   string
 
-	mu    sync.Mutex // guards the fields below
-	up    *sync.Cond // signals that a way is open again
-	shut  [2]bool
-	conns []net.Conn
-	ended bool
+	mu     sync.Mutex // guards the fields below
+	target string
+	up     *sync.Cond // signals that a way is open again
+	shut   [2]bool
+	conns  []net.Conn
+	ended  bool
 }
 
 // The two ways, which index shut.
@@ -98,7 +98,10 @@ func (p *proxy) keep(conn net.Conn) {
 func (p *proxy) serve(client net.Conn) {
 	defer client.Close()
 	p.keep(client)
-	server, err := net.Dial("tcp", p.target)
+	p.mu.Lock()
+	target := p.target
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
@@ -123,4 +126,11 @@ func (p *proxy) serve(client net.Conn) {
 		})
 	}
 	ways.Wait()
+}
+
+// lead leads new connections to another target. Those that there are stay.
+func (p *proxy) lead(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
 }
