@@ -112,7 +112,7 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	if answer, refused := rueidis.IsRedisErr(err); refused && !isReplicas(answer) || b.ctx.Err() != nil || errors.Is(ctx.Err(), context.Canceled) {
 		return err
 	}
-	l.doubt(err)
+	l.doubt(out, err)
 	return err
 }
 

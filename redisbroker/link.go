@@ -66,11 +66,12 @@ func (l *link) poke() {
 
 // doubt notes that publishing has failed. The link counts as down until it has
 // another connection to publish by. Otherwise each message that waits would fail
-// by a timeout of its own.
-func (l *link) doubt(err error) {
+// by a timeout of its own. The failure of a sender that was replaced in the
+// meantime says nothing. Nil stands for the one that there is.
+func (l *link) doubt(out *sender, err error) {
 	l.b.mu.Lock()
 	defer l.b.mu.Unlock()
-	if l.err == nil {
+	if l.err == nil && (out == nil || out == l.out) {
 		l.err = fmt.Errorf("no connection to Redis: publish: %w", err)
 		l.poke()
 	}
@@ -172,7 +173,7 @@ func (l *link) serve(up func(*sender)) (err error) {
 			}
 			return err
 		case err := <-out.lost:
-			l.doubt(cmp.Or(err, errLost))
+			l.doubt(out, cmp.Or(err, errLost))
 			out.lost = nil
 		case <-l.wake:
 			if l.down() != nil { // by doubt
@@ -192,8 +193,10 @@ func (l *link) serve(up func(*sender)) (err error) {
 			if err := s.ping(); err != nil {
 				return err
 			}
-			if err := l.check(out); err != nil {
+			if err := l.check(out); err == errReplica {
 				return err
+			} else if err != nil {
+				l.doubt(out, err)
 			}
 			if !slices.Equal(addresses(client), at) {
 				// The former master may still answer, cut off from the others.

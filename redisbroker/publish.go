@@ -141,8 +141,10 @@ func (b *Broker) send(batch []publication) {
 	b.mu.Lock()
 	client := b.client // not nil, because there is a link
 	sharded := client.Mode() == rueidis.ClientModeCluster
-	if out := batch[0].link.out; !sharded && out != nil {
-		client = out // of the only link
+	var out *sender
+	if !sharded {
+		out = batch[0].link.out // of the only link, which has had a connection
+		client = out
 	}
 	b.mu.Unlock()
 	trusted := true
@@ -169,7 +171,7 @@ func (b *Broker) send(batch []publication) {
 			trusted = trusted && err == nil
 			sent[i].answer(err)
 			if err := result.NonRedisError(); err != nil && b.ctx.Err() == nil {
-				sent[i].link.doubt(err)
+				sent[i].link.doubt(out, err)
 			}
 		}
 	}
