@@ -33,8 +33,13 @@
 //	hub.History = realtime.History{Age: 10 * time.Minute}
 //	hub.Broker = redisbroker.Connect(options).WithHistory()
 //
-// Redis has to be version 6.2 or later. All nodes should have the same History,
-// because the shortest Age trims the stream.
+// Redis has to be version 6.2 or later. All nodes should have the same History and
+// the same [HistoryBroker.MaxRecords]. Where they differ the longest Age and the
+// highest number rule, and each node that has less logs a warning, once. After the
+// last node that has more, its values rule for its Age, and a minute at least.
+//
+// The keys must be used by nothing else. Where they have the data of another
+// program, no record is accepted, the error says so, and the data stays as it is.
 //
 // Each node reads all topics. So one stream, on one master of a cluster, has to
 // carry everything that is published, once to each node. Redis runs a script for

@@ -3,6 +3,7 @@ package redisbroker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,8 +42,9 @@ type follower struct {
 	calling atomic.Bool   // a method of the handler is running
 
 	// Owned by the goroutine run.
-	away bool // the handler was told so, and Current not since
-	told bool // the handler was told that the log is current
+	away   bool // the handler was told so, and Current not since
+	told   bool // the handler was told that the log is current
+	warned bool // that other nodes keep more
 
 	mu sync.Mutex // guards the field below, which the goroutine run alone changes
 	at position   // up to which the hub has had the log
@@ -157,6 +159,12 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 	if err != nil {
 		return logState{}, because(ctx, err)
 	}
+	if !f.warned && (log.keep > f.log.keep || log.max > f.log.max) {
+		f.warned = true
+		slog.Warn("redisbroker: nodes of one history differ: the longest Age and the highest MaxRecords rule",
+			"prefix", strings.TrimSuffix(f.b.prefix, ":"), "age", time.Duration(log.keep)*time.Millisecond, "records", log.max,
+			"age of this node", time.Duration(f.log.keep)*time.Millisecond, "records of this node", f.log.max)
+	}
 	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false
 	}
@@ -183,7 +191,7 @@ func (f *follower) read(conn rueidis.DedicatedClient, from streamID, count int) 
 		return nil, nil
 	}
 	if err != nil {
-		return nil, because(ctx, err)
+		return nil, because(ctx, f.log.explain(err))
 	}
 	for _, entry := range streams[f.log.key] {
 		r, err := parseRecord(entry)

@@ -22,7 +22,7 @@ const defaultRecords = 1_000_000
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
-//	+eval +evalsha +hmget +hset +del +xadd +xtrim +xread +xrevrange +time +pttl +pexpire
+//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +pexpire
 //
 // In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
 // +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs
@@ -32,7 +32,8 @@ type HistoryBroker struct {
 
 	// MaxRecords bounds the history: above about that number the stream drops
 	// its oldest records. As a rule the Age of the hub's [realtime.History]
-	// bounds the history first. It may be assigned until the hub is used. Zero
+	// bounds the history first. Where nodes differ the highest number rules, and
+	// the others log a warning. It may be assigned until the hub is used. Zero
 	// and less mean 1,000,000.
 	//
 	// A record has the events that a node published while its last record was

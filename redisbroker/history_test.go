@@ -171,14 +171,15 @@ func TestHistoryLost(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		lose func(r *redis)
-		away bool // the nodes lose the connection as well
+		away bool     // the nodes lose the connection as well
+		left []string // of the former log
 	}{
 		{"restarted empty", func(r *redis) {
 			r.Stop()
 			r.Start()
-		}, true},
-		{"FLUSHALL", func(r *redis) { r.do("FLUSHALL") }, false},
-		{"hash deleted", func(r *redis) { r.do("DEL", "{realtime:log}:head") }, false},
+		}, true, nil},
+		{"FLUSHALL", func(r *redis) { r.do("FLUSHALL") }, false, nil},
+		{"hash deleted", func(r *redis) { r.do("DEL", "{realtime:log}:head") }, false, []string{"A-1 1", "A-2 2"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -190,10 +191,10 @@ func TestHistoryLost(t *testing.T) {
 			a.expect("A-1 1", "A-2 2")
 			b.expect("A-1 1", "A-2 2")
 			// The clock is set back in the meantime.
-			r.do("XADD", "{realtime:log}", "99999999999999-0", "some", "thing")
+			r.do("XADD", "{realtime:log}", "99999999999999-0", "epoch", "?", "number", "0", "record", "")
 			time.Sleep(100 * time.Millisecond)
 			tt.lose(r)
-			want := []string{"current B-0"}
+			want := append(slices.Clone(tt.left), "current B-0")
 			if tt.away {
 				want = []string{"away", "current B-0"}
 			}
@@ -205,7 +206,11 @@ func TestHistoryLost(t *testing.T) {
 			start := time.Now()
 			for range 20 { // if each waited for another record it took 40 s
 				late := newFollower(t, newHistory(r.addr), time.Hour)
-				late.expect("A-1 3", "current A-1")
+				if tt.left == nil {
+					late.expect("A-1 3", "current A-1")
+				} else {
+					late.expect(append(slices.Clone(tt.left), "B-1 3", "current B-1")...)
+				}
 				late.Close()
 			}
 			if d := time.Since(start); d > atOnce {
@@ -409,7 +414,7 @@ func TestHistoryExpires(t *testing.T) {
 func aclUser(keys, channels string) []string {
 	return []string{"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "~" + keys, "resetchannels", "&" + channels, "nocommands",
 		"+ping", "+publish", "+subscribe", "+unsubscribe",
-		"+eval", "+evalsha", "+hmget", "+hset", "+del", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire"}
+		"+eval", "+evalsha", "+hmget", "+hset", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire"}
 }
 
 // The permissions that the documentation names are enough.
@@ -759,4 +764,106 @@ func TestHistoryHubs(t *testing.T) {
 	publish(hubs[1], "5")
 	expect(fifth, "5")
 	expect(first, "reset", "", "5")
+}
+
+// What another program has in the keys of the history isn't changed. The error
+// says what to do. Once the keys are free the history begins.
+func TestHistoryForeign(t *testing.T) {
+	t.Parallel()
+	const log, head = "{realtime:log}", "{realtime:log}:head"
+	for _, tt := range []struct {
+		name string
+		cmds [][]string
+	}{
+		{"text", [][]string{{"SET", log, "x"}}},
+		{"list", [][]string{{"RPUSH", log, "x"}}},
+		{"stream", [][]string{{"XADD", log, "*", "some", "thing"}}},
+		{"stream with a record's first field", [][]string{{"XADD", log, "*", "epoch", "1"}}},
+		{"text in the place of the hash", [][]string{{"SET", head, "x"}}},
+		{"hash", [][]string{{"HSET", head, "some", "thing"}}},
+		{"hash with an epoch", [][]string{{"HSET", head, "epoch", "2026"}}},
+		{"hash with an epoch of its own", [][]string{{"HSET", head, "epoch", "18 BC", "last", "4"}}},
+		{"both", [][]string{{"ZADD", log, "1", "x"}, {"HSET", head, "last", "today"}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := startRedis(t)
+			for _, cmd := range tt.cmds {
+				r.do(cmd...)
+			}
+			state := func() (s string) {
+				for _, key := range []string{log, head} {
+					dump, err := r.ask("DUMP", key).ToString()
+					ttl, _ := r.do("PTTL", key).AsInt64()
+					s += fmt.Sprintf("%q %v %d; ", dump, err, ttl)
+				}
+				return s
+			}
+			before := state()
+			a := newFollower(t, newHistory(r.addr), time.Hour)
+			a.expect("away")
+			for range 3 {
+				if err := a.try("x", patience); err == nil || !strings.Contains(err.Error(), "set Prefix") {
+					t.Errorf("Append: %v, want an error that says what to do", err)
+				}
+			}
+			time.Sleep(500 * time.Millisecond) // in which the follower tries again
+			if after := state(); after != before {
+				t.Errorf("the keys have become %s, want them as before: %s", after, before)
+			}
+			r.do("DEL", log, head)
+			a.add("1")
+			eventually(t, "the record", func() bool { return slices.Contains(a.lines(), "A-1 1") })
+		})
+	}
+}
+
+// Nodes of one history keep records for different times, and different numbers of
+// them. Those that keep less don't drop what others have promised.
+func TestHistoryLongestRules(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t, "--stream-node-max-entries", "10")
+	newNode := func(age time.Duration, records int) *follower {
+		b := newHistory(r.addr)
+		b.MaxRecords = records
+		return newFollower(t, b, age)
+	}
+	long, many, least := newNode(time.Hour, 1000), newNode(time.Second, 5000), newNode(time.Second, 10)
+	for _, f := range []*follower{long, many, least} {
+		f.expect("current A-0")
+	}
+	kept := func() int64 {
+		n, err := r.do("XLEN", "{realtime:log}").AsInt64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for range 100 {
+		least.add("x")
+		long.add("x")
+		many.add("x")
+	}
+	time.Sleep(1500 * time.Millisecond)
+	for range 1000 {
+		least.add("x")
+	}
+	if n := kept(); n != 1300 {
+		t.Errorf("%d records are kept, want all 1300", n)
+	}
+
+	// When the others have gone, and their promises are over, its own rule.
+	long.Close()
+	many.Close()
+	least.add("x")
+	if n := kept(); n != 1301 {
+		t.Errorf("%d records are kept, want all 1301", n)
+	}
+	r.do("HSET", "{realtime:log}:head", "keepAt", "1", "maxAt", "1")
+	for range 20 {
+		least.add("x")
+	}
+	if n := kept(); n > 30 {
+		t.Errorf("%d records are kept, want 10 and a little", n)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -22,9 +23,9 @@ const logExpiry = 24 * time.Hour
 type recordLog struct {
 	key    string // of the stream
 	head   string // of the hash
-	keep   string // how long a record is kept, in milliseconds
+	keep   int64  // how long a record is kept, in milliseconds
 	expiry string // of both keys, in milliseconds
-	max    string // number of records
+	max    int64  // number of records
 }
 
 func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog {
@@ -33,9 +34,9 @@ func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog 
 	return &recordLog{
 		key:    key,
 		head:   key + ":head",
-		keep:   strconv.FormatInt(ms, 10),
+		keep:   ms,
 		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // renewed when half of it is over
-		max:    strconv.Itoa(maxRecords),
+		max:    int64(maxRecords),
 	}
 }
 
@@ -94,7 +95,9 @@ func (p position) isRetired(epoch string) bool {
 // A logState is the state of the log when it was opened.
 type logState struct {
 	place
-	end streamID // of its last record
+	end  streamID // of its last record
+	keep int64    // the time that rules, in milliseconds
+	max  int64    // the number of records that rules
 }
 
 // logScript is the only writer of the log. Nodes run it to append a record, and
@@ -111,8 +114,16 @@ type logState struct {
 // its own, so Redis has started from a snapshot from before an earlier loss.
 //
 // The records of the former epoch stay in the stream, because they are of use
-// to a node that starts. Only when the hash is missing the stream is deleted,
-// because then nothing is known of it.
+// to a node that starts.
+//
+// Where the hash has no epoch the keys may be another program's. Then the script
+// changes nothing. They are the log's if there is no hash, and the newest record
+// of the stream, if there is one, looks like those of a node.
+//
+// Nodes may differ in how long they keep records, and in how many they keep. Each
+// has promised its clients that much. So the hash has the longest time and the
+// highest number of the nodes, with the time at which one of those has been seen
+// last. They rule for as long as the node has promised after that.
 //
 // Nodes that wait in XREAD need no message of a new record: XADD wakes them after
 // the script. A PUBLISH would reach them by another connection, so not in order,
@@ -127,14 +138,23 @@ type logState struct {
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
 local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
-local keep, max, record = ARGV[7], ARGV[8], ARGV[9]
+local keep, max, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
 
-local state = redis.call('HMGET', head, 'epoch', 'last')
+local state = redis.call('HMGET', head, 'epoch', 'last', 'keep', 'keepAt', 'max', 'maxAt')
 local epoch, last = state[1], tonumber(state[2] or 0)
+local newest
+if not epoch or not record then
+	newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+end
 local lost = false
 if not epoch then
-	redis.call('DEL', log)
+	local fields = newest and newest[2]
+	if redis.call('PTTL', head) ~= -2 or fields and not (fields[1] == 'epoch' and fields[3] == 'number' and fields[5] == 'record') then
+		return redis.error_reply('FOREIGN these keys are not a history')
+	end
 	lost = true
+elseif not state[2] or not last or string.find(epoch, '%W') then
+	return redis.error_reply('FOREIGN this hash is not of a history')
 elseif string.find(retired, epoch, 1, true) then
 	lost = true
 elseif epoch == seen then
@@ -149,17 +169,27 @@ if lost then
 	redis.call('HSET', head, 'epoch', epoch, 'last', 0)
 end
 
-local newest = ''
+local now = redis.call('TIME')
+now = now[1] * 1000 + math.floor(now[2] / 1000)
+local valid = math.max(tonumber(state[3]) or 0, 60000)
+local function longest(name, own, value, at)
+	value, at = tonumber(value), tonumber(at)
+	if value and at and own < value and now < at + valid then
+		return value
+	end
+	if own ~= value or not at or now > at + 10000 then
+		redis.pcall('HSET', head, name, own, name .. 'At', now) -- which a full Redis refuses
+	end
+	return own
+end
+keep = longest('keep', keep, state[3], state[4])
+max = longest('max', max, state[5], state[6])
+
 if record then
 	last = last + 1
 	redis.call('XADD', log, 'MAXLEN', '~', max, '*', 'epoch', epoch, 'number', last, 'record', record)
 	redis.call('HSET', head, 'last', last)
-	local now = redis.call('TIME')
-	local oldest = now[1] * 1000 + math.floor(now[2] / 1000) - keep
-	redis.call('XTRIM', log, 'MINID', '~', math.max(oldest, 0))
-else
-	local entry = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-	newest = entry and entry[1] or newest
+	redis.call('XTRIM', log, 'MINID', '~', math.max(now - keep, 0))
 end
 
 for _, key in ipairs(KEYS) do
@@ -167,19 +197,29 @@ for _, key in ipairs(KEYS) do
 		redis.call('PEXPIRE', key, expiry)
 	end
 end
-return {epoch, last, newest}
+return {epoch, last, newest and newest[1] or '', keep, max}
 `
 
 var (
 	script    = rueidis.NewLuaScript(logScript)
-	errAnswer = errors.New("the answer of Redis is not understood: it has other contents in the keys of the history")
+	errAnswer = errors.New("the answer of Redis is not understood")
 )
 
 // append adds a record. rueidis doesn't retry an EVALSHA; the caller of Append
 // decides whether to try again.
 func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) error {
-	args := append(l.args(p), l.keep, l.max, string(record)) // a copy, because it may be sent after ctx has ended
-	return script.Exec(ctx, c, []string{l.key, l.head}, args).Error()
+	args := append(l.args(p), string(record)) // a copy, because it may be sent after ctx has ended
+	return l.explain(script.Exec(ctx, c, []string{l.key, l.head}, args).Error())
+}
+
+// explain says what to do about an error where the log's keys are another
+// program's.
+func (l *recordLog) explain(err error) error {
+	answer, refused := rueidis.IsRedisErr(err)
+	if !refused || !strings.Contains(answer.Error(), "WRONGTYPE ") && !strings.HasPrefix(answer.Error(), "FOREIGN ") {
+		return err
+	}
+	return fmt.Errorf("the keys %s and %s have the data of another program, which stays as it is: set Prefix to a name that no other program uses: %w", l.key, l.head, err)
 }
 
 // open returns the state of the log, and renews its expiry. If the epoch isn't
@@ -187,18 +227,21 @@ func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, re
 func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s logState, err error) {
 	answer, err := script.Exec(ctx, c, []string{l.key, l.head}, l.args(p)).ToArray()
 	if err != nil {
-		return logState{}, err
+		return logState{}, l.explain(err)
 	}
-	if len(answer) != 3 {
+	if len(answer) != 5 {
 		return logState{}, errAnswer
 	}
 	epoch, err1 := answer[0].ToString()
 	last, err2 := answer[1].AsUint64()
 	end, err3 := answer[2].ToString()
-	if err := errors.Join(err1, err2, err3); err != nil {
+	keep, err4 := answer[3].AsInt64()
+	records, err5 := answer[4].AsInt64()
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return logState{}, err
 	}
 	s.place = place{epoch, last}
+	s.keep, s.max = keep, records
 	if end != "" {
 		s.end, err = parseStreamID(end)
 	}
@@ -208,5 +251,8 @@ func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s l
 // args returns the arguments that both uses of the script have.
 func (l *recordLog) args(p position) []string {
 	fresh := rand.Text()[:16] // 80 bits
-	return []string{fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry}
+	return []string{
+		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry,
+		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10),
+	}
 }
