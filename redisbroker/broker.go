@@ -132,6 +132,7 @@ type Broker struct {
 	trusted    atomic.Bool    // Redis has accepted the last messages
 	maxMessage atomic.Int64   // the lowest of the links' limits; zero: it isn't known
 	maxRecord  atomic.Int64   // the same for a record
+	durable    atomic.Bool    // Redis waits for its disk
 	own        sync.WaitGroup // the links' goroutines
 
 	mu     sync.Mutex // guards the fields below, and those that say so elsewhere

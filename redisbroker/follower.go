@@ -46,8 +46,9 @@ type follower struct {
 	told   bool // the handler was told that the log is current
 	warned bool // that other nodes keep more
 
-	mu sync.Mutex // guards the field below, which the goroutine run alone changes
-	at position   // up to which the hub has had the log
+	mu  sync.Mutex // guards the fields below
+	at  position   // up to which the hub has had the log; the goroutine run alone changes it
+	top logPoint   // the last record that the hub has had, or that this node has appended
 }
 
 func newFollower(b *Broker, h realtime.HistoryHandler, log *recordLog) *follower {
@@ -92,6 +93,15 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 	master := addresses(client)
 	conn, _ := client.Dedicate()
 	defer conn.Close()
+	f.b.mu.Lock()
+	l := f.b.linkOf(f.log.key)
+	f.b.mu.Unlock()
+	if l != nil {
+		select {
+		case <-l.tried: // so it is known whether Redis waits for its disk
+		case <-f.b.ctx.Done():
+		}
+	}
 	f.told = false
 	var log logState
 	count := 1
@@ -155,7 +165,7 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 		}
 	}
 	at := f.position()
-	log, err := f.log.open(ctx, pinned{client, conn}, at)
+	log, err := f.log.open(ctx, pinned{client, conn}, f.known())
 	if err != nil {
 		return logState{}, because(ctx, err)
 	}
@@ -172,6 +182,12 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 		f.moveTo(at.place, streamID{})
 	}
 	return log, nil
+}
+
+// A logPoint is a record's place in the log, and in the stream.
+type logPoint struct {
+	place
+	id streamID
 }
 
 // A record is one of the log.
@@ -284,7 +300,41 @@ func (f *follower) moveTo(p place, id streamID) {
 		retired := append(strings.Fields(f.at.retired), old)
 		f.at.retired = strings.Join(retired[max(len(retired)-maxRetired, 0):], " ")
 	}
+	if p.epoch != f.at.epoch || p.epoch == f.top.epoch {
+		f.raise(logPoint{p, id})
+	}
 	f.at.place, f.at.at = p, id
+}
+
+// appended notes a record that this node has appended. From then on its loss has
+// to be noticed, though the hub may not have had it yet.
+func (f *follower) appended(log logState) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.raise(logPoint{log.place, log.end})
+}
+
+// raise moves top up. The caller holds mu.
+func (f *follower) raise(p logPoint) {
+	if p.epoch != f.top.epoch {
+		f.top = p
+		return
+	}
+	f.top.last = max(f.top.last, p.last)
+	if f.top.id.before(p.id) {
+		f.top.id = p.id
+	}
+}
+
+// known returns the position that the log must have, unless it has lost records.
+func (f *follower) known() position {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := position{place: f.top.place, at: f.top.id, retired: f.at.retired}
+	if f.at.epoch != f.top.epoch { // the hub will have the records of another epoch next
+		p.retired = strings.TrimSpace(p.retired + " " + f.at.epoch)
+	}
+	return p
 }
 
 // within returns a context that ends after the given time, or with the Broker. It

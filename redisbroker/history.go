@@ -22,7 +22,10 @@ const defaultRecords = 1_000_000
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
-//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +pexpire
+//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +pexpire +info +config|get
+//
+// Without the last two the broker doesn't learn what [Broker.MaxMessageBytes] says,
+// and doesn't notice that Redis was started anew while no node was running.
 //
 // In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
 // +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs
@@ -70,7 +73,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	if maxRecords <= 0 {
 		maxRecords = defaultRecords
 	}
-	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords))
+	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords, &b.durable))
 	b.own.Go(b.follower.run)
 	return nil
 }
@@ -106,8 +109,9 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	defer context.AfterFunc(b.ctx, cancel)()
-	err = f.log.append(call, out, f.position(), record)
+	log, err := f.log.append(call, out, f.known(), record)
 	if err == nil {
+		f.appended(log)
 		return nil
 	}
 	if answer, refused := rueidis.IsRedisErr(err); refused && !isReplicas(answer) || b.ctx.Err() != nil || errors.Is(ctx.Err(), context.Canceled) {

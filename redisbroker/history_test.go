@@ -272,7 +272,7 @@ func TestHistoryAgain(t *testing.T) {
 // node appends first, also when it starts so a second time.
 func TestHistorySnapshot(t *testing.T) {
 	t.Parallel()
-	for _, first := range []string{"nobody", "one that knows", "one that doesn't"} {
+	for _, first := range []string{"nobody", "one that knows", "one that has appended", "one that doesn't", "a new one"} {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			r := startRedis(t)
@@ -313,11 +313,37 @@ func TestHistorySnapshot(t *testing.T) {
 				a.add("6")
 				close(a.block)
 				a.expect("A-5 5", "away", "A-1 1", "A-2 2", "B-1 6", "current B-1")
-			case "one that doesn't":
-				// a reconnects only when another node has given its numbers
-				// again.
+			case "one that has appended":
+				// The hub has not had the last one that is there, nor the one
+				// after that, which its node has appended.
+				a.block = make(chan struct{})
+				a.add("5")
+				eventually(t, "a Record that blocks", func() bool { return a.begun.Load() == 5 })
+				r.do("SAVE")
+				if saved, err = os.ReadFile(snapshot); err != nil {
+					t.Fatal(err)
+				}
+				a.add("6")
+				restart()
+				close(a.block)
+				a.expect("A-5 5", "away", "A-1 1", "A-2 2", "A-3 3", "A-4 4", "A-5 5", "current B-0")
+				return
+			case "a new one":
 				hold()
 				restart()
+				other := newFollower(t, newHistory(r.addr), time.Hour)
+				other.expect("A-1 1", "A-2 2", "current B-0")
+				other.add("3'")
+				other.expect("B-1 3'")
+				close(a.block)
+				a.expect("A-5 5", "away", "A-1 1", "A-2 2", "B-1 3'", "current B-1")
+				other.Close()
+			case "one that doesn't":
+				// a reconnects only when another node has given its numbers
+				// again. That isn't told that Redis was started anew.
+				hold()
+				restart()
+				r.do("HDEL", "{realtime:log}:head", "run")
 				other := newFollower(t, newHistory(r.addr), time.Hour)
 				other.expect("A-1 1", "A-2 2", "current A-2")
 				other.add("3'", "4'", "5'", "6'")
@@ -414,7 +440,7 @@ func TestHistoryExpires(t *testing.T) {
 func aclUser(keys, channels string) []string {
 	return []string{"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "~" + keys, "resetchannels", "&" + channels, "nocommands",
 		"+ping", "+publish", "+subscribe", "+unsubscribe",
-		"+eval", "+evalsha", "+hmget", "+hset", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire"}
+		"+eval", "+evalsha", "+hmget", "+hset", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+pexpire", "+info", "+config|get"}
 }
 
 // The permissions that the documentation names are enough.

@@ -14,11 +14,12 @@ const (
 	spareBytes       = 64 << 10  // of a buffer of Redis, for what is in it beside one message
 )
 
-// limits are the sizes above which Redis closes a connection. Other messages are
-// lost with it.
+// limits are what Redis tells of its settings: the sizes above which it closes a
+// connection, and loses other messages with it, and how it keeps data.
 type limits struct {
-	message int // for the text of one PUBLISH; zero: Redis was not asked yet
-	record  int // for a record of the history
+	message int  // for the text of one PUBLISH; zero: Redis was not asked yet
+	record  int  // for a record of the history
+	durable bool // Redis answers when it has written to its disk
 }
 
 // learnLimits asks Redis for its limits. What it may not ask for, or what Redis
@@ -33,7 +34,9 @@ func (l *link) learnLimits(c commander) limits {
 		}
 		return values[name]
 	}
-	return parseLimits(get("proto-max-bulk-len"), get("client-query-buffer-limit"), get("client-output-buffer-limit"))
+	found := parseLimits(get("proto-max-bulk-len"), get("client-query-buffer-limit"), get("client-output-buffer-limit"))
+	found.durable = get("appendonly") == "yes" && get("appendfsync") == "always"
+	return found
 }
 
 // parseLimits returns the limits that follow from settings of Redis. bulk bounds
@@ -74,12 +77,14 @@ func (b *Broker) boundLocked() {
 		case all.message == 0:
 			all = l.limits
 		default:
+			all.durable = all.durable && l.limits.durable
 			all.message = min(all.message, l.limits.message)
 			all.record = min(all.record, l.limits.record)
 		}
 	}
 	b.maxMessage.Store(int64(all.message))
 	b.maxRecord.Store(int64(all.record))
+	b.durable.Store(all.durable)
 }
 
 // MaxMessageBytes returns the size of the largest message that Redis accepts: the

@@ -15,7 +15,7 @@ func TestParseLimits(t *testing.T) {
 		{"", "", "", 512 << 20, 512 << 20}, // Redis doesn't tell
 		{"x", "-1", "normal pubsub", 512 << 20, 512 << 20},
 	} {
-		want := limits{tt.message, tt.record}
+		want := limits{message: tt.message, record: tt.record}
 		if got := parseLimits(tt.bulk, tt.query, tt.output); got != want {
 			t.Errorf("parseLimits(%q, %q, %q) = %v, want %v", tt.bulk, tt.query, tt.output, got, want)
 		}

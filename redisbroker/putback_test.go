@@ -16,16 +16,17 @@ import (
 type store struct {
 	name string
 	args []string
+	safe bool                            // what Redis has answered is on its disk
 	save func(r *redis) (putBack func()) // putBack is called while Redis is stopped
 }
 
 var stores = []store{
-	{"snapshot", []string{"--save", "3600 1000000"}, func(r *redis) func() {
+	{"snapshot", []string{"--save", "3600 1000000"}, false, func(r *redis) func() {
 		r.do("SAVE")
 		return r.copyDir()
 	}},
-	{"append-only file", []string{"--appendonly", "yes", "--appendfsync", "always"}, (*redis).copyDir},
-	{"truncated append-only file", []string{"--appendonly", "yes", "--appendfsync", "always"}, func(r *redis) func() {
+	{"append-only file", []string{"--appendonly", "yes", "--appendfsync", "always"}, true, (*redis).copyDir},
+	{"truncated append-only file", []string{"--appendonly", "yes", "--appendfsync", "everysec"}, false, func(r *redis) func() {
 		file := ""
 		filepath.WalkDir(r.dir, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && strings.HasSuffix(path, ".aof") && !strings.HasSuffix(path, ".base.aof") {
@@ -114,7 +115,11 @@ func TestHistoryPutBack(t *testing.T) {
 					}
 				}
 				resumes(freshURL, lost, "reset")
-				resumes(freshURL, kept, "6'", "7'", "8'", "9'", "10'", "11'", "12'")
+				if store.safe {
+					resumes(freshURL, kept, "6'", "7'", "8'", "9'", "10'", "11'", "12'")
+				} else { // it has not had 6 to 10, which were published
+					resumes(freshURL, kept, "reset")
+				}
 				if !survives {
 					return
 				}

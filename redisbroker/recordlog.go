@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -26,9 +27,11 @@ type recordLog struct {
 	keep   int64  // how long a record is kept, in milliseconds
 	expiry string // of both keys, in milliseconds
 	max    int64  // number of records
+
+	durable *atomic.Bool // Redis waits for its disk, so a start loses nothing
 }
 
-func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog {
+func newRecordLog(prefix string, keep time.Duration, maxRecords int, durable *atomic.Bool) *recordLog {
 	key := "{" + prefix + "log}"
 	ms := max(keep, 0).Milliseconds()
 	return &recordLog{
@@ -37,6 +40,8 @@ func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog 
 		keep:   ms,
 		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // renewed when half of it is over
 		max:    int64(maxRecords),
+
+		durable: durable,
 	}
 }
 
@@ -107,11 +112,15 @@ type logState struct {
 // append-only file, or a replica that was behind may have become the master.
 // Then numbers would be given twice, with two meanings. So a new epoch begins.
 //
-// A loss shows in three ways. The number of the last record is lower than the
+// A loss shows in four ways. The number of the last record is lower than the
 // node's, as long as no other node has appended since. The last record that the
-// node has had isn't in the stream although an older one is, so it was lost and
-// not trimmed; open looks for that. The epoch is one that the node had before
-// its own, so Redis has started from a snapshot from before an earlier loss.
+// node has had, or has appended, isn't in the stream although an older one is, so
+// it was lost and not trimmed; open looks for that. The epoch is one that the node
+// had before its own, so Redis has started from a snapshot from before an earlier
+// loss. Or Redis was started anew, and the first node that opens the log since is
+// one that had no record of it: then nobody knows what was lost. That is no loss
+// where Redis waits for its disk. INFO tells a start by another run_id, and needs
+// a permission: without it such a start isn't noticed.
 //
 // The records of the former epoch stay in the stream, because they are of use
 // to a node that starts.
@@ -138,13 +147,17 @@ type logState struct {
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
 local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
-local keep, max, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local keep, max, durable, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == 'durable', ARGV[10]
 
-local state = redis.call('HMGET', head, 'epoch', 'last', 'keep', 'keepAt', 'max', 'maxAt')
+local state = redis.call('HMGET', head, 'epoch', 'last', 'keep', 'keepAt', 'max', 'maxAt', 'run')
 local epoch, last = state[1], tonumber(state[2] or 0)
-local newest
+local newest, run
 if not epoch or not record then
 	newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+end
+if not record then
+	local info = redis.pcall('INFO', 'server')
+	run = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
 end
 local lost = false
 if not epoch then
@@ -163,10 +176,15 @@ elseif epoch == seen then
 		local known = redis.call('XREVRANGE', log, at, '-', 'COUNT', 1)[1]
 		lost = known ~= nil and known[1] ~= at
 	end
+elseif run and state[7] and run ~= state[7] then
+	lost = not durable
 end
 if lost then
 	epoch, last = fresh, 0
 	redis.call('HSET', head, 'epoch', epoch, 'last', 0)
+end
+if run and run ~= state[7] then
+	redis.pcall('HSET', head, 'run', run) -- which a full Redis refuses
 end
 
 local now = redis.call('TIME')
@@ -178,7 +196,7 @@ local function longest(name, own, value, at)
 		return value
 	end
 	if own ~= value or not at or now > at + 10000 then
-		redis.pcall('HSET', head, name, own, name .. 'At', now) -- which a full Redis refuses
+		redis.pcall('HSET', head, name, own, name .. 'At', now)
 	end
 	return own
 end
@@ -187,7 +205,7 @@ max = longest('max', max, state[5], state[6])
 
 if record then
 	last = last + 1
-	redis.call('XADD', log, 'MAXLEN', '~', max, '*', 'epoch', epoch, 'number', last, 'record', record)
+	newest = {redis.call('XADD', log, 'MAXLEN', '~', max, '*', 'epoch', epoch, 'number', last, 'record', record)}
 	redis.call('HSET', head, 'last', last)
 	redis.call('XTRIM', log, 'MINID', '~', math.max(now - keep, 0))
 end
@@ -205,11 +223,17 @@ var (
 	errAnswer = errors.New("the answer of Redis is not understood")
 )
 
-// append adds a record. rueidis doesn't retry an EVALSHA; the caller of Append
-// decides whether to try again.
-func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) error {
-	args := append(l.args(p), string(record)) // a copy, because it may be sent after ctx has ended
-	return l.explain(script.Exec(ctx, c, []string{l.key, l.head}, args).Error())
+// append adds a record, and returns the state of the log with the record at its
+// end. rueidis doesn't retry an EVALSHA; the caller of Append decides whether to
+// try again.
+func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) (logState, error) {
+	return l.run(ctx, c, append(l.args(p), string(record))) // a copy, because it may be sent after ctx has ended
+}
+
+// open returns the state of the log, and renews its expiry. If the epoch isn't
+// the node's, neither is the log.
+func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (logState, error) {
+	return l.run(ctx, c, l.args(p))
 }
 
 // explain says what to do about an error where the log's keys are another
@@ -222,10 +246,9 @@ func (l *recordLog) explain(err error) error {
 	return fmt.Errorf("the keys %s and %s have the data of another program, which stays as it is: set Prefix to a name that no other program uses: %w", l.key, l.head, err)
 }
 
-// open returns the state of the log, and renews its expiry. If the epoch isn't
-// the node's, neither is the log.
-func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s logState, err error) {
-	answer, err := script.Exec(ctx, c, []string{l.key, l.head}, l.args(p)).ToArray()
+// run runs the script.
+func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s logState, err error) {
+	answer, err := script.Exec(ctx, c, []string{l.key, l.head}, args).ToArray()
 	if err != nil {
 		return logState{}, l.explain(err)
 	}
@@ -251,8 +274,12 @@ func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (s l
 // args returns the arguments that both uses of the script have.
 func (l *recordLog) args(p position) []string {
 	fresh := rand.Text()[:16] // 80 bits
+	durable := ""
+	if l.durable.Load() {
+		durable = "durable"
+	}
 	return []string{
 		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry,
-		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10),
+		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), durable,
 	}
 }
