@@ -893,3 +893,84 @@ func TestHistoryLongestRules(t *testing.T) {
 		t.Errorf("%d records are kept, want 10 and a little", n)
 	}
 }
+
+// A node that starts while the log is large is no outage. Records come for
+// seconds before it has all of them.
+func TestHistoryLarge(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	publish := func(hub *realtime.Hub, text string) error {
+		return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte(text)})
+	}
+	first, _ := startHub(t, newHistory(r.addr))
+	eventually(t, "a Publish that succeeds", func() bool { return publish(first, "begin") == nil })
+	if err := first.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	const records = 200_000 // all as the hub has made the first one
+	for range 10 {
+		r.do("EVAL", `
+			local entry = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1][2]
+			local last = tonumber(redis.call('HGET', KEYS[2], 'last'))
+			for i = 1, ARGV[1] do
+				last = last + 1
+				redis.call('XADD', KEYS[1], '*', 'epoch', entry[2], 'number', last, 'record', entry[6])
+			end
+			return redis.call('HSET', KEYS[2], 'last', last)
+		`, "2", "{realtime:log}", "{realtime:log}:head", fmt.Sprint(records/10))
+	}
+	near, url := startHub(t, newHistory(r.addr))
+	c := openStream(t, url+"/?topic=a", "")
+	published := 0
+	say := func() {
+		if err := publish(near, fmt.Sprint(published)); err != nil {
+			t.Errorf("Publish: %v", err)
+		}
+		published++
+	}
+	say()
+	eventually(t, "the event", func() bool { return c.has("0") })
+	seen := c.lastID()
+
+	start := time.Now()
+	late, lateURL := startHub(t, newHistory(r.addr))
+	current := make(chan struct{})
+	go func() {
+		defer close(current)
+		if err := publish(late, "late"); err != nil {
+			t.Errorf("Publish on the new node: %v", err)
+		}
+	}()
+	other := openStream(t, lateURL+"/?topic=a", seen)
+	for done := false; !done; time.Sleep(time.Millisecond) {
+		say()
+		select {
+		case <-current:
+			done = true
+		default:
+		}
+	}
+	t.Logf("the new node had %d records after %v", records, time.Since(start))
+	say()
+	for _, c := range []*stream{c, other} {
+		eventually(t, "all events", func() bool { return c.has("late") && c.has(fmt.Sprint(published - 1)) })
+		next := 0
+		if c == other {
+			next = 1
+		}
+		for _, text := range c.lines() {
+			switch text {
+			case "late":
+			case fmt.Sprint(next):
+				next++
+			default:
+				t.Fatalf("a client got %q, want %d", text, next)
+			}
+		}
+	}
+	for _, hub := range []*realtime.Hub{near, late} {
+		if st := hub.Stats(); st.Gaps != 0 || st.Unsent != 0 || st.Resets != 0 || st.BrokerDown {
+			t.Errorf("%+v, want no gap and no reset", st)
+		}
+	}
+}
