@@ -953,7 +953,7 @@ func TestHistoryLarge(t *testing.T) {
 	t.Logf("the new node had %d records after %v", records, time.Since(start))
 	say()
 	for _, c := range []*stream{c, other} {
-		eventually(t, "all events", func() bool { return c.has("late") && c.has(fmt.Sprint(published - 1)) })
+		eventually(t, "all events", func() bool { return c.has("late") && c.has(fmt.Sprint(published-1)) })
 		next := 0
 		if c == other {
 			next = 1

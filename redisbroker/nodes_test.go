@@ -23,8 +23,9 @@ func newNodeBroker(config string) (realtime.Broker, error) {
 	return redisbroker.Connect(options), nil
 }
 
-// Three nodes have one Redis. It is killed, it is stopped for a while, and one
-// node is cut off from it.
+// Three nodes have one Redis, and it has a replica. Redis is killed, it is stopped
+// for a while, one node is cut off from it, and another loses its connections.
+// The replica takes over. With a history, the store is put back to an older state.
 func TestNodes(t *testing.T) {
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
@@ -34,21 +35,48 @@ func TestNodes(t *testing.T) {
 			if history {
 				args, suffix = []string{"--appendonly", "yes", "--appendfsync", "always"}, " history"
 			}
-			r := startRedis(t, args...)
-			way := startProxy(t, r.addr)
-			cluster := brokertest.Cluster{Faults: []brokertest.Fault{
-				{Name: "a killed Redis", Begin: r.Stop, End: r.Start, For: 3 * time.Second},
+			p := startPair(t, args...)
+			cutOff, killed := startProxy(t, p.way.addr()), startProxy(t, p.master.addr)
+			none := func() error { return nil }
+			faults := []brokertest.Fault{
+				{Name: "a killed Redis",
+					Begin: func() error { return p.master.Stop() },
+					End:   func() error { return p.master.Start() }, For: 3 * time.Second},
 				{Name: "a stopped Redis",
-					Begin: func() error { r.freeze(); return nil },
-					End:   func() error { r.thaw(); return nil }, For: 4 * time.Second},
+					Begin: func() error { p.master.freeze(); return nil },
+					End:   func() error { p.master.thaw(); return nil }, For: 4 * time.Second},
 				{Name: "a node that is cut off",
-					Begin: func() error { way.set(true, true); return nil },
-					End:   func() error { way.set(false, false); return nil }, For: 9 * time.Second},
-			}}
-			for i := range cluster.Config {
-				cluster.Config[i] = r.addr + suffix
+					Begin: func() error { cutOff.set(true, true); return nil },
+					End:   func() error { cutOff.set(false, false); return nil }, For: 9 * time.Second},
+				{Name: "a node whose connections are killed",
+					Begin: func() error {
+						for _, addr := range killed.sources() {
+							p.master.try("CLIENT", "KILL", "ADDR", addr) // of some the connection has ended
+						}
+						return nil
+					}, End: none, For: time.Second},
+				{Name: "a replica that takes over",
+					Begin: func() error {
+						p.swap()
+						killed.lead(p.master.addr)
+						return nil
+					}, End: none, For: time.Second},
 			}
-			cluster.Config[1] = way.addr() + suffix
+			if history {
+				faults = append(faults, brokertest.Fault{Name: "a store that was put back",
+					Begin: func() error {
+						putBack := p.master.copyDir()
+						time.Sleep(time.Second) // records are lost that come meanwhile
+						p.master.Stop()
+						putBack()
+						return nil
+					},
+					End: func() error { return p.master.Start() }, For: time.Second})
+			}
+			cluster := brokertest.Cluster{Faults: faults}
+			for i, way := range []*proxy{p.way, cutOff, killed} {
+				cluster.Config[i] = way.addr() + suffix
+			}
 			brokertest.RunNodes(t, history, cluster)
 		})
 	}

@@ -77,6 +77,18 @@ func (p *proxy) cut() {
 	p.conns = nil
 }
 
+// sources returns the addresses from which connections come to Redis.
+func (p *proxy) sources() (addrs []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		if conn.RemoteAddr().String() == p.target {
+			addrs = append(addrs, conn.LocalAddr().String())
+		}
+	}
+	return addrs
+}
+
 // wait waits until a way is open. It returns false when the proxy has ended.
 func (p *proxy) wait(way int) bool {
 	p.mu.Lock()

@@ -41,9 +41,10 @@ type pair struct {
 	way             *proxy
 }
 
-func startPair(t *testing.T) *pair {
+func startPair(t *testing.T, args ...string) *pair {
 	t.Helper()
-	p := &pair{master: startRedis(t, "--repl-diskless-sync-delay", "0"), replica: startRedis(t, "--repl-diskless-sync-delay", "0")}
+	args = append(args, "--repl-diskless-sync-delay", "0")
+	p := &pair{master: startRedis(t, args...), replica: startRedis(t, args...)}
 	p.replica.follows(p.master)
 	p.way = startProxy(t, p.master.addr)
 	return p
