@@ -11,7 +11,8 @@
 // # Costs
 //
 // Each node gets the events of its clients' topics alone. Redis has a
-// subscription for each topic of each node.
+// subscription for each topic of each node. An idle node sends two commands in two
+// seconds, to notice that Redis is gone or has become a replica.
 //
 // # Losses
 //
@@ -45,18 +46,49 @@
 // carry everything that is published, once to each node. Redis runs a script for
 // each record. A node sends its next record when it has the answer to the one
 // before, with all events that were published in the meantime. An idle node sends
-// two commands in two seconds.
+// three more commands in two seconds.
 //
-// The history is as durable as Redis is. With appendonly and "appendfsync always"
-// a crash loses no event for which Publish has returned nil. With "appendfsync
-// everysec", the default, a crash may lose the last second, and so may a replica
-// that takes over. Without persistence a crash loses all.
+// # What nil from Publish means
 //
-// Nodes notice that Redis has lost records that they had, each when it reconnects
-// or appends. Then ids begin again, Stats.Gaps counts a gap, and clients that
-// reconnect get a reset. Until the first node has noticed it, nodes that did not
-// have the records may give an id a second time. To rule that out let Redis wait
-// for the disk. With replicas, min-replicas-to-write makes the loss smaller.
+// Without a history, nil from the hub's Publish means that the event is on its way
+// to Redis. With one, it means that Redis has the event. These are the events that
+// are lost then, although Publish has returned nil. "Told" means that the event may
+// be lost, and that this is told; "-" means that no event is lost.
+//
+//	                            the node's  Redis is  Redis' machine  all machines  a replica
+//	                            process is  killed    loses power     lose power    takes over
+//	                            killed
+//	no history                  told        told      told            told          told
+//	history, no persistence     -           told      told            told          told
+//	history, snapshots          -           told      told            told          told
+//	history, appendonly with
+//	  appendfsync everysec      -           - (1)     told            told          told
+//	  appendfsync always        -           -         -               -             told (2)
+//
+// (1) Told, where the disk is so slow that Redis doesn't wait for it any more.
+//
+// (2) Redis doesn't wait for its replicas. min-replicas-to-write makes such losses
+// rarer, and doesn't rule them out.
+//
+// A history is told lost to clients by a reset: those that are connected get it
+// before any later event, and those that reconnect get it first. Then ids begin
+// again, and Stats.Gaps counts a gap. Without a history Stats.Gaps of the other
+// nodes counts a gap within seconds, from which on clients that reconnect get a
+// reset. Clients that stay connected are not told.
+//
+// With a history, the loss is noticed by a node that has had, or has appended, what
+// is lost. Where Redis was started anew and no such node is left, the first node
+// that starts has all ids begin again, unless Redis has appendfsync always. That
+// leaves two losses that are not told:
+//   - Redis, not with always, and the node that has published the event die at the
+//     same moment, before the event has reached any other node, and other nodes
+//     survive.
+//   - An older copy of the data is put back by hand, with always, while no node
+//     runs. Clients with newer ids get a reset. Others don't get the events that
+//     were lost: delete the key "{realtime:log}:head" then, so that all get one.
+//
+// Nodes notice by INFO that Redis was started anew. The first of the two may happen
+// with all nodes dead as well, where the user of Redis has no permission for it.
 //
 // The keys of the history expire a day or more after the last node has gone. So
 // Redis needs the maxmemory-policy noeviction: with another one it drops the

@@ -327,9 +327,13 @@ func (f *follower) raise(p logPoint) {
 }
 
 // known returns the position that the log must have, unless it has lost records.
+// A node that has not read the log knows nothing of it, whatever it has appended.
 func (f *follower) known() position {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.at.epoch == "" {
+		return position{}
+	}
 	p := position{place: f.top.place, at: f.top.id, retired: f.at.retired}
 	if f.at.epoch != f.top.epoch { // the hub will have the records of another epoch next
 		p.retired = strings.TrimSpace(p.retired + " " + f.at.epoch)

@@ -193,3 +193,35 @@ func TestHistoryBehind(t *testing.T) {
 		}
 	}
 }
+
+// The same where no hub is left that knows what the former master had, also if
+// that waited for its disk.
+func TestHistoryBehindAlone(t *testing.T) {
+	t.Parallel()
+	p := startPair(t, "--appendonly", "yes", "--appendfsync", "always")
+	publish := func(hub *realtime.Hub, text string) {
+		t.Helper()
+		eventually(t, "a Publish that succeeds", func() bool {
+			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte(text)}) == nil
+		})
+	}
+	hub, url := startHub(t, newHistory(p.way.addr()))
+	c := openStream(t, url+"/?topic=a", "")
+	publish(hub, "1")
+	eventually(t, "the event", func() bool { return c.has("1") })
+	kept := c.lastID()
+	p.master.do("WAIT", "1", "10000")
+	p.replica.do("REPLICAOF", "NO", "ONE")
+	publish(hub, "lost")
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	p.swap()
+	fresh, freshURL := startHub(t, newHistory(p.way.addr()))
+	publish(fresh, "2")
+	c = openStream(t, freshURL+"/?topic=a", kept)
+	eventually(t, "what a client gets", func() bool { return len(c.lines()) > 0 })
+	if got := c.lines()[0]; got != "reset" {
+		t.Errorf("a client that has not had what was lost got %q first, want a reset", got)
+	}
+}

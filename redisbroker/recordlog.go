@@ -115,12 +115,12 @@ type logState struct {
 // A loss shows in four ways. The number of the last record is lower than the
 // node's, as long as no other node has appended since. The last record that the
 // node has had, or has appended, isn't in the stream although an older one is, so
-// it was lost and not trimmed; open looks for that. The epoch is one that the node
-// had before its own, so Redis has started from a snapshot from before an earlier
-// loss. Or Redis was started anew, and the first node that opens the log since is
-// one that had no record of it: then nobody knows what was lost. That is no loss
-// where Redis waits for its disk. INFO tells a start by another run_id, and needs
-// a permission: without it such a start isn't noticed.
+// it was lost and not trimmed. The epoch is one that the node had before its own,
+// so Redis has started from a snapshot from before an earlier loss. Or Redis was
+// started anew, and the first node that opens the log since is one that had no
+// record of it: then nobody knows what was lost. That is no loss where Redis waits
+// for its disk, and has not been a replica since it was started. INFO tells a start
+// by another run_id, and needs a permission: without it such a start isn't noticed.
 //
 // The records of the former epoch stay in the stream, because they are of use
 // to a node that starts.
@@ -172,12 +172,13 @@ elseif string.find(retired, epoch, 1, true) then
 	lost = true
 elseif epoch == seen then
 	lost = last < tonumber(number)
-	if not record and not lost then
+	if not lost then
 		local known = redis.call('XREVRANGE', log, at, '-', 'COUNT', 1)[1]
 		lost = known ~= nil and known[1] ~= at
 	end
 elseif run and state[7] and run ~= state[7] then
-	lost = not durable
+	local info = redis.pcall('INFO', 'replication')
+	lost = not durable or type(info) ~= 'string' or not string.find(info, 'second_repl_offset:-1', 1, true)
 end
 if lost then
 	epoch, last = fresh, 0
