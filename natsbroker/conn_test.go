@@ -350,6 +350,12 @@ func TestTooLarge(t *testing.T) {
 			t.Errorf("Publish of %d bytes: %v, want ErrEventTooLarge", size, err)
 		}
 	}
+	if n := b.MaxMessageBytes(); n != most {
+		t.Errorf("MaxMessageBytes() = %d, want %d", n, most)
+	}
+	if n := natsbroker.New(nil).MaxMessageBytes(); n != 0 {
+		t.Errorf("MaxMessageBytes() without a connection = %d, want 0", n)
+	}
 	publish(t, b, "largest"+strings.Repeat(" ", most-len("largest")))
 	publish(t, b, "last")
 	eventually(t, "last message", func() bool { return got.has("last") })

@@ -169,7 +169,8 @@ func (b *HistoryBroker) read() {
 }
 
 // session hands over records until something is wrong, and returns that error.
-// It begins behind the last record of the session before.
+// It begins with the last record of the session before, which the hub compares
+// with the one that it has read: so it notices a log that was put back.
 func (b *HistoryBroker) session() error {
 	connected, end := b.whileConnected()
 	defer end()
@@ -205,8 +206,9 @@ func (b *HistoryBroker) session() error {
 	// lag behind it, so its last record may not be the stream's last one.
 	current := false
 	due := info.State
+	came := uint64(0) // the last record of this session
 	for delivered := uint64(0); ; {
-		if !current && (b.last >= due.LastSeq || due.FirstSeq > due.LastSeq) {
+		if !current && (came >= due.LastSeq || due.FirstSeq > due.LastSeq) {
 			current = true
 			b.tell(max(b.last, due.LastSeq))
 		}
@@ -217,7 +219,7 @@ func (b *HistoryBroker) session() error {
 		m, err := messages.Next(jetstream.NextContext(wait))
 		cancel()
 		if err != nil && !current && errors.Is(wait.Err(), context.DeadlineExceeded) {
-			if due, err = b.missing(due); err != nil {
+			if due, err = b.missing(due, came); err != nil {
 				return err
 			}
 			continue
@@ -232,14 +234,16 @@ func (b *HistoryBroker) session() error {
 		if delivered++; meta.Sequence.Consumer != delivered {
 			return errSkipped
 		}
-		b.last = meta.Sequence.Stream
-		b.handler.Record(b.epoch, b.last, m.Data())
+		came = meta.Sequence.Stream
+		b.last = max(b.last, came)
+		b.handler.Record(b.epoch, came, m.Data())
 	}
 }
 
-// missing asks whether the records that are due still exist, and returns due
-// without those that the stream has dropped for their age, or for its size.
-func (b *HistoryBroker) missing(due jetstream.StreamState) (jetstream.StreamState, error) {
+// missing asks whether the records that are due behind came still exist, and
+// returns due without those that the stream has dropped for their age, or for its
+// size, or because somebody has deleted the last ones.
+func (b *HistoryBroker) missing(due jetstream.StreamState, came uint64) (jetstream.StreamState, error) {
 	info, err := b.prepare()
 	if err != nil {
 		return due, err
@@ -247,7 +251,16 @@ func (b *HistoryBroker) missing(due jetstream.StreamState) (jetstream.StreamStat
 	if info.State.FirstSeq > due.LastSeq {
 		due.FirstSeq = info.State.FirstSeq
 	}
-	return due, nil
+	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
+	defer cancel()
+	stream, err := b.js.Stream(ctx, b.stream.Name)
+	for err == nil && due.LastSeq > came && due.FirstSeq <= due.LastSeq {
+		if _, err = stream.GetMsg(ctx, due.LastSeq); !errors.Is(err, jetstream.ErrMsgNotFound) {
+			break
+		}
+		due.LastSeq, err = due.LastSeq-1, nil
+	}
+	return due, err
 }
 
 // whileConnected returns a context that ends when the connection is lost, or end
@@ -315,13 +328,13 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	return cmp.Or(err, fmt.Errorf("stream %s has lost its records %d to %d, and starts again at 1", b.stream.Name, old.State.LastSeq+1, b.last))
 }
 
-// consume returns a consumer of the records behind last.
+// consume returns a consumer of the records from last on.
 func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
 	consumer, err := b.js.CreateConsumer(ctx, b.stream.Name, jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:       b.last + 1,
+		OptStartSeq:       max(b.last, 1),
 		AckPolicy:         jetstream.AckNonePolicy,
 		InactiveThreshold: idleConsumer,
 		Replicas:          1,

@@ -2,6 +2,7 @@ package natsbroker_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http/httptest"
@@ -128,5 +129,17 @@ func TestKilledServer(t *testing.T) {
 	}
 	if n := sites[1].Stats().Gaps; n != 0 {
 		t.Errorf("a hub whose server still runs has noticed %d gaps, want none", n)
+	}
+}
+
+// A hub refuses an event above max_payload at once. That is no outage.
+func TestHubKnowsLimit(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	s := newSite(t, natsbroker.New(connect(t, newServers(t, 1).url(0))))
+	if err := s.Publish(t.Context(), "x", realtime.Event{Data: make([]byte, 1<<20)}); !errors.Is(err, realtime.ErrEventTooLarge) {
+		t.Errorf("Publish: %v, want ErrEventTooLarge", err)
+	}
+	if st := s.Stats(); st.BrokerDown || st.Unsent != 1 {
+		t.Errorf("Stats() = %+v", st)
 	}
 }

@@ -251,6 +251,16 @@ func tooLarge(msg []byte, limit string, most int64) error {
 	return fmt.Errorf("%w: it has %d bytes, and %s is %d: raise that, or publish less at a time", realtime.ErrEventTooLarge, len(msg), limit, most)
 }
 
+// MaxMessageBytes is called by the hub; see [realtime.Broker]. It is the server's
+// max_payload, as it was when the connection was made. It is zero before the first
+// connection.
+func (b *Broker) MaxMessageBytes() int {
+	if b.conn == nil {
+		return 0
+	}
+	return int(b.conn.MaxPayload())
+}
+
 // Subscribe is called by the hub; see [realtime.Broker]. It returns at once,
 // unless the connection is new: then it waits until the servers know of it.
 func (b *Broker) Subscribe(ctx context.Context, topic string) error {
