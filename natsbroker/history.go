@@ -55,7 +55,7 @@ type HistoryBroker struct {
 	// Owned by the goroutine read.
 	epoch string
 	last  uint64 // number of the record that was handed over last
-	away  bool   // the handler was told so
+	away  bool   // the handler was told so, and no record has come since
 }
 
 var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
@@ -235,7 +235,7 @@ func (b *HistoryBroker) session() error {
 			return errSkipped
 		}
 		came = meta.Sequence.Stream
-		b.last = max(b.last, came)
+		b.last, b.away = max(b.last, came), false
 		b.handler.Record(b.epoch, came, m.Data())
 	}
 }
