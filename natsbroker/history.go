@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -48,9 +49,11 @@ type HistoryBroker struct {
 	following sync.WaitGroup
 
 	// Set by Follow, never changed.
-	js      jetstream.JetStream
-	stream  jetstream.StreamConfig
-	handler realtime.HistoryHandler
+	followed bool
+	stream   jetstream.StreamConfig
+	handler  realtime.HistoryHandler
+
+	streams atomic.Pointer[conversation]
 
 	// Owned by the goroutine read.
 	epoch string
@@ -59,6 +62,27 @@ type HistoryBroker struct {
 }
 
 var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
+
+// A conversation is JetStream by a connection.
+type conversation struct {
+	conn *nats.Conn
+	jetstream.JetStream
+}
+
+// js returns JetStream by the connection that the broker has.
+func (b *HistoryBroker) js() jetstream.JetStream {
+	conn := b.conn.Load()
+	if c := b.streams.Load(); c != nil && c.conn == conn {
+		return c
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		panic(err) // only an option makes it fail
+	}
+	c := &conversation{conn, js}
+	b.streams.Store(c)
+	return c
+}
 
 // WithHistory returns a broker that keeps the history of its hub in JetStream,
 // in one stream for all topics. The stream is made when it isn't there. Nodes
@@ -72,19 +96,18 @@ func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) er
 	return wrap("follow", b.follow(h, keep))
 }
 
-func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) (err error) {
+func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	if b.js != nil {
+	if b.followed {
 		return errors.New("the history is followed already")
 	}
 	if b.server != nil && b.server.JetStreamConfig() == nil {
 		return errors.New("the embedded server has no JetStream: set Config.StoreDir")
 	}
-	if b.js, err = jetstream.New(b.conn); err != nil {
-		return err
-	}
+	b.followed = true
+	b.asks.Store(true)
 	keep = max(keep, time.Second) // zero is for ever to JetStream
 	b.stream = jetstream.StreamConfig{
 		Name:        streamName(b.prefix),
@@ -124,18 +147,19 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	if err := b.reachable(); err != nil {
 		return err
 	}
-	if b.js == nil {
+	if !b.followed {
 		return errors.New("the history is not followed")
 	}
-	if most := b.conn.MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
+	if most := b.conn.Load().MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
 		return tooLarge(record, "the server's max_payload", most)
 	}
 	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would accept it, and drop it
 		return tooLarge(record, "MaxBytes", most)
 	}
-	_, err := b.js.Publish(ctx, b.prefix+logSubject, record,
+	began := time.Now()
+	_, err := b.js().Publish(ctx, b.prefix+logSubject, record,
 		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))
-	return err
+	return b.because(err, began)
 }
 
 // maxHeaderBytes is more than the size of a record's headers.
@@ -154,6 +178,7 @@ func (b *HistoryBroker) Close() error {
 func (b *HistoryBroker) read() {
 	for b.ctx.Err() == nil {
 		err := b.session()
+		err = b.because(err, time.Now().Add(-2*apiTimeout))
 		if b.ctx.Err() != nil {
 			return
 		}
@@ -253,7 +278,7 @@ func (b *HistoryBroker) missing(due jetstream.StreamState, came uint64) (jetstre
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
-	stream, err := b.js.Stream(ctx, b.stream.Name)
+	stream, err := b.js().Stream(ctx, b.stream.Name)
 	for err == nil && due.LastSeq > came && due.FirstSeq <= due.LastSeq {
 		if _, err = stream.GetMsg(ctx, due.LastSeq); !errors.Is(err, jetstream.ErrMsgNotFound) {
 			break
@@ -267,7 +292,8 @@ func (b *HistoryBroker) missing(due jetstream.StreamState, came uint64) (jetstre
 // is called. A consumer alone would wait until the connection is back.
 func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 	ctx, cancel := context.WithCancel(b.ctx)
-	status := b.conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
+	conn := b.conn.Load()
+	status := conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
 	b.following.Go(func() {
 		select {
 		case <-status:
@@ -276,7 +302,7 @@ func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 		}
 	})
 	return ctx, func() {
-		b.conn.RemoveStatusListener(status)
+		conn.RemoveStatusListener(status)
 		cancel()
 	}
 }
@@ -294,7 +320,7 @@ func (b *HistoryBroker) tell(last uint64) {
 func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
-	stream, err := b.js.Stream(ctx, b.stream.Name)
+	stream, err := b.js().Stream(ctx, b.stream.Name)
 	if err == nil {
 		info := stream.CachedInfo()
 		if c := info.Config; c.MaxAge == b.stream.MaxAge && c.MaxBytes == b.stream.MaxBytes && c.Replicas == b.stream.Replicas {
@@ -302,7 +328,7 @@ func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 		}
 	}
 	if err == nil || errors.Is(err, jetstream.ErrStreamNotFound) {
-		stream, err = b.js.CreateOrUpdateStream(ctx, b.stream)
+		stream, err = b.js().CreateOrUpdateStream(ctx, b.stream)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("stream %s: %w", b.stream.Name, err)
@@ -323,7 +349,7 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 	defer cancel()
 	info, err := b.prepare()
 	if err == nil && info.Created.Equal(old.Created) && info.State.LastSeq < b.last {
-		err = b.js.DeleteStream(ctx, b.stream.Name)
+		err = b.js().DeleteStream(ctx, b.stream.Name)
 	}
 	return cmp.Or(err, fmt.Errorf("stream %s has lost its records %d to %d, and starts again at 1", b.stream.Name, old.State.LastSeq+1, b.last))
 }
@@ -332,7 +358,7 @@ func (b *HistoryBroker) renew(old *jetstream.StreamInfo) error {
 func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
 	defer cancel()
-	consumer, err := b.js.CreateConsumer(ctx, b.stream.Name, jetstream.ConsumerConfig{
+	consumer, err := b.js().CreateConsumer(ctx, b.stream.Name, jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverByStartSequencePolicy,
 		OptStartSeq:       max(b.last, 1),
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -349,9 +375,9 @@ func (b *HistoryBroker) consume() (jetstream.Consumer, error) {
 // leave deletes a consumer. The server deletes it by itself after idleConsumer if
 // this can't reach it.
 func (b *HistoryBroker) leave(consumer jetstream.Consumer) {
-	if b.conn.IsConnected() {
+	if b.conn.Load().IsConnected() {
 		ctx, cancel := context.WithTimeout(context.Background(), historyRetry)
 		defer cancel()
-		b.js.DeleteConsumer(ctx, b.stream.Name, consumer.CachedInfo().Name)
+		b.js().DeleteConsumer(ctx, b.stream.Name, consumer.CachedInfo().Name)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"github.com/nats-io/nats.go"
@@ -22,11 +23,17 @@ type site struct {
 }
 
 // newSite serves a hub until the test ends.
-func newSite(t *testing.T, broker realtime.Broker) *site {
+func newSite(t *testing.T, broker realtime.Broker, change ...func(h *realtime.Hub)) *site {
 	t.Helper()
-	s := &site{realtime.NewHub(), make(chan string, 100)}
+	s := &site{realtime.NewHub(), make(chan string, 1000)}
 	s.Broker = broker
 	s.Logger = slog.New(slog.DiscardHandler)
+	if _, ok := broker.(realtime.HistoryBroker); ok {
+		s.History.Events = 10_000
+	}
+	for _, c := range change {
+		c(s.Hub)
+	}
 	web := httptest.NewServer(s.Hub)
 	t.Cleanup(func() {
 		if err := s.Shutdown(context.Background()); err != nil {
@@ -38,6 +45,7 @@ func newSite(t *testing.T, broker realtime.Broker) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
+	conn.SetReadLimit(-1)
 	t.Cleanup(func() { conn.CloseNow() })
 	go func() { // until the connection is closed
 		defer close(s.got)
@@ -66,6 +74,24 @@ func (s *site) expect(t *testing.T, text string) {
 		select {
 		case got := <-s.got:
 			return got == text
+		default:
+			return false
+		}
+	})
+}
+
+// expectAny has from publish until an event comes.
+func (s *site) expectAny(t *testing.T, what string, from *site) {
+	t.Helper()
+	next := time.Now()
+	eventually(t, what, func() bool {
+		if now := time.Now(); now.After(next) {
+			next = now.Add(100 * time.Millisecond)
+			from.Publish(t.Context(), "x", realtime.Event{Data: []byte(what)})
+		}
+		select {
+		case got := <-s.got:
+			return got == what
 		default:
 			return false
 		}

@@ -70,8 +70,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,13 +100,17 @@ const (
 // ErrClosed is returned by the methods of a [Broker] that is closed.
 var ErrClosed = errors.New("natsbroker: broker is closed")
 
-// errAway is the reason of a gap that the hub gets.
-var errAway = errors.New("natsbroker: the connection to NATS was lost")
+// These are the reasons of gaps that the hub gets.
+var (
+	errAway    = errors.New("natsbroker: the connection to NATS was lost")
+	errAllowed = errors.New("natsbroker: the server had refused the subscription, and allows it again")
+)
 
 // Options returns the options that a connection for [New] should have. Such a
 // connection
 //   - does not receive the messages that it has sent,
 //   - tries to connect until it is closed, also when there is no server at first,
+//     or the server refuses its credentials for a while,
 //   - keeps no messages for later while it is disconnected, and
 //   - notices within six seconds that the other side is dead.
 //
@@ -116,6 +118,7 @@ var errAway = errors.New("natsbroker: the connection to NATS was lost")
 //
 // A broker also works on a connection with other options. These matter:
 //   - MaxReconnects and RetryOnFailedConnect decide whether it reconnects at all.
+//     Without IgnoreAuthErrorAbort it gives up when it is refused twice.
 //   - Without NoEcho the hub gets its own events and drops them.
 //   - With a ReconnectBufSize an event may be sent late that Publish accepted
 //     just when the connection was lost.
@@ -125,6 +128,7 @@ func Options() []nats.Option {
 	return []nats.Option{
 		nats.NoEcho(),
 		nats.MaxReconnects(-1),
+		nats.IgnoreAuthErrorAbort(),
 		nats.RetryOnFailedConnect(true),
 		nats.ReconnectBufSize(-1),
 		nats.ReconnectWait(reconnectWait),
@@ -146,7 +150,7 @@ type Broker struct {
 	Prefix string
 
 	// Set at construction, never changed.
-	conn     *nats.Conn
+	user     *nats.Conn         // the connection of New, or to the embedded server
 	server   *server.Server     // the embedded one; nil: the user's, elsewhere
 	replicas int                // of a stream, unless the user says otherwise; zero: 1
 	ctx      context.Context    // ends with Close
@@ -155,20 +159,31 @@ type Broker struct {
 	// Set by Start, never changed.
 	prefix  string // with the dot behind it
 	handler realtime.BrokerHandler
-	sub     *nats.Subscription
-	status  chan nats.Status
 
-	watching sync.WaitGroup
-	settled  atomic.Uint64 // one more than the connection's epoch in which settle succeeded
+	conn       atomic.Pointer[nats.Conn] // user, or the broker's own after a server has closed that
+	watching   sync.WaitGroup
+	settled    atomic.Uint64           // one more than the connection's epoch in which settle succeeded
+	muted      atomic.Pointer[refusal] // the last one of a publish
+	deaf       atomic.Pointer[refusal] // of the subscription; nil: it is allowed
+	unanswered atomic.Pointer[refusal] // of the subscription to answers; nil: it is allowed
+	refused    atomic.Pointer[refusal] // the last one of all
+	asks       atomic.Bool             // the broker makes requests, which need answers
+	heard      chan struct{}           // has room for one word that there is a refusal
+
+	// Owned by Start, then by the goroutine watch, then by Close.
+	status chan nats.Status
+	theirs nats.ErrHandler // that the connection had
 
 	delivering sync.Mutex // held while handler is called; guards the fields below
-	epoch      uint64     // how often the connection had reconnected at the last look
-	dropped    int        // how many messages sub had dropped at the last look
-	behind     int        // messages that are delivered before again is told
-	again      error      // a gap
+	sub        *nats.Subscription
+	epoch      uint64 // how often the connection had reconnected at the last look
+	dropped    int    // how many messages sub had dropped at the last look
+	behind     int    // messages that are delivered before again is told
+	again      error  // a gap
 
 	mu     sync.RWMutex      // guards the fields below
 	topics map[string]string // those that the hub has subscribed to, by subject
+	before error             // the connection's last error before sub was made
 	closed bool
 }
 
@@ -178,8 +193,14 @@ var _ realtime.Broker = (*Broker)(nil)
 // broker is closed. The connection should have [Options]. It may be used for
 // other things, but not for another broker: with NoEcho the hubs would not hear
 // each other.
+//
+// Until it is closed the broker is called for the connection's errors, before the
+// ErrorHandler that the connection has: a server says there what it doesn't allow.
+// A server also may close the connection for good, because its max_payload was
+// lowered. Then the broker makes another with the same options for itself.
 func New(conn *nats.Conn) *Broker {
-	b := &Broker{conn: conn, topics: make(map[string]string)}
+	b := &Broker{user: conn, topics: make(map[string]string), heard: make(chan struct{}, 1)}
+	b.conn.Store(conn)
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
@@ -194,7 +215,7 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	switch {
 	case err != nil:
 		return err
-	case b.conn == nil:
+	case b.user == nil:
 		return errors.New("there is no connection: make the broker by New, with a connection that isn't nil, or by Embedded")
 	case b.ctx.Err() != nil:
 		return ErrClosed
@@ -203,27 +224,49 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	}
 	b.delivering.Lock() // until sub is set
 	defer b.delivering.Unlock()
-	b.handler = h
-	b.epoch = b.conn.Stats().Reconnects
-	status := b.conn.StatusChanged(nats.CONNECTED) // the ReconnectHandler is the user's
-	sub, err := b.conn.Subscribe(prefix+"*", b.deliver)
-	if err == nil {
-		err = sub.SetPendingLimits(maxPendingMessages, maxPendingBytes)
-	}
-	if err != nil {
-		b.conn.RemoveStatusListener(status)
+	b.handler, b.prefix = h, prefix
+	if err := b.attachLocked(b.user); err != nil {
+		b.prefix = ""
 		return err
 	}
-	b.prefix, b.sub, b.status = prefix, sub, status
 	b.watching.Go(b.watch)
 	return nil
+}
+
+// attachLocked makes a connection the one that the broker uses. The caller holds
+// delivering.
+func (b *Broker) attachLocked(conn *nats.Conn) error {
+	if err := b.subscribeLocked(conn); err != nil {
+		return err
+	}
+	b.epoch = conn.Stats().Reconnects
+	b.status = conn.StatusChanged(nats.CONNECTED, nats.CLOSED) // their handlers are the user's
+	b.settled.Store(0)
+	b.conn.Store(conn)
+	b.listen(conn)
+	return nil
+}
+
+// subscribeLocked makes sub. The caller holds delivering.
+func (b *Broker) subscribeLocked(conn *nats.Conn) error {
+	b.mu.Lock()
+	b.before = conn.LastError()
+	b.mu.Unlock()
+	sub, err := conn.Subscribe(b.prefix+"*", b.deliver)
+	if err != nil {
+		return err
+	}
+	b.sub, b.dropped, b.behind = sub, 0, 0
+	return sub.SetPendingLimits(maxPendingMessages, maxPendingBytes)
 }
 
 // Publish is called by the hub; see [realtime.Broker]. It may block while the
 // connection accepts no bytes; see [nats.FlusherTimeout]. It returns
 // [realtime.ErrEventTooLarge] for more bytes than the server's max_payload, and
 // sends nothing then. Until the broker notices that the other side of its
-// connection is dead, messages are accepted that nobody gets.
+// connection is dead, or that the server doesn't allow what it does, messages are
+// accepted that nobody gets. While the server doesn't allow the subscription of
+// the broker, Publish fails as well: the broker is away.
 func (b *Broker) Publish(ctx context.Context, topic string, msg []byte) error {
 	return wrap("publish", b.publish(ctx, topic, msg))
 }
@@ -239,9 +282,17 @@ func (b *Broker) publish(ctx context.Context, topic string, msg []byte) error {
 	if err != nil {
 		return err
 	}
-	err = b.conn.Publish(subject, msg)
-	if errors.Is(err, nats.ErrMaxPayload) { // which is found out before anything is sent
-		return tooLarge(msg, "the server's max_payload", b.conn.MaxPayload())
+	if r := b.deaf.Load(); r != nil {
+		return r.err
+	}
+	conn, sure := b.conn.Load(), b.isMuted()
+	before := conn.LastError()
+	err = conn.Publish(subject, msg)
+	switch {
+	case errors.Is(err, nats.ErrMaxPayload): // which is found out before anything is sent
+		return tooLarge(msg, "the server's max_payload", conn.MaxPayload())
+	case err == nil && sure:
+		return b.confirm(ctx, conn, subject, before)
 	}
 	return err
 }
@@ -255,10 +306,10 @@ func tooLarge(msg []byte, limit string, most int64) error {
 // max_payload, as it was when the connection was made. It is zero before the first
 // connection.
 func (b *Broker) MaxMessageBytes() int {
-	if b.conn == nil {
+	if b.user == nil {
 		return 0
 	}
-	return int(b.conn.MaxPayload())
+	return int(b.conn.Load().MaxPayload())
 }
 
 // Subscribe is called by the hub; see [realtime.Broker]. It returns at once,
@@ -313,21 +364,31 @@ func (b *Broker) Close() error {
 	}
 	b.cancel()
 	b.delivering.Lock() // waits for the handler; it isn't called again
-	sub := b.sub
+	started := b.sub != nil
 	b.delivering.Unlock()
-	if sub != nil {
-		sub.Unsubscribe() // fails only where the connection is closed, which ends sub as well
-		b.conn.RemoveStatusListener(b.status)
+	if started {
 		b.watching.Wait()
+		b.detach()
 	}
-	if b.server == nil {
+	conn := b.conn.Load()
+	if b.server == nil && conn == b.user {
 		return nil
 	}
-	err := b.conn.FlushTimeout(flushTimeout)
-	b.conn.Close()
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
+	err := conn.FlushTimeout(flushTimeout)
+	conn.Close()
+	if b.server != nil {
+		b.server.Shutdown()
+		b.server.WaitForShutdown()
+	}
 	return wrap("close", err)
+}
+
+// detach is the reverse of attachLocked. It leaves the connection as it was.
+func (b *Broker) detach() {
+	conn := b.conn.Load()
+	b.sub.Unsubscribe() // fails only where the connection is closed, which ends sub as well
+	conn.RemoveStatusListener(b.status)
+	b.unlisten(conn)
 }
 
 // wrap returns what an exported method returns for err: it says which act
@@ -358,7 +419,7 @@ func (b *Broker) reachable() error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	if !b.conn.IsConnected() {
+	if !b.conn.Load().IsConnected() {
 		return nats.ErrDisconnected
 	}
 	return nil
@@ -368,6 +429,9 @@ func (b *Broker) reachable() error {
 func (b *Broker) deliver(m *nats.Msg) {
 	b.delivering.Lock()
 	defer b.delivering.Unlock()
+	if m.Sub != b.sub {
+		return // it waited before a gap that has been told
+	}
 	b.mu.RLock()
 	topic, wanted := b.topics[m.Subject]
 	wanted = wanted && !b.closed
@@ -386,7 +450,7 @@ func (b *Broker) deliver(m *nats.Msg) {
 // lookLocked tells the handler of a gap before the message that deliver has, if
 // there is one. The caller holds delivering.
 func (b *Broker) lookLocked() {
-	if epoch := b.conn.Stats().Reconnects; epoch != b.epoch {
+	if epoch := b.conn.Load().Stats().Reconnects; epoch != b.epoch {
 		b.epoch = epoch
 		b.handler.Gap(errAway) // watch tells it again
 	}
@@ -405,58 +469,159 @@ func (b *Broker) gapLocked(err error) {
 }
 
 // watch is the goroutine that tells of a gap when the connection was lost and
-// has settled again. It ends with Close, which waits for it.
+// has settled again, and that has everything made again that a server has ended.
+// It ends with Close, which waits for it.
 func (b *Broker) watch() {
-	for {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	told := b.conn.Load().Stats().Reconnects // of which the handler knows
+	var muted bool
+	var forced time.Time
+	for status := b.status; ; {
 		select {
-		case _, ok := <-b.status:
+		case _, ok := <-status:
 			if !ok {
-				return
+				status = nil // the connection is closed
 			}
+		case <-b.heard:
+		case <-ticker.C:
 		case <-b.ctx.Done():
 			return
 		}
-		for b.conn.IsConnected() && b.ctx.Err() == nil {
-			ctx, cancel := context.WithTimeout(b.ctx, flushTimeout)
-			err := b.settle(ctx)
-			cancel()
-			if err != nil {
-				continue
+		conn := b.conn.Load()
+		if isClosedByServer(conn) {
+			if b.replace() {
+				status = b.status
+				told = b.conn.Load().Stats().Reconnects
 			}
-			b.delivering.Lock()
-			if b.ctx.Err() == nil {
-				b.epoch = b.conn.Stats().Reconnects
-				b.gapLocked(errAway)
+			continue
+		}
+		if !conn.IsConnected() {
+			continue
+		}
+		b.listen(conn) // if somebody has set another handler
+		if is := b.isMuted(); is != muted {
+			if muted = is; is {
+				b.gap(b.muted.Load().err)
 			}
-			b.delivering.Unlock()
-			break
+		}
+		if r := b.unanswered.Load(); r != nil && time.Since(forced) > forceWait {
+			// The subscription to answers is nats.go's. Nothing else has it made again.
+			forced = time.Now()
+			b.unanswered.CompareAndSwap(r, nil)
+			conn.ForceReconnect()
+			continue
+		}
+		if b.deaf.Load() != nil {
+			b.hearAgain(conn)
+			continue
+		}
+		epoch := conn.Stats().Reconnects
+		if epoch == told {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(b.ctx, flushTimeout)
+		err := b.settle(ctx)
+		cancel()
+		if err == nil {
+			told = epoch
+			b.gap(errAway)
 		}
 	}
+}
+
+// gap tells of a gap, unless the broker is closed.
+func (b *Broker) gap(err error) {
+	b.delivering.Lock()
+	defer b.delivering.Unlock()
+	if b.ctx.Err() == nil {
+		b.epoch = b.conn.Load().Stats().Reconnects
+		b.gapLocked(err)
+	}
+}
+
+// hearAgain subscribes again until that is allowed. The gap is told when it begins
+// and when it ends. The goroutine watch alone calls it.
+func (b *Broker) hearAgain(conn *nats.Conn) {
+	b.gap(b.deaf.Load().err)
+	for conn.IsConnected() {
+		select {
+		case <-time.After(lookEvery):
+		case <-b.ctx.Done():
+			return
+		}
+		b.delivering.Lock()
+		b.sub.Unsubscribe()
+		err := b.subscribeLocked(conn)
+		b.delivering.Unlock()
+		if err != nil {
+			return // the connection is closed
+		}
+		b.settled.Store(0)
+		r := b.deaf.Swap(nil)
+		ctx, cancel := context.WithTimeout(b.ctx, flushTimeout)
+		err = b.settle(ctx)
+		cancel()
+		if err == nil && b.deaf.Load() == nil {
+			b.gap(errAllowed)
+			return
+		}
+		b.deaf.CompareAndSwap(nil, r)
+	}
+}
+
+// replace makes another connection in the place of one that a server has closed
+// for good, and reports whether there is one. The goroutine watch alone calls it.
+func (b *Broker) replace() bool {
+	old := b.conn.Load()
+	b.detach()
+	options := old.Opts
+	conn, err := options.Connect()
+	if err != nil {
+		b.status = nil
+		return false
+	}
+	b.delivering.Lock()
+	err = b.attachLocked(conn)
+	b.delivering.Unlock()
+	if err != nil {
+		conn.Close()
+		return false
+	}
+	b.gap(fmt.Errorf("natsbroker: the server has closed the connection, and the broker has made another: %w", old.LastError()))
+	return true
 }
 
 // settle returns nil once everything that any node publishes arrives here: the
 // server has the subscription, and has told the other servers of it. After a
 // reconnect all of that begins again, as it may be another server.
 func (b *Broker) settle(ctx context.Context) error {
-	epoch := b.conn.Stats().Reconnects
+	if r := b.deaf.Load(); r != nil {
+		return r.err
+	}
+	conn := b.conn.Load()
+	epoch := conn.Stats().Reconnects
 	if b.settled.Load() == epoch+1 {
 		return nil
 	}
 	flushing, cancel := context.WithTimeout(ctx, flushTimeout)
 	defer cancel()
-	if err := b.conn.FlushWithContext(flushing); err != nil {
+	if err := conn.FlushWithContext(flushing); err != nil {
 		return err
 	}
 	// A server that refuses the subscription says so before it answers the flush.
-	if err := b.conn.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), strconv.Quote(b.prefix+"*")) {
-		return err
+	b.mu.RLock()
+	before := b.before
+	b.mu.RUnlock()
+	if err := conn.LastError(); err != before && refuses(err, "subscription", b.prefix+"*") {
+		return b.hear(conn, err)
 	}
 	select {
 	case <-time.After(spread):
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if b.conn.Stats().Reconnects != epoch || !b.conn.IsConnected() {
+	if conn.Stats().Reconnects != epoch || !conn.IsConnected() {
 		return nats.ErrDisconnected
 	}
 	b.settled.Store(epoch + 1)

@@ -1,0 +1,204 @@
+package natsbroker_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+// A guarded server has two users: "a", whose rules change, and "b".
+type guarded struct {
+	*server.Server
+	t       *testing.T
+	options server.Options
+}
+
+func newGuarded(t *testing.T) *guarded {
+	g := &guarded{t: t, options: server.Options{
+		Host: "127.0.0.1", Port: freePort(t), NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
+	}}
+	g.options.Users = users(&server.Permissions{})
+	o := g.options
+	s, err := server.NewServer(&o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Server = s
+	s.Start()
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the server is not ready")
+	}
+	return g
+}
+
+// users returns the users, of which the first one has the permissions; nil: it
+// doesn't exist.
+func users(a *server.Permissions) []*server.User {
+	all := []*server.User{{Username: "b", Password: "p"}}
+	if a != nil {
+		all = append(all, &server.User{Username: "a", Password: "p", Permissions: a})
+	}
+	return all
+}
+
+// reload changes the server's options while it runs.
+func (g *guarded) reload(change func(o *server.Options)) {
+	g.t.Helper()
+	o := g.options
+	change(&o)
+	if err := g.ReloadOptions(&o); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+func (g *guarded) broker(user string, history bool) (realtime.Broker, *nats.Conn) {
+	conn := connect(g.t, g.ClientURL(), nats.UserInfo(user, "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	b := natsbroker.New(conn)
+	if history {
+		return b.WithHistory(), conn
+	}
+	return b, conn
+}
+
+// A server takes something from a node and gives it back. The node's hub says that
+// it is down, in the log by the name of the subject, and counts a gap. When it has
+// everything back it works again, in both directions.
+func TestRefusals(t *testing.T) {
+	denies := func(publish, subscribe []string) func(o *server.Options) {
+		return func(o *server.Options) {
+			o.Users = users(&server.Permissions{Publish: &server.SubjectPermission{Deny: publish}, Subscribe: &server.SubjectPermission{Deny: subscribe}})
+		}
+	}
+	for _, test := range []struct {
+		name    string
+		history bool
+		take    func(o *server.Options)
+		want    string // in the log
+	}{
+		{"Publish", false, denies([]string{"realtime.>"}, nil), `publish to \"realtime.>\"`},
+		{"Subscribe", false, denies(nil, []string{"realtime.>"}), `subscribe to \"realtime.*\"`},
+		{"Both", false, denies([]string{"realtime.>"}, []string{"realtime.>"}), `\"realtime.`},
+		{"User", false, func(o *server.Options) { o.Users = users(nil) }, "lost"},
+		{"HistoryPublish", true, denies([]string{"realtime.>"}, nil), `publish to \"realtime.>\"`},
+		{"HistoryAPI", true, denies([]string{"$JS.>", "realtime.>"}, nil), `give the connection's user`},
+		{"HistoryInbox", true, denies(nil, []string{"_INBOX.>"}), `subscribe to \"_INBOX.>\"`},
+		{"HistoryUser", true, func(o *server.Options) { o.Users = users(nil) }, "lost"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel() // the test mostly waits
+			g := newGuarded(t)
+			first, _ := g.broker("a", test.history)
+			second, _ := g.broker("b", test.history)
+			var logged buffer
+			a := newSite(t, first, func(h *realtime.Hub) { h.Logger = slog.New(slog.NewTextHandler(&logged, nil)) })
+			b := newSite(t, second)
+			both := func(when string) {
+				t.Helper()
+				for i, from := range []*site{a, b} {
+					for j, to := range []*site{a, b} {
+						to.expectAny(t, fmt.Sprintf("event of %d at %d %s", i, j, when), from)
+					}
+				}
+			}
+			both("at first")
+			before := a.Stats().Gaps
+			g.reload(test.take)
+			eventually(t, "outage", func() bool {
+				a.Publish(t.Context(), "x", realtime.Event{Data: []byte("nobody gets it")})
+				return a.Stats().BrokerDown && strings.Contains(logged.String(), test.want)
+			})
+			if !test.history {
+				eventually(t, "error of Publish", func() bool {
+					return errors.Is(a.Publish(t.Context(), "x", realtime.Event{Data: []byte("nobody gets it")}), realtime.ErrBrokerUnavailable)
+				})
+			}
+			time.Sleep(3 * time.Second) // nats.go gives up within that time where a user is refused
+			g.reload(func(*server.Options) {})
+			given := time.Now()
+			both("at last")
+			eventually(t, "working hub", func() bool { return !a.Stats().BrokerDown })
+			if took := time.Since(given); took > 10*time.Second {
+				t.Logf("it took %v until all was well", took) // on a busy machine
+			}
+			eventually(t, "clients of both nodes", func() bool { return a.Stats().ClusterClients == 2 && b.Stats().ClusterClients == 2 })
+			if n := a.Stats().Gaps; n == before && !test.history {
+				t.Errorf("the node has noticed no gap")
+			}
+		})
+	}
+}
+
+// A max_payload is lowered while a server runs. It closes the connection of a node
+// that publishes more, for good as nats.go sees it. The broker makes another.
+func TestPayloadIsLowered(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
+			t.Parallel() // the test mostly waits
+			g := newGuarded(t)
+			first, conn := g.broker("a", history)
+			second, _ := g.broker("b", history)
+			a, b := newSite(t, first), newSite(t, second)
+			b.expectAny(t, "event", a)
+			a.expectAny(t, "event", b)
+			g.reload(func(o *server.Options) { o.MaxPayload = 50_000 })
+			large := realtime.Event{Data: make([]byte, 100_000)}
+			a.Publish(t.Context(), "x", large)
+			eventually(t, "end of the connection", conn.IsClosed)
+			b.expectAny(t, "event behind it", a)
+			a.expectAny(t, "event behind it", b)
+			eventually(t, "refusal of the large event", func() bool {
+				return errors.Is(a.Publish(t.Context(), "x", large), realtime.ErrEventTooLarge)
+			})
+			if a.Stats().Gaps == 0 && !history {
+				t.Error("the node has noticed no gap")
+			}
+		})
+	}
+}
+
+// The connection has its own ErrorHandler back after Close. Until then both are
+// called.
+func TestErrorHandlerIsGivenBack(t *testing.T) {
+	g := newGuarded(t)
+	heard := make(chan error, 100)
+	handler := func(_ *nats.Conn, _ *nats.Subscription, err error) { heard <- err }
+	conn := connect(t, g.ClientURL(), nats.UserInfo("a", "p"), nats.ErrorHandler(handler))
+	deny := func() {
+		g.reload(func(o *server.Options) {
+			o.Users = users(&server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"mine"}}})
+		})
+		conn.Publish("mine", nil)
+		if err := <-heard; !errors.Is(err, nats.ErrPermissionViolation) {
+			t.Errorf("the handler got %v", err)
+		}
+	}
+	b := natsbroker.New(conn)
+	start(t, b, new(log))
+	deny()
+	conn.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { heard <- fmt.Errorf("second: %w", err) })
+	time.Sleep(time.Second) // for the broker to notice it
+	deny()
+	if err := b.Close(); err != nil {
+		t.Error(err)
+	}
+	conn.Publish("mine", nil)
+	if err := <-heard; !strings.HasPrefix(err.Error(), "second: ") {
+		t.Errorf("the second handler isn't given back: %v", err)
+	}
+	if len(heard) > 0 {
+		t.Errorf("a handler is called twice: %v", <-heard)
+	}
+}
