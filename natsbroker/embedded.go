@@ -91,7 +91,7 @@ func Embedded(config Config) (*Broker, error) {
 		return nil, fmt.Errorf("natsbroker: embedded server: %w", err)
 	}
 	b := New(conn)
-	b.server = s
+	b.server, b.Logger = s, config.Logger
 	if len(options.Routes) >= 3 {
 		b.replicas = 3
 	}

@@ -25,7 +25,6 @@ const (
 	pullMessages = 64                     // messages that may wait here
 	idleConsumer = 30 * time.Second       // after which a server forgets the place of a silent node
 	historyRetry = 200 * time.Millisecond // between two tries to read the stream
-	historyBytes = 1 << 30                // of a stream, by default
 	currentWait  = 3 * time.Second        // for a record that is due; then the leader is asked whether it still exists
 )
 
@@ -36,8 +35,11 @@ type HistoryBroker struct {
 
 	// MaxBytes bounds the history: above it the stream drops its oldest
 	// records. As a rule the Age of the hub's [realtime.History] bounds the
-	// history first. It may be assigned until the hub is used. Zero and less
-	// mean 1 GiB.
+	// history first. JetStream reserves that much on each server that has the
+	// stream. Where nodes have different values, as with Age and Replicas, the
+	// highest holds. To lower it, change the stream. It may be assigned until the
+	// hub is used. Zero and less mean what the stream has. A stream that isn't
+	// there is made with 1 GiB, or less if JetStream has no room for that.
 	MaxBytes int64
 
 	// Replicas is the number of servers of a cluster that keep the stream: 1, 3
@@ -53,7 +55,13 @@ type HistoryBroker struct {
 	stream   jetstream.StreamConfig
 	handler  realtime.HistoryHandler
 
-	streams atomic.Pointer[conversation]
+	streams  atomic.Pointer[conversation]
+	doubts   chan struct{}         // has room for one word that the stream should be looked at
+	unfit    atomic.Pointer[error] // why the stream can't be used; nil: it can
+	maxBytes atomic.Int64          // of the stream, as far as it is known
+
+	preparing sync.Mutex // guards the field below, and is held while the stream is made or changed
+	warned    map[string]bool
 
 	// Owned by the goroutine read.
 	epoch string
@@ -89,7 +97,9 @@ func (b *HistoryBroker) js() jetstream.JetStream {
 // that share a history have the same Prefix. The servers need JetStream; an
 // embedded one needs a StoreDir. The hub needs a [realtime.History]; without one
 // the broker works as b does. Don't use b by itself after this.
-func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
+func (b *Broker) WithHistory() *HistoryBroker {
+	return &HistoryBroker{Broker: b, doubts: make(chan struct{}, 1)}
+}
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
 func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) error {
@@ -111,7 +121,8 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	keep = max(keep, time.Second) // zero is for ever to JetStream
 	b.stream = jetstream.StreamConfig{
 		Name:        streamName(b.prefix),
-		Description: "the history of realtime hubs",
+		Description: description,
+		Metadata:    map[string]string{mark: markValue},
 		Subjects:    []string{b.prefix + logSubject},
 		Storage:     jetstream.FileStorage,
 		Replicas:    cmp.Or(b.Replicas, b.replicas, 1),
@@ -120,6 +131,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 		Duplicates:  min(keep, time.Minute),
 	}
 	b.stream.MaxBytes = cmp.Or(b.stream.MaxBytes, historyBytes)
+	b.maxBytes.Store(b.stream.MaxBytes)
 	b.handler = h
 	b.following.Go(b.read)
 	return nil
@@ -153,12 +165,21 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	if most := b.conn.Load().MaxPayload(); int64(len(record)) > most-maxHeaderBytes {
 		return tooLarge(record, "the server's max_payload", most)
 	}
-	if most := b.stream.MaxBytes; int64(len(record)) > most-maxHeaderBytes { // the stream would accept it, and drop it
+	if most := b.maxBytes.Load(); int64(len(record)) > most-maxHeaderBytes { // the stream would accept it, and drop it
 		return tooLarge(record, "MaxBytes", most)
+	}
+	if why := b.unfit.Load(); why != nil {
+		return *why
 	}
 	began := time.Now()
 	_, err := b.js().Publish(ctx, b.prefix+logSubject, record,
 		jetstream.WithExpectStream(b.stream.Name), jetstream.WithRetryAttempts(0))
+	if err != nil {
+		select {
+		case b.doubts <- struct{}{}:
+		default:
+		}
+	}
 	return b.because(err, began)
 }
 
@@ -250,7 +271,7 @@ func (b *HistoryBroker) session() error {
 			continue
 		}
 		if err != nil {
-			return err
+			return cmp.Or(context.Cause(connected), err)
 		}
 		meta, err := m.Metadata()
 		if err != nil {
@@ -288,22 +309,30 @@ func (b *HistoryBroker) missing(due jetstream.StreamState, came uint64) (jetstre
 	return due, err
 }
 
-// whileConnected returns a context that ends when the connection is lost, or end
-// is called. A consumer alone would wait until the connection is back.
+// whileConnected returns a context that ends when the connection is lost, the
+// stream has become unfit, or end is called. A consumer alone would wait.
 func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
-	ctx, cancel := context.WithCancel(b.ctx)
+	ctx, cancel := context.WithCancelCause(b.ctx)
 	conn := b.conn.Load()
 	status := conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
 	b.following.Go(func() {
-		select {
-		case <-status:
-			cancel()
-		case <-ctx.Done():
+		for {
+			select {
+			case <-status:
+				cancel(errAway)
+				return
+			case <-b.doubts: // a record was not accepted
+				if _, err := b.prepare(); b.unfit.Load() != nil {
+					cancel(err)
+				}
+			case <-ctx.Done():
+				return
+			}
 		}
 	})
 	return ctx, func() {
 		conn.RemoveStatusListener(status)
-		cancel()
+		cancel(nil)
 	}
 }
 
@@ -313,27 +342,6 @@ var errSkipped = errors.New("a record was lost on its way, and is asked for agai
 func (b *HistoryBroker) tell(last uint64) {
 	b.last, b.away = last, false
 	b.handler.Current(b.epoch, last)
-}
-
-// prepare returns the state of the stream. It makes the stream if it isn't there,
-// and gives it the broker's settings if it has others.
-func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
-	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
-	defer cancel()
-	stream, err := b.js().Stream(ctx, b.stream.Name)
-	if err == nil {
-		info := stream.CachedInfo()
-		if c := info.Config; c.MaxAge == b.stream.MaxAge && c.MaxBytes == b.stream.MaxBytes && c.Replicas == b.stream.Replicas {
-			return info, nil
-		}
-	}
-	if err == nil || errors.Is(err, jetstream.ErrStreamNotFound) {
-		stream, err = b.js().CreateOrUpdateStream(ctx, b.stream)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("stream %s: %w", b.stream.Name, err)
-	}
-	return stream.CachedInfo(), nil
 }
 
 // renew deletes a stream that has lost records, because it would give their

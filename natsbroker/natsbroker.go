@@ -67,9 +67,11 @@
 package natsbroker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -148,6 +150,11 @@ type Broker struct {
 	// bytes at most. It may be assigned until the hub is used. Empty means
 	// "realtime".
 	Prefix string
+
+	// Logger gets warnings about settings that can't be had as they are, each
+	// once. It may be assigned until the hub is used. Nil means slog.Default(),
+	// or the Logger of an embedded server's [Config].
+	Logger *slog.Logger
 
 	// Set at construction, never changed.
 	user     *nats.Conn         // the connection of New, or to the embedded server
@@ -390,6 +397,8 @@ func (b *Broker) detach() {
 	conn.RemoveStatusListener(b.status)
 	b.unlisten(conn)
 }
+
+func (b *Broker) logger() *slog.Logger { return cmp.Or(b.Logger, slog.Default()) }
 
 // wrap returns what an exported method returns for err: it says which act
 // failed. [ErrClosed] stays as it is.

@@ -1,0 +1,182 @@
+package natsbroker_test
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
+)
+
+// newHistoryHub starts a hub with settings of its history. It returns what the hub
+// and its broker log.
+func newHistoryHub(t *testing.T, engine *servers, age time.Duration, bytes int64) (*site, *buffer) {
+	var logged buffer
+	logger := slog.New(slog.NewTextHandler(&logged, nil))
+	b := natsbroker.New(connect(t, engine.url(0)))
+	b.Logger = logger
+	h := b.WithHistory()
+	h.MaxBytes = bytes
+	return newSite(t, h, func(h *realtime.Hub) {
+		h.History.Age = age
+		h.Logger = logger
+	}), &logged
+}
+
+func streams(t *testing.T, engine *servers) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(connect(t, engine.url(0)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// Another program's stream has the name of the history, or its subject. Nothing of
+// it is changed. The log says that it wants another Prefix.
+func TestStreamOfAnotherProgram(t *testing.T) {
+	for _, config := range []jetstream.StreamConfig{
+		{Name: "realtime", Subjects: []string{"orders.>"}},
+		{Name: "other", Subjects: []string{"realtime.>"}},
+	} {
+		t.Run(config.Name, func(t *testing.T) {
+			t.Parallel() // the test mostly waits
+			engine := newStores(t, 1)
+			js := streams(t, engine)
+			stream, err := js.CreateStream(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			subject := strings.Replace(config.Subjects[0], ">", "x", 1)
+			for range 10 {
+				if _, err := js.Publish(t.Context(), subject, []byte("an order")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := fmt.Sprintf("%+v", stream.CachedInfo().Config)
+			a, logged := newHistoryHub(t, engine, time.Second, 0)
+			eventually(t, "error", func() bool { return strings.Contains(logged.String(), "set Prefix") })
+			if a.Publish(t.Context(), "x", realtime.Event{Data: []byte("1")}) == nil {
+				t.Error("Publish returns nil")
+			}
+			info, err := stream.Info(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if after := fmt.Sprintf("%+v", info.Config); after != before || config.Name == "realtime" && info.State.Msgs != 10 {
+				t.Errorf("the stream is\n%s with %d messages, was\n%s with 10", after, info.State.Msgs, before)
+			}
+		})
+	}
+}
+
+// Nodes with different settings share a stream. It has the longest Age and the
+// highest MaxBytes, whoever starts first, and stays so. The others say so once.
+func TestStreamKeepsTheLongest(t *testing.T) {
+	for _, shortFirst := range []bool{false, true} {
+		t.Run(fmt.Sprint("shortFirst=", shortFirst), func(t *testing.T) {
+			t.Parallel() // the test mostly waits
+			engine := newStores(t, 1)
+			settings := []struct {
+				age   time.Duration
+				bytes int64
+			}{{time.Minute, 10 << 20}, {3 * time.Second, 5 << 20}}
+			if shortFirst {
+				settings[0], settings[1] = settings[1], settings[0]
+			}
+			a, aLog := newHistoryHub(t, engine, settings[0].age, settings[0].bytes)
+			a.say(t, "1")
+			b, bLog := newHistoryHub(t, engine, settings[1].age, settings[1].bytes)
+			b.expectAny(t, "2", a)
+			engine.Stop() // after which each looks at the stream again
+			if err := engine.Start(); err != nil {
+				t.Fatal(err)
+			}
+			b.expectAny(t, "3", a)
+			a.expectAny(t, "4", b)
+			stream, err := streams(t, engine).Stream(t.Context(), "realtime")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c := stream.CachedInfo().Config; c.MaxAge != time.Minute || c.MaxBytes != 10<<20 {
+				t.Errorf("the stream has %v and %d bytes, want 1m and 10 MB", c.MaxAge, c.MaxBytes)
+			}
+			for i, logged := range []*buffer{aLog, bLog} {
+				if n := strings.Count(logged.String(), "the stream keeps more"); n > 1 || i == 1 && n == 0 {
+					t.Errorf("node %d has logged it %d times:\n%s", i, n, logged)
+				}
+			}
+		})
+	}
+}
+
+// Somebody has changed the stream, before the hub starts or while it runs. The log
+// names what, once, and what to do. The hub works again when that is done.
+func TestStreamIsChanged(t *testing.T) {
+	for _, test := range []struct {
+		name, want string
+		change     func(c *jetstream.StreamConfig)
+		live       bool // it is changed while the hub runs
+		last       bool // the change can't be undone
+	}{
+		{"Subjects", "set them to realtime.=log.records", func(c *jetstream.StreamConfig) { c.Subjects = []string{"elsewhere"} }, true, false},
+		{"Sealed", "it is sealed", func(c *jetstream.StreamConfig) { c.Sealed = true }, true, true},
+		{"Discard", "set its discard policy to old", func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardNew }, false, false},
+		{"MaxMsgs", "limit of messages", func(c *jetstream.StreamConfig) { c.MaxMsgs = 1000 }, false, false},
+		{"Memory", "it is in memory", func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, false, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel() // the test mostly waits
+			engine := newStores(t, 1)
+			js := streams(t, engine)
+			was := jetstream.StreamConfig{
+				Name: "realtime", Subjects: []string{"realtime.=log.records"}, MaxMsgs: -1, MaxAge: time.Minute, MaxBytes: 1 << 30,
+				Metadata: map[string]string{"realtime": "history"},
+			}
+			if test.live {
+				if _, err := js.CreateStream(t.Context(), was); err != nil {
+					t.Fatal(err)
+				}
+			}
+			config := was
+			test.change(&config)
+			change := func() {
+				t.Helper()
+				if _, err := js.CreateOrUpdateStream(t.Context(), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !test.live {
+				change()
+			}
+			a, logged := newHistoryHub(t, engine, time.Minute, 0)
+			if test.live {
+				a.expectAny(t, "1", a)
+				change()
+			}
+			eventually(t, "line that names it", func() bool {
+				a.Publish(t.Context(), "x", realtime.Event{Data: []byte("2")})
+				return strings.Contains(logged.String(), test.want)
+			})
+			eventually(t, "outage", func() bool { return a.Stats().BrokerDown })
+			time.Sleep(time.Second)
+			if n := strings.Count(logged.String(), test.want); n != 1 {
+				t.Errorf("%d lines name it, want 1:\n%s", n, logged)
+			}
+			if test.last {
+				if err := js.DeleteStream(t.Context(), "realtime"); err != nil {
+					t.Fatal(err)
+				}
+			} else if _, err := js.UpdateStream(t.Context(), was); err != nil {
+				t.Fatal(err)
+			}
+			a.expectAny(t, "3", a)
+			eventually(t, "working hub", func() bool { return !a.Stats().BrokerDown })
+		})
+	}
+}
