@@ -12,6 +12,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
@@ -78,52 +81,145 @@ func Embedded(config Config) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := server.NewServer(options)
-	if err != nil {
+	h := &host{options: options, log: cmp.Or(config.Logger, slog.Default())}
+	if err := h.start(startTimeout); err != nil {
 		return nil, fmt.Errorf("natsbroker: embedded server: %w", err)
 	}
-	s.SetLoggerV2(serverLog{cmp.Or(config.Logger, slog.Default())}, false, false, false)
-	s.Start()
-	conn, err := connect(s, options)
+	conn, err := h.connect()
 	if err != nil {
-		s.Shutdown()
-		s.WaitForShutdown()
+		h.shutdown()
 		return nil, fmt.Errorf("natsbroker: embedded server: %w", err)
 	}
 	b := New(conn)
-	b.server, b.Logger = s, config.Logger
+	b.host, b.Logger = h, config.Logger
 	if len(options.Routes) >= 3 {
 		b.replicas = 3
 	}
 	return b, nil
 }
 
-// connect returns a connection within the process to a server that is ready.
-func connect(s *server.Server, options *server.Options) (*nats.Conn, error) {
-	if !s.ReadyForConnections(10 * time.Second) {
-		return nil, errors.New("it is not ready after 10 s: its log says why")
+// A host has the NATS server of this process. It can start it again: a server
+// whose disk was full accepts no record until then, also when there is room again.
+// Its own connection follows, as after any restart of a server.
+type host struct {
+	options *server.Options // never changed once the first server runs
+	log     *slog.Logger
+	stuck   atomic.Bool // the server that runs has had an error of its disk
+
+	mu      sync.Mutex // guards the fields below, and is held while a server is started
+	server  *server.Server
+	stopped bool
+}
+
+const (
+	startTimeout   = 10 * time.Second
+	restartTimeout = 3 * time.Second
+)
+
+// start starts a server. The caller holds mu, or nobody else has the host yet.
+func (h *host) start(timeout time.Duration) error {
+	s, err := server.NewServer(h.options.Clone())
+	if err != nil {
+		return err
 	}
-	for deadline := time.Now().Add(routeTimeout); len(options.Routes) > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if s.NumRemotes() > 0 {
+	h.stuck.Store(false)
+	s.SetLoggerV2(serverLog{h.log, &h.stuck}, false, false, false)
+	s.Start()
+	if !s.ReadyForConnections(timeout) {
+		s.Shutdown()
+		s.WaitForShutdown()
+		return fmt.Errorf("it is not ready after %v: its log says why", timeout)
+	}
+	h.server = s
+	if c := s.JetStreamConfig(); c != nil && h.options.JetStreamMaxStore == 0 {
+		h.options.JetStreamMaxStore = c.MaxStore // a restart would find less, where the disk is full
+	}
+	if a, is := s.ClusterAddr(), h.options.Cluster.Port != 0; is && a != nil {
+		h.options.Cluster.Port = a.Port // where the others find it after a restart
+	}
+	return nil
+}
+
+// restart starts another server in the place of the one that runs.
+func (h *host) restart() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return ErrClosed
+	}
+	h.server.Shutdown()
+	h.server.WaitForShutdown()
+	return h.start(restartTimeout)
+}
+
+func (h *host) shutdown() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.stopped = true
+	h.server.Shutdown()
+	h.server.WaitForShutdown()
+}
+
+// running returns the server.
+func (h *host) running() *server.Server {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.server
+}
+
+// InProcessConn makes a connection to the server that runs. The connection's
+// reconnects call it.
+func (h *host) InProcessConn() (net.Conn, error) { return h.running().InProcessConn() }
+
+// connect returns a connection within the process.
+func (h *host) connect() (*nats.Conn, error) {
+	for deadline := time.Now().Add(routeTimeout); len(h.options.Routes) > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if h.server.NumRemotes() > 0 {
 			time.Sleep(spread) // for the other routes, and the subscriptions of each server
 			break
 		}
 	}
 	return nats.Connect("", append(Options(),
-		nats.InProcessServer(s),
+		nats.InProcessServer(h),
 		nats.RetryOnFailedConnect(false),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // a slow consumer, of which the hub is told
 	)...)
+}
+
+// reviveWait is the time between two restarts of a server.
+const reviveWait = 3 * time.Second
+
+var errStuck = errors.New("JetStream could not write to its disk, and the embedded server is started again")
+
+// revive starts an embedded server again whose JetStream could not write. The
+// goroutine read alone calls it.
+func (b *HistoryBroker) revive() error {
+	if b.host == nil || b.host.running().JetStreamEnabled() && !b.host.stuck.Load() {
+		return nil
+	}
+	if time.Since(b.revived) < reviveWait {
+		return errStuck
+	}
+	err := b.host.restart()
+	b.revived = time.Now()
+	if err != nil {
+		return fmt.Errorf("the embedded server doesn't start again: %w", err)
+	}
+	return errStuck // and the connection has to be made again
 }
 
 // ClusterAddr returns the host:port at which an embedded server accepts other
 // servers, for their Routes. It is empty where the server accepts none, or isn't
 // embedded.
 func (b *Broker) ClusterAddr() string {
-	if b.server == nil || b.server.ClusterAddr() == nil {
+	if b.host == nil {
 		return ""
 	}
-	return b.server.ClusterAddr().String()
+	addr := b.host.running().ClusterAddr()
+	if addr == nil {
+		return ""
+	}
+	return addr.String()
 }
 
 // options returns the options of the server.
@@ -228,8 +324,12 @@ func (thisProcess) Check(c server.ClientAuthentication) bool {
 	return addr != nil && addr.Network() == "pipe"
 }
 
-// A serverLog gives a Logger the server's warnings and errors.
-type serverLog struct{ *slog.Logger }
+// A serverLog gives a Logger the server's warnings and errors. It notes an error
+// of the disk: a server tells its clients nothing of that, it just doesn't answer.
+type serverLog struct {
+	*slog.Logger
+	stuck *atomic.Bool
+}
 
 func (serverLog) Noticef(string, ...any) {}
 func (serverLog) Debugf(string, ...any)  {}
@@ -240,6 +340,15 @@ func (l serverLog) Warnf(format string, v ...any) {
 }
 
 func (l serverLog) Errorf(format string, v ...any) {
+	if strings.Contains(strings.ToLower(format), "critical write error") {
+		for _, arg := range v {
+			if err, is := arg.(error); is {
+				if _, is := errors.AsType[*fs.PathError](err); is {
+					l.stuck.Store(true)
+				}
+			}
+		}
+	}
 	l.Error("natsbroker: embedded server: " + fmt.Sprintf(format, v...))
 }
 

@@ -64,9 +64,10 @@ type HistoryBroker struct {
 	warned    map[string]bool
 
 	// Owned by the goroutine read.
-	epoch string
-	last  uint64 // number of the record that was handed over last
-	away  bool   // the handler was told so, and no record has come since
+	revived time.Time // when JetStream was started again the last time
+	epoch   string
+	last    uint64 // number of the record that was handed over last
+	away    bool   // the handler was told so, and no record has come since
 }
 
 var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
@@ -113,7 +114,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	if b.followed {
 		return errors.New("the history is followed already")
 	}
-	if b.server != nil && b.server.JetStreamConfig() == nil {
+	if b.host != nil && !b.host.options.JetStream {
 		return errors.New("the embedded server has no JetStream: set Config.StoreDir")
 	}
 	b.followed = true
@@ -223,6 +224,9 @@ func (b *HistoryBroker) session() error {
 	if err := b.reachable(); err != nil {
 		return err
 	}
+	if err := b.revive(); err != nil {
+		return err
+	}
 	info, err := b.prepare()
 	if err != nil {
 		return err
@@ -324,6 +328,9 @@ func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 			case <-b.doubts: // a record was not accepted
 				if _, err := b.prepare(); b.unfit.Load() != nil {
 					cancel(err)
+				}
+				if b.host != nil && b.host.stuck.Load() {
+					cancel(errStuck)
 				}
 			case <-ctx.Done():
 				return

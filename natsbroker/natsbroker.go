@@ -76,7 +76,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -158,7 +157,7 @@ type Broker struct {
 
 	// Set at construction, never changed.
 	user     *nats.Conn         // the connection of New, or to the embedded server
-	server   *server.Server     // the embedded one; nil: the user's, elsewhere
+	host     *host              // has the embedded server; nil: the servers are elsewhere
 	replicas int                // of a stream, unless the user says otherwise; zero: 1
 	ctx      context.Context    // ends with Close
 	cancel   context.CancelFunc // called by Close
@@ -378,14 +377,13 @@ func (b *Broker) Close() error {
 		b.detach()
 	}
 	conn := b.conn.Load()
-	if b.server == nil && conn == b.user {
+	if b.host == nil && conn == b.user {
 		return nil
 	}
 	err := conn.FlushTimeout(flushTimeout)
 	conn.Close()
-	if b.server != nil {
-		b.server.Shutdown()
-		b.server.WaitForShutdown()
+	if b.host != nil {
+		b.host.shutdown()
 	}
 	return wrap("close", err)
 }

@@ -16,10 +16,10 @@ func TestEmbeddedHasNoClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.Close() })
-	if !b.server.Addr().(*net.TCPAddr).IP.IsLoopback() {
-		t.Errorf("it listens at %v, want a loopback address", b.server.Addr())
+	if !b.host.running().Addr().(*net.TCPAddr).IP.IsLoopback() {
+		t.Errorf("it listens at %v, want a loopback address", b.host.running().Addr())
 	}
-	conn, err := nats.Connect(b.server.ClientURL())
+	conn, err := nats.Connect(b.host.running().ClientURL())
 	if !errors.Is(err, nats.ErrAuthorization) {
 		t.Errorf("a client: %v, want ErrAuthorization", err)
 		conn.Close()

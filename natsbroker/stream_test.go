@@ -180,3 +180,46 @@ func TestStreamIsChanged(t *testing.T) {
 		})
 	}
 }
+
+// JetStream has room for less than a history has by default. It works all the same,
+// and the log says so once. An error about MaxBytes names it.
+func TestLittleRoom(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	engine.Stop()
+	engine.options[0].JetStreamMaxStore = 200 << 20
+	engine.Start()
+	a, logged := newHistoryHub(t, engine, time.Minute, 0)
+	a.expectAny(t, "1", a)
+	if n := strings.Count(logged.String(), "less room than a history has by default"); n != 1 {
+		t.Errorf("%d lines say that there is little room, want 1:\n%s", n, logged)
+	}
+	stream, err := streams(t, engine).Stream(t.Context(), "realtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().Config.MaxBytes; n != 128<<20 {
+		t.Errorf("the stream has %d bytes, want 128 MB", n)
+	}
+
+	// A second node asks for more than there is: the stream stays as it is.
+	b, logged := newHistoryHub(t, engine, time.Minute, 300<<20)
+	b.expectAny(t, "2", a)
+	if n := strings.Count(logged.String(), "no room for MaxBytes"); n != 1 {
+		t.Errorf("%d lines say that there is no room, want 1:\n%s", n, logged)
+	}
+	if err := streams(t, engine).DeleteStream(t.Context(), "realtime"); err != nil {
+		t.Fatal(err)
+	}
+	a.expectAny(t, "3", a)
+}
+
+func TestNoRoom(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	engine.Stop()
+	engine.options[0].JetStreamMaxStore = 200 << 20
+	engine.Start()
+	_, logged := newHistoryHub(t, engine, time.Minute, 300<<20)
+	eventually(t, "error", func() bool { return strings.Contains(logged.String(), "no room for MaxBytes, which is 314572800") })
+}
