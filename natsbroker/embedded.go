@@ -62,6 +62,14 @@ type Config struct {
 	// JetStream.
 	StoreDir string
 
+	// Sync is how often the files in StoreDir are flushed to the disk. What is
+	// not flushed is lost if the machine loses power, but not if the process
+	// ends. Negative means before each record is acknowledged. Zero means the
+	// same for a node alone, and two minutes where there is a Listen: the other
+	// nodes have what one machine loses. Set it to a negative value there if all
+	// machines may lose power at the same time.
+	Sync time.Duration
+
 	// Logger gets the warnings and errors of the server, for example about
 	// routes that can't be made. Nil means slog.Default().
 	Logger *slog.Logger
@@ -245,7 +253,9 @@ func (c *Config) options() (*server.Options, error) {
 			return nil, fmt.Errorf("natsbroker: Config has a StoreDir, a Listen and %d Routes: list three nodes or more in Routes, this one included", len(c.Routes))
 		}
 		o.ServerName, o.JetStream, o.StoreDir = name, true, c.StoreDir
-		o.NoSystemAccount = false // which the servers need to agree
+		o.NoSystemAccount = false       // which the servers need to agree
+		o.SyncInterval = max(c.Sync, 0) // zero is the server's default
+		o.SyncAlways = c.Sync < 0 || c.Sync == 0 && c.Listen == ""
 	}
 	if c.Listen == "" {
 		if len(c.Routes) > 0 {
