@@ -25,7 +25,7 @@ type site struct {
 // newSite serves a hub until the test ends.
 func newSite(t *testing.T, broker realtime.Broker, change ...func(h *realtime.Hub)) *site {
 	t.Helper()
-	s := &site{realtime.NewHub(), make(chan string, 1000)}
+	s := &site{realtime.NewHub(), make(chan string, 10_000)}
 	s.Broker = broker
 	s.Logger = slog.New(slog.DiscardHandler)
 	if _, ok := broker.(realtime.HistoryBroker); ok {
