@@ -38,6 +38,7 @@
 // NATS delivers at most once. Events are lost
 //   - while a node has no connection,
 //   - while a connection is dead and nobody has noticed it,
+//   - while a server doesn't allow a node to publish or to subscribe,
 //   - while a hub is too slow for what is published, and
 //   - while the servers of a cluster are cut off from each other.
 //
@@ -46,14 +47,16 @@
 //
 // # History
 //
-// With JetStream no event is lost for which Publish has returned nil. The id of
-// an event resumes on each node, also on a node that has just started:
+// With JetStream all nodes have one history. The id of an event resumes on each
+// node, also on a node that has just started:
 //
 //	hub.History = realtime.History{Age: 10 * time.Minute}
 //	hub.Broker = natsbroker.New(conn).WithHistory()
 //
 // One stream has all events of all topics. It is kept in a file, and its name is
-// the Prefix. The user of the connection needs the permission to create it. Each
+// the Prefix. The user of the connection needs the permission to create it, and
+// those to publish to "PREFIX.>" and "$JS.>" and to subscribe to "PREFIX.*" and
+// "_INBOX.>". A stream of that name that no history has made is left alone. Each
 // node reads it from the beginning when it starts. An event needs a round trip to
 // the stream's leader, and one to the replicas, before it is delivered.
 //
@@ -61,9 +64,36 @@
 // time events reach the clients of their own node alone, and Publish returns
 // [realtime.ErrBrokerUnavailable].
 //
-// A stream without replicas may lose its newest records when the machine crashes.
-// When the server alone crashes it loses none. After such a loss the stream is
-// deleted and created again, and clients that reconnect get a reset.
+// # What nil from Publish means
+//
+// Without a history it means that the clients of the node get the event, and that
+// it waits to be sent to the others. With one it means that the stream has the
+// event. This is what is lost of such events, by what goes wrong:
+//
+//	                        no history     R1, flushed  R1             R3, flushed  R3
+//	the process is killed   lost and told  nothing      nothing        nothing      nothing
+//	one loses power         lost and told  nothing      lost and told  nothing      lost and told (1)
+//	all lose power          lost and told  nothing      lost and told  nothing      lost and told
+//	the engine fails over   lost and told  nothing (2)  nothing (2)    nothing      nothing
+//
+// R1 and R3 are streams with one replica and three. Flushed means that each record
+// is on the disk before it is acknowledged: [Config.Sync] says so for embedded
+// servers, where it is the default for a node alone, and sync_interval: always for
+// others. By default a NATS server flushes every two minutes.
+//
+// (1) Only if a second server was behind at that time. The two may elect each
+// other then.
+//
+// (2) There is nothing to fail over to: Publish fails until the server is back.
+//
+// Told means that connected nodes count a gap in [realtime.Stats], and that clients
+// that reconnect get a reset, where they could resume behind a lost event. A stream
+// that has fewer records than a node has read is deleted and created again. One
+// that was written again meanwhile is found out by the records themselves.
+//
+// A server whose disk is full accepts no record, and Publish fails. When there is
+// room again, an embedded server is started again by the broker, and other servers
+// have to be started again by the user.
 package natsbroker
 
 import (
