@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/rueidis"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker"
 )
 
 // soon is the time in which a broker notices that it has the wrong Redis, and in
@@ -68,7 +70,12 @@ func TestReplica(t *testing.T) {
 			t.Parallel()
 			p := startPair(t)
 			ways := map[bool]*proxy{true: p.way, false: startProxy(t, p.master.addr)}
-			reader, writer := newNode(t, newBroker(ways[old != "the publisher"].addr())), newNode(t, newBroker(ways[old != "the receiver"].addr()))
+			client, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{ways[old != "the receiver"].addr()}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(client.Close)
+			reader, writer := newNode(t, newBroker(ways[old != "the publisher"].addr())), newNode(t, redisbroker.New(client))
 			reader.join("x")
 			writer.say("x", "before")
 			reader.await("x: before")
