@@ -10,6 +10,7 @@ import (
 const (
 	journalPatience = 2 * time.Second        // for the log to accept an event, and to deliver it
 	journalTick     = 500 * time.Millisecond // between two checks of that
+	maxReading      = 30 * time.Second       // for other nodes' records to arrive before its own, when the log is current
 	appendTry       = 500 * time.Millisecond // for one try to append a record
 	appendRetry     = 50 * time.Millisecond  // between two such tries
 	maxLostTopics   = 100                    // topics that a cut names; more become all
@@ -48,6 +49,7 @@ type appender struct {
 	appended uint64          // number of the last event that the log accepted
 	passed   uint64          // number of the last event that bypassed the log
 	topics   map[string]bool // of events that the log hasn't accepted since the last cut; the empty one stands for all
+	waited   time.Time       // since when this node's events have been waited for
 	moved    time.Time       // when checkProgress last found progress or nothing to wait for
 	movedTo  uint64          // seen at moved
 	movedAt  int64           // arrived at moved
@@ -66,6 +68,7 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
 		moved:     time.Now(),
+		waited:    time.Now(),
 	}
 }
 
@@ -257,9 +260,13 @@ func (a *appender) noteLost(topic string) {
 func (a *appender) checkProgress() {
 	now := time.Now()
 	seen, arrived := max(a.seen.Load(), a.passed), a.arrived.Load()
-	reading := !a.live.Load() && arrived != a.movedAt // this node's events are behind the records that still arrive
+	if seen != a.movedTo || seen >= a.appended || a.down.Load() {
+		a.waited = now
+	}
+	// While records arrive, this node's events may be behind them.
+	reading := arrived != a.movedAt && (!a.live.Load() || now.Sub(a.waited) < maxReading)
 	switch {
-	case seen != a.movedTo || seen >= a.appended || reading || a.down.Load():
+	case a.waited == now || reading:
 		a.moved, a.movedTo, a.movedAt = now, seen, arrived
 	case now.Sub(a.moved) >= journalPatience:
 		a.appending.failed(errNotBack)

@@ -330,3 +330,24 @@ func TestJournalFirstLook(t *testing.T) {
 		d.want("1")
 	})
 }
+
+// Other nodes' records that arrive without a pause don't cut a node off; but an
+// event that the engine has lost among them isn't waited for for ever.
+func TestJournalReadsOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Current("e", 0)
+		d.arrive()
+		rc := d.publish("a", "mine")
+		start, seq := time.Now(), uint64(0)
+		for !j.out.down.Load() && seq < 1000 {
+			seq++
+			j.Record("e", seq, recordOf(1, seq, "x"))
+			d.arrive()
+			time.Sleep(100 * time.Millisecond)
+		}
+		if took := time.Since(start); took < maxReading || took > maxReading+journalPatience+2*journalTick || <-rc.later != nil {
+			t.Errorf("the node is cut off after %v, want %v", took, maxReading+journalPatience)
+		}
+	})
+}
