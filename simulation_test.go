@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -393,10 +394,7 @@ func (s *simulation) join() {
 
 func (s *simulation) connect(c *simClient) {
 	n := s.nodes[s.rnd.IntN(len(s.nodes))]
-	query := "lastEventId=" + c.lastID
-	for _, topic := range c.topics[1:] {
-		query += "&topic=" + topic
-	}
+	query := url.Values{"lastEventId": {c.lastID}, "topic": c.topics[1:]}.Encode()
 	s.log("%s (%s, %q) connects to %s with %q", c.name, c.transport, c.topics, n.name, c.lastID)
 	it := simItem{kind: simReturn, node: n}
 	if c.lastID == "" {

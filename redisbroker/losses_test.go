@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -33,11 +34,11 @@ func TestLossesShow(t *testing.T) {
 			near, _ := startHub(t, r.Broker())
 			far, base := startHub(t, r.Broker())
 			const users = 90 // as many topics as a URL may have
-			url := base + "/?topic=all"
+			topics := []string{"all"}
 			for i := range users {
-				url += fmt.Sprintf("&topic=u%d", i)
+				topics = append(topics, fmt.Sprint("u", i))
 			}
-			c := openStream(t, url, "")
+			c := openStream(t, base+"/?"+url.Values{"topic": topics}.Encode(), "")
 			publish := func(topic, text string) error {
 				return near.Publish(t.Context(), topic, realtime.Event{Data: []byte(text)})
 			}
