@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc64"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -257,8 +258,12 @@ func (b *HistoryBroker) session() error {
 	current := false
 	due := info.State
 	came := uint64(0) // the last record of this session
+	print := uint64(0)
 	for delivered := uint64(0); ; {
 		if !current && (came >= due.LastSeq || due.FirstSeq > due.LastSeq) {
+			if err := b.verify(came, print); err != nil {
+				return err
+			}
 			current = true
 			b.tell(max(b.last, due.LastSeq))
 		}
@@ -285,9 +290,43 @@ func (b *HistoryBroker) session() error {
 			return errSkipped
 		}
 		came = meta.Sequence.Stream
+		if !current {
+			print = crc64.Checksum(m.Data(), printTable)
+		}
 		b.last, b.away = max(b.last, came), false
 		b.handler.Record(b.epoch, came, m.Data())
 	}
+}
+
+var printTable = crc64.MakeTable(crc64.ECMA)
+
+var errDiverged = errors.New("a server had other records than the stream's leader, and is asked again")
+
+// verify asks the stream's leader whether its record is the one that has come. The
+// server of the consumer may have another, until the leader tells it so: if the
+// stores of other servers were put back, and they have elected each other.
+func (b *HistoryBroker) verify(came, print uint64) error {
+	if came == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(b.ctx, apiTimeout)
+	defer cancel()
+	stream, err := b.js().Stream(ctx, b.stream.Name)
+	if err != nil {
+		return err
+	}
+	m, err := stream.GetMsg(ctx, came)
+	switch {
+	case errors.Is(err, jetstream.ErrMsgNotFound) && stream.CachedInfo().State.LastSeq >= came:
+		return nil // too old by now, or somebody has deleted it
+	case errors.Is(err, jetstream.ErrMsgNotFound):
+		return errDiverged
+	case err != nil:
+		return err
+	case crc64.Checksum(m.Data, printTable) != print:
+		return errDiverged
+	}
+	return nil
 }
 
 // missing asks whether the records that are due behind came still exist, and

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -159,19 +160,16 @@ func TestStoreIsPutBack(t *testing.T) {
 		wantResetAll bool
 	}{
 		{false, 1, 1, "put back", true, true},
-		{false, 1, 1, "put back", false, true},
+		{false, 1, 1, "put back", false, false},
 		{false, 1, 1, "cut", true, true},
-		{false, 1, 1, "cut", false, true},
+		{false, 1, 1, "cut", false, false},
 		{false, 1, 1, "flip", true, false},
 		{false, 1, 1, "flip", false, false},
-		{false, 3, 1, "put back", false, false},
 		{false, 3, 2, "put back", true, false},
-		{false, 3, 3, "put back", true, true},
-		{false, 3, 3, "put back", false, true},
+		{false, 3, 3, "put back", false, false},
 		{true, 1, 1, "put back", true, true},
 		{true, 1, 1, "cut", true, true},
 		{true, 1, 1, "flip", true, false},
-		{true, 3, 2, "put back", true, false},
 	} {
 		t.Run(fmt.Sprintf("embedded=%t/%s/%d of %d/hubsDie=%t", test.embedded, test.harm, test.back, test.nodes, test.hubsDie), func(t *testing.T) {
 			t.Parallel() // the test mostly waits
@@ -227,13 +225,15 @@ func TestStoreIsPutBack(t *testing.T) {
 				if test.wantResetAll {
 					t.Errorf("node %d: the client got %q, want a reset", i, got)
 				}
-				for _, want := range said {
-					if got != want {
-						t.Errorf("node %d: the client got %q without a reset, want %q", i, got, want)
+				for next := 0; ; got = back.next() {
+					if got == said[next] {
+						next++
+					} else if slices.Contains(said, got) {
+						t.Errorf("node %d: the client got %q without a reset, want %q", i, got, said[next])
 						break
-					}
-					if want != said[len(said)-1] {
-						got = back.next()
+					} // or it is a try that failed, of which the clients of the node are told
+					if next == len(said) || got == "reset" {
+						break
 					}
 				}
 			}
