@@ -68,7 +68,8 @@
 // this one, use NATS and Redis. Each publisher's events keep their order in a
 // topic. Lost events are counted, and clients that reconnect are told. With a
 // [HistoryBroker] all events have one order on all nodes, and clients resume on
-// any of them.
+// any of them. Connected clients are then told, too, of events that the engine
+// has lost.
 //
 // # Memory and time
 //
@@ -96,7 +97,8 @@
 //	hub.go, loop.go        settings and lifetime; the loop
 //	order.go               where the order of events is decided; one process
 //	relay.go, journal.go   the same for a Broker and a HistoryBroker, with
-//	                       broker.go, peers.go, codec.go and appender.go
+//	                       broker.go, peers.go, ledger.go, appender.go and
+//	                       codec.go
 //	admit.go, registry.go  where a request becomes a client; clients by slot
 //	client.go, topics.go   a client's life, which gone ends; its topics
 //	websocket.go, wire.go  WebSockets; the connection under their library
