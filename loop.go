@@ -83,7 +83,7 @@ type publication struct {
 type change struct {
 	client *Client
 	do     func(s *shard) // in its shard; nil: nothing
-	replay *replay        // nil, or filled in by the loop; it goes behind entries
+	replay *replay        // nil, or filled in by the loop; it goes behind do
 	taken  chan struct{}
 }
 
