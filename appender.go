@@ -114,7 +114,7 @@ func (a *appender) run() {
 		case a.live.Load() && time.Since(toldAt) > brokerTimeout:
 			// A probe may be slow: events don't wait for it.
 			probing, told, toldAt = true, a.passed, time.Now()
-			record := a.cut()
+			record := encodeCut(a.peers.node, a.passed, a.topics)
 			a.peers.own.Go(func() {
 				ctx, cancel := context.WithTimeout(a.peers.ctx, brokerTimeout)
 				defer cancel()
@@ -248,10 +248,12 @@ func (a *appender) passCut(last uint64) {
 
 // noteLost notes that other nodes don't get an event of a topic.
 func (a *appender) noteLost(topic string) {
-	if len(a.topics) < maxLostTopics {
+	switch {
+	case a.topics[""]: // which stands for all
+	case len(a.topics) < maxLostTopics:
 		a.topics[topic] = true
-	} else {
-		a.topics[""] = true // all topics
+	default:
+		a.topics = map[string]bool{"": true}
 	}
 }
 
@@ -296,9 +298,9 @@ func (a *appender) endCut(told uint64) {
 
 // appendCut appends a cut; if it is too large, one of all topics.
 func (a *appender) appendCut(ctx context.Context) error {
-	err := a.broker.Append(ctx, a.cut())
+	err := a.broker.Append(ctx, encodeCut(a.peers.node, a.passed, a.topics))
 	if a.widenCut(err) {
-		err = a.broker.Append(ctx, a.cut())
+		err = a.broker.Append(ctx, encodeCut(a.peers.node, a.passed, a.topics))
 	}
 	return err
 }
@@ -309,14 +311,6 @@ func (a *appender) widenCut(err error) bool {
 	if !errors.Is(err, ErrEventTooLarge) || a.topics[""] {
 		return false
 	}
-	a.topics[""] = true
+	a.topics = map[string]bool{"": true}
 	return true
-}
-
-// cut returns the record of the cut.
-func (a *appender) cut() []byte {
-	if a.topics[""] {
-		a.topics = map[string]bool{"": true}
-	}
-	return encodeCut(a.peers.node, a.passed, a.topics)
 }

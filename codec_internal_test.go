@@ -60,11 +60,11 @@ func records() (all [][]byte) {
 		all = append(all, encodeRecord(node, events))
 	}
 	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
-	all = append(all, a.cut())
+	all = append(all, encodeCut(a.peers.node, a.passed, a.topics))
 	for range maxLostTopics + 5 {
 		a.noteLost(string(rune('a' + len(a.topics))))
 	}
-	return append(all, a.cut())
+	return append(all, encodeCut(a.peers.node, a.passed, a.topics))
 }
 
 func TestRecord(t *testing.T) {

@@ -183,8 +183,7 @@ func (j *journal) await(id string) {
 	if !j.awaitStart() {
 		return
 	}
-	patience := time.NewTimer(brokerTimeout)
-	defer patience.Stop()
+	patience := time.After(brokerTimeout)
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	epoch, number, _, ok := parseEventID(id)
@@ -195,14 +194,12 @@ func (j *journal) await(id string) {
 		j.mu.Unlock()
 		select {
 		case <-changed:
-			j.mu.Lock()
-		case <-patience.C:
-			j.mu.Lock()
-			return
+		case <-patience:
+			ok = false
 		case <-j.shared.done:
-			j.mu.Lock()
-			return
+			ok = false
 		}
+		j.mu.Lock()
 	}
 }
 
@@ -210,19 +207,16 @@ func (j *journal) await(id string) {
 // gives up when no record has arrived for brokerTimeout, because the engine is
 // then away. In any case it gives up maxStart after the start.
 func (j *journal) awaitStart() bool {
-	for {
-		last := max(j.started.UnixNano(), j.out.arrived.Load())
-		until := min(last+int64(brokerTimeout), j.started.Add(maxStart).UnixNano())
-		patience := time.NewTimer(time.Duration(until - time.Now().UnixNano()))
+	for end := j.started.Add(maxStart); ; {
+		last := j.out.arrived.Load()
+		until := time.Unix(0, max(j.started.UnixNano(), last)).Add(brokerTimeout)
 		select {
 		case <-j.current:
-			patience.Stop()
 			return true
 		case <-j.shared.done:
-			patience.Stop()
 			return false
-		case <-patience.C:
-			if j.out.arrived.Load() <= last || time.Now().UnixNano() >= j.started.Add(maxStart).UnixNano() {
+		case <-time.After(min(time.Until(until), time.Until(end))):
+			if j.out.arrived.Load() == last || !time.Now().Before(end) {
 				return isClosed(j.current)
 			}
 		}

@@ -62,7 +62,6 @@ type outgoing struct {
 type interest struct {
 	clients   int           // of this node, with the topic
 	idleSince time.Time     // when clients became zero
-	ending    bool          // the broker is unsubscribing
 	since     time.Time     // when Subscribe succeeded; zero: it hasn't
 	confirmed chan struct{} // closed when Subscribe has succeeded
 }
@@ -221,10 +220,10 @@ func (p *peers) tick() {
 // forget reports nodes that are gone, and drops old nodes and topics without
 // clients. Only tick calls it.
 func (p *peers) forget(now time.Time) {
-	if p.forgetNodes(now) && p.lost != nil {
+	died, idle := p.look(now)
+	if died && p.lost != nil {
 		p.lost("", "nothing arrives from another node any more")
 	}
-	idle := p.endInterests(now)
 	for _, topic := range idle {
 		if err := p.broker.Unsubscribe(brokerName(topic)); err != nil {
 			p.shared.log.warn(logBroker, "broker didn't unsubscribe", "err", err)
@@ -238,7 +237,7 @@ func (p *peers) forget(now time.Time) {
 			delete(n.suspects, topic)
 		}
 		in := p.interests[topic]
-		if in.ending = false; in.clients > 0 { // a client has subscribed since
+		if in.clients > 0 { // a client has subscribed since
 			p.own.Go(func() { p.subscribe(topic, in) })
 		} else {
 			delete(p.interests, topic)
@@ -247,8 +246,9 @@ func (p *peers) forget(now time.Time) {
 	}
 }
 
-// forgetNodes drops old nodes. It reports whether one left without a good-bye.
-func (p *peers) forgetNodes(now time.Time) (died bool) {
+// look drops old nodes and reports whether one is gone without a good-bye. It
+// marks the interests that are to end and returns their topics.
+func (p *peers) look(now time.Time) (died bool, idle []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, n := range p.nodes {
@@ -259,20 +259,13 @@ func (p *peers) forgetNodes(now time.Time) (died bool) {
 			delete(p.nodes, id)
 		}
 	}
-	return died
-}
-
-// endInterests marks interests idle for topicLinger and returns their topics.
-func (p *peers) endInterests(now time.Time) (idle []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	for topic, in := range p.interests {
 		if in.clients == 0 && now.Sub(in.idleSince) > topicLinger && isClosed(in.confirmed) {
-			in.ending, in.confirmed, in.since = true, make(chan struct{}), time.Time{}
+			in.confirmed, in.since = make(chan struct{}), time.Time{}
 			idle = append(idle, topic)
 		}
 	}
-	return idle
+	return died, idle
 }
 
 // watch notes that one more client has each of the topics; see order.want.
