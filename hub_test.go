@@ -492,6 +492,7 @@ func TestBlockedHandlersHarmNobody(t *testing.T) {
 		if got := read(t, healthy); got != "echo" {
 			t.Errorf("got %q, want the echo", got)
 		}
+		synctest.Wait() // until it is noticed that one is gone
 		if got := hub.ClientCount(); got != 2 {
 			t.Errorf("ClientCount() = %d, want 2", got)
 		}
