@@ -351,3 +351,22 @@ func TestJournalReadsOthers(t *testing.T) {
 		}
 	})
 }
+
+// The cut of another node concerns the topics that it names, and no others.
+func TestJournalCutOfAnotherNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "1"))
+		j.Current("e", 1)
+		j.Record("e", 2, encodeCut(nodeID{2}, 7, map[string]bool{"a": true}))
+		d.arrive()
+		d.want()
+		before, behind := d.id(1, wholeRecord), d.id(2, wholeRecord)
+		if a, b, later := d.since(before, "a"), d.since(before, "b"), d.since(behind, "a"); a != "lost" || b != "" || later != "" {
+			t.Errorf("clients of a and b have missed %q and %q, and behind the cut %q; want it lost, and nothing", a, b, later)
+		}
+		if n := j.shared.gaps.Load(); n != 1 {
+			t.Errorf("%d gaps, want 1", n)
+		}
+	})
+}

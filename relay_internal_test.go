@@ -300,3 +300,25 @@ func TestRelayGoodBye(t *testing.T) {
 		}
 	})
 }
+
+// The first event of a node to a topic is missed too, by the next one, if it was
+// sent while this node was subscribed; and not if it was sent before.
+func TestRelayMissesAFirstEvent(t *testing.T) {
+	for _, tt := range []struct {
+		age  time.Duration // of the first event, when the second arrives
+		gaps int64
+	}{{time.Second, 1}, {time.Minute, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			d, r, _ := newTestRelay(t)
+			r.want([]string{"a"})
+			time.Sleep(5 * time.Second)
+			second := brokered{kind: brokeredEvent, node: nodeID{1}, seq: 2, before: 1, age: tt.age, event: Event{Data: []byte("2")}}
+			r.Deliver(brokerName("a"), second.append(nil))
+			d.arrive()
+			d.want("2")
+			if got := r.shared.gaps.Load(); got != tt.gaps {
+				t.Errorf("the first event is %v old: %d gaps, want %d", tt.age, got, tt.gaps)
+			}
+		})
+	}
+}
