@@ -85,15 +85,16 @@ func (p *parker) arm(c *Client) bool {
 		return false
 	}
 	event := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLONESHOT, Fd: c.slot}
+	op := syscall.EPOLL_CTL_ADD
+	if c.wire.wasParked {
+		op = syscall.EPOLL_CTL_MOD
+	}
+	c.wire.wasParked = true // now: another goroutine may own it in a moment
 	// Within Control, fd is surely conn's. A stored number could be reused.
 	armed := false
 	p.wait.Control(func(set uintptr) {
 		raw.Control(func(fd uintptr) {
-			err := syscall.EpollCtl(int(set), syscall.EPOLL_CTL_MOD, int(fd), &event)
-			if err == syscall.ENOENT { // it is parked for the first time
-				err = syscall.EpollCtl(int(set), syscall.EPOLL_CTL_ADD, int(fd), &event)
-			}
-			armed = err == nil
+			armed = syscall.EpollCtl(int(set), op, int(fd), &event) == nil
 		})
 	})
 	return armed

@@ -31,9 +31,10 @@ type wire struct {
 	closeFrame func([]byte) // accepts a close frame from the library; called on the reading goroutine
 
 	// Owned by the reading goroutine.
-	in      *bufio.Reader // the library's
-	rest    *bytes.Reader // the rest of what net/http had read; nil: none
-	readErr error         // what ended the reading, if it was the connection
+	in        *bufio.Reader // the library's
+	rest      *bytes.Reader // the rest of what net/http had read; nil: none
+	readErr   error         // what ended the reading, if it was the connection
+	wasParked bool          // the parker's set has its descriptor
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
