@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"slices"
 	"sync"
+	"weak"
 )
 
 // A buffer holds bytes for the wire, up to the end of a message. All outboxes
@@ -56,8 +57,9 @@ func (f format) index() int {
 	return 2 * int(f.encoding)
 }
 
-// An event is an Event on its way to clients. It is encoded at most once for
-// each format, at first use.
+// An event is an Event on its way to clients. It is encoded once for each
+// format, at first use, and again only for clients that get it from the history
+// when it waits for nobody any more.
 type event struct {
 	Event              // with an ID where the hub keeps a history
 	topic    string    // whose subscribers get it; empty: all clients do
@@ -67,9 +69,9 @@ type event struct {
 	unshared uint64    // its position among events that the engine lacks, whose IDs resume nowhere; zero: it isn't one
 	except   *clientID // the client that doesn't get it; nil: all get it
 
-	mu   sync.Mutex       // guards the fields below
-	bufs [formats]*buffer // made at first use
-	bare *event           // made at first use
+	mu   sync.Mutex                    // guards the fields below
+	bufs [formats]weak.Pointer[buffer] // kept by the outboxes in which they wait
+	bare *event                        // made at first use
 }
 
 // newEvent returns e as an event for a topic's clients.
@@ -115,11 +117,12 @@ func (ev *event) buffer(f format) *buffer {
 }
 
 func (ev *event) bufferLocked(f format) *buffer {
-	buf := &ev.bufs[f.index()]
-	if *buf == nil {
-		*buf = ev.encodeLocked(f)
+	buf := ev.bufs[f.index()].Value()
+	if buf == nil {
+		buf = ev.encodeLocked(f)
+		ev.bufs[f.index()] = weak.Make(buf)
 	}
-	return *buf
+	return buf
 }
 
 func (ev *event) encodeLocked(f format) *buffer {
