@@ -3,6 +3,7 @@ package realtime
 import (
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -43,7 +44,7 @@ type outbox struct {
 	latest   map[topicKey]int                  // the index in queue of the newest event of each Key; nil: none waits
 	backlog  backlog
 	seq      uint64        // the highest history position of the events sent
-	pong     *buffer       // the newest pong, to be sent between two buffers; nil: none
+	pongs    *pongs        // to be sent between two buffers; nil: none
 	last     *buffer       // the transport's last bytes, if closed while held
 	progress time.Duration // when a write last ended, or the peer last acknowledged bytes
 	failure  error         // not yet told to the owner
@@ -148,7 +149,7 @@ func (o *outbox) isTooSlowLocked() bool {
 // unlock unlocks o. Before that, it starts the drain goroutine if something
 // waits. After that, it tells the owner if o has ended.
 func (o *outbox) unlock() {
-	if !o.writing && (o.head < len(o.queue) || o.pong != nil) {
+	if !o.writing && (o.head < len(o.queue) || o.pongs != nil) {
 		o.writing = true
 		o.progress = o.shared.clock.now()
 		go o.drain()
@@ -260,9 +261,14 @@ func (o *outbox) control(frame *buffer) {
 	}
 }
 
-// answer sends a pong before the buffers that wait. It replaces a pong that
-// still waits, so a flood of pings costs no memory: only the newest ping needs
-// an answer (RFC 6455 §5.5.3).
+// maxPongs is the most pongs that wait. Some clients have several pings under
+// way and expect an answer to each. RFC 6455 §5.5.3 demands only the last, so a
+// flood of pings costs no memory.
+const maxPongs = 16
+
+type pongs []*buffer // oldest first
+
+// answer sends a pong before the buffers that wait.
 func (o *outbox) answer(pong *buffer) {
 	o.mu.Lock()
 	defer o.unlock()
@@ -270,9 +276,23 @@ func (o *outbox) answer(pong *buffer) {
 	case o.state != outboxOpen || o.conn == nil:
 	case o.freeLocked():
 		o.sendLocked(pong)
+	case o.pongs == nil:
+		o.pongs = &pongs{pong}
 	default:
-		o.pong = pong
+		if len(*o.pongs) == maxPongs {
+			*o.pongs = slices.Delete(*o.pongs, 0, 1)
+		}
+		*o.pongs = append(*o.pongs, pong)
 	}
+}
+
+// takePongsLocked returns the pongs that wait, as bytes.
+func (o *outbox) takePongsLocked() (b []byte) {
+	for _, pong := range *o.pongs {
+		b = append(b, pong.b...)
+	}
+	o.pongs = nil
+	return b
 }
 
 // close sends a transport's last bytes after all that waits. From then on o
@@ -307,7 +327,7 @@ func (o *outbox) failLocked(err error) {
 	o.state, o.failure = outboxFailed, err
 	o.backlog.drop(o.shared)
 	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, nil
-	o.pong, o.last = nil, nil
+	o.pongs, o.last = nil, nil
 }
 
 // open ends the held state. try writes to conn without blocking, or is nil.
@@ -436,10 +456,10 @@ func (o *outbox) drain() {
 		}
 	}()
 	for {
-		pong := o.pong != nil && o.off == 0 // between two buffers
+		pongs := o.pongs != nil && o.off == 0 // between two buffers
 		var b []byte
-		if pong {
-			b, o.pong = o.pong.b, nil
+		if pongs {
+			b = o.takePongsLocked()
 		} else {
 			b = o.nextLocked(mem)
 		}
@@ -452,7 +472,7 @@ func (o *outbox) drain() {
 		if o.state == outboxFailed {
 			return
 		}
-		if !pong {
+		if !pongs {
 			o.wroteLocked(n)
 		}
 		if err != nil {
@@ -478,7 +498,7 @@ func (o *outbox) nextLocked(mem *[maxWrite]byte) []byte {
 	}
 	b := o.queue[o.head].b[o.off:]
 	next := o.head + 1
-	if next == len(o.queue) || o.pong != nil || len(b)+len(o.queue[next].b) > most {
+	if next == len(o.queue) || o.pongs != nil || len(b)+len(o.queue[next].b) > most {
 		b = b[:min(len(b), most)]
 	} else {
 		b = append(mem[:0], b...)

@@ -156,8 +156,8 @@ func TestOutboxGathers(t *testing.T) {
 	})
 }
 
-// A pong overtakes waiting messages, but no frame that has begun. Only the
-// newest is sent, and none after a close frame.
+// A pong overtakes waiting messages, but no frame that has begun. The newest
+// sixteen are sent, and none after a close frame.
 func TestOutboxPong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		conn := &recorder{gate: make(chan error)}
@@ -167,7 +167,7 @@ func TestOutboxPong(t *testing.T) {
 		o.push(runOf(large))
 		synctest.Wait() // the first piece of it is being written
 		o.push(runOf("later"))
-		for i := range 10 {
+		for i := range 100 {
 			o.answer(controlFrame(opPong, fmt.Append(nil, i)))
 		}
 		o.closeWith(closeFrame(1000, ""))
@@ -177,10 +177,13 @@ func TestOutboxPong(t *testing.T) {
 		close(conn.gate)
 		synctest.Wait()
 		o.ends().want(t, 1)
-		want := append(frames(opText, large), frames(opPong, "9")...)
+		want := frames(opText, large)
+		for i := 84; i < 100; i++ {
+			want = append(want, frames(opPong, fmt.Sprint(i))...)
+		}
 		want = append(append(want, frames(opText, "later")...), closeFrame(1000, "").b...)
 		if !bytes.Equal(conn.got, want) {
-			t.Errorf("wrote %d bytes, want %d: the large message, the last pong, the later one, the close frame", len(conn.got), len(want))
+			t.Errorf("wrote %d bytes, want %d: the large message, sixteen pongs, the later one, the close frame", len(conn.got), len(want))
 		}
 	})
 }
