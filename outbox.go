@@ -438,14 +438,13 @@ func (o *outbox) makeRoomLocked() {
 	o.queue, o.head, o.busy, o.replaced = o.queue[:kept], 0, int32(busy), 0
 }
 
-// scratch holds memory in which drain goroutines join buffers for a write.
+// scratch holds memory in which buffers are joined for a write. A drain
+// goroutine that waits for a socket has none.
 var scratch = sync.Pool{New: func() any { return new([maxWrite]byte) }}
 
 // drain is the goroutine that unlock starts. It writes until nothing waits, or
 // the connection fails or is aborted. flushed waits for its end.
 func (o *outbox) drain() {
-	mem := scratch.Get().(*[maxWrite]byte)
-	defer scratch.Put(mem)
 	o.mu.Lock()
 	defer o.unlock()
 	defer func() {
@@ -455,19 +454,35 @@ func (o *outbox) drain() {
 			o.drained = nil
 		}
 	}()
+	write := patientWriter(o.conn)
 	for {
-		pongs := o.pongs != nil && o.off == 0 // between two buffers
+		mem := scratch.Get().(*[maxWrite]byte)
+		release := func() {
+			if mem != nil {
+				scratch.Put(mem)
+				mem = nil
+			}
+		}
 		var b []byte
+		pongs := o.pongs != nil && o.off == 0 // between two buffers
 		if pongs {
 			b = o.takePongsLocked()
 		} else {
 			b = o.nextLocked(mem)
 		}
 		if len(b) == 0 {
+			release()
 			return
 		}
 		o.mu.Unlock()
-		n, err := o.conn.Write(b)
+		var n int
+		var err error
+		if pongs {
+			n, err = o.conn.Write(b)
+		} else {
+			n, err = write(b, release)
+		}
+		release()
 		o.mu.Lock()
 		if o.state == outboxFailed {
 			return

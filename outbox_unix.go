@@ -3,6 +3,7 @@
 package realtime
 
 import (
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -21,27 +22,44 @@ func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 	if err != nil {
 		return nil
 	}
-	return func(b []byte) (int, error) {
-		a := attempts.Get().(*attempt)
-		defer attempts.Put(a)
-		a.b, a.n = b, 0
-		err := raw.Write(a.do)
-		if err == nil {
-			err = a.err
-		}
-		a.b = nil
-		return a.n, err
-	}
+	return func(b []byte) (int, error) { return attemptWrite(raw, b, nil) }
 }
 
-// An attempt is one non-blocking write. Attempts are pooled: a closure for each
-// write would be an allocation for each delivery, and one for each client would
-// be idle memory.
+// patientWriter returns a function that writes some of b. If conn is a socket
+// that accepts nothing now, it calls release, from where on it needs no b. Then
+// it waits until the socket accepts something, and returns zero.
+func patientWriter(conn io.Writer) func(b []byte, release func()) (n int, err error) {
+	if c, ok := conn.(net.Conn); ok {
+		if s := asSocket(c); s != nil {
+			if raw, err := s.SyscallConn(); err == nil {
+				return func(b []byte, release func()) (int, error) { return attemptWrite(raw, b, release) }
+			}
+		}
+	}
+	return func(b []byte, _ func()) (int, error) { return conn.Write(b) }
+}
+
+func attemptWrite(raw syscall.RawConn, b []byte, release func()) (int, error) {
+	a := attempts.Get().(*attempt)
+	defer attempts.Put(a)
+	a.b, a.n, a.release = b, 0, release
+	err := raw.Write(a.do)
+	if err == nil {
+		err = a.err
+	}
+	a.b, a.release = nil, nil
+	return a.n, err
+}
+
+// An attempt is one non-blocking write, and the wait after it. Attempts are
+// pooled: a closure for each write would be an allocation for each delivery, and
+// one for each client would be idle memory.
 type attempt struct {
-	do  func(fd uintptr) bool // the method write
-	b   []byte
-	n   int
-	err error
+	do      func(fd uintptr) bool // the method write
+	b       []byte                // nil: it has waited
+	release func()                // nil: it doesn't wait
+	n       int
+	err     error
 }
 
 var attempts = sync.Pool{New: func() any {
@@ -50,8 +68,11 @@ var attempts = sync.Pool{New: func() any {
 	return a
 }}
 
-// write always reports that it is done, so RawConn.Write never waits.
+// write reports whether RawConn.Write shall return.
 func (a *attempt) write(fd uintptr) bool {
+	if a.b == nil {
+		return true
+	}
 	a.err = syscall.EINTR
 	for a.err == syscall.EINTR {
 		a.n, a.err = syscall.Write(int(fd), a.b)
@@ -59,8 +80,14 @@ func (a *attempt) write(fd uintptr) bool {
 	if a.err != nil {
 		a.n = 0
 	}
-	if a.err == syscall.EAGAIN {
-		a.err = nil
+	if a.err != syscall.EAGAIN {
+		return true
 	}
-	return true
+	a.err = nil
+	if a.release == nil {
+		return true
+	}
+	a.b = nil
+	a.release()
+	return false
 }
