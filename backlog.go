@@ -27,6 +27,7 @@ type backlog struct {
 	private  int           // unwritten bytes in the queue that were sent to this client alone
 	behind   time.Duration // since when the client is behind without catching up; zero: it isn't
 	heap     int           // the most private bytes that waited since behind
+	exemptBy time.Duration // when the exempt messages must be written
 }
 
 // add counts n new messages.
@@ -35,15 +36,22 @@ func (b *backlog) add(s *shared, n int) {
 	s.queued.Add(int64(n))
 }
 
-// addExempt counts n new messages of a replay.
-func (b *backlog) addExempt(s *shared, n int) {
-	b.add(s, n)
-	b.exempt += int32(max(n, 0))
-}
-
 // exemptReplay exempts n messages of a replay that add has counted. At most one
 // replay is exempt: a client gains nothing by asking again and again.
 func (b *backlog) exemptReplay(n int) { b.exempt = max(b.exempt, int32(min(n, b.messages))) }
+
+// limitReplay bounds the time for a replay of size bytes: WriteTimeout, and as
+// much again for each partBytes. Otherwise a client that reads a byte now and
+// then could keep what waits.
+func (b *backlog) limitReplay(s *shared, size int) {
+	if b.exempt == 0 {
+		return
+	}
+	if b.exemptBy == 0 {
+		b.exemptBy = s.clock.now() + s.writeTimeout
+	}
+	b.exemptBy += s.writeTimeout * time.Duration(size/partBytes)
+}
 
 // replaced counts n messages that newer ones have replaced.
 func (b *backlog) replaced(s *shared, n int) {
@@ -56,7 +64,9 @@ func (b *backlog) replaced(s *shared, n int) {
 // delivered counts n messages that have been written.
 func (b *backlog) delivered(s *shared, n int) {
 	b.messages -= n
-	b.exempt = max(0, b.exempt-int32(n)) // replayed messages are in front
+	if b.exempt = max(0, b.exempt-int32(n)); b.exempt == 0 { // replayed messages are in front
+		b.exemptBy = 0
+	}
 	switch owed := b.owed(); {
 	case !b.isBehind(s):
 		b.behind, b.peak, b.heap = 0, 0, 0
@@ -97,9 +107,12 @@ func (b *backlog) isOverLimit(s *shared) bool {
 	return b.isBehind(s) && (b.owed() > hardLimit*s.sendBuffer || b.private > maxPrivateAtOnce)
 }
 
-// isTooSlow reports whether the client has been behind for SlowAfter. Call it
-// when messages are added, and from time to time.
+// isTooSlow reports whether the client has been behind for SlowAfter, or takes
+// too long for a replay. Call it when messages are added, and from time to time.
 func (b *backlog) isTooSlow(s *shared) bool {
+	if b.exemptBy > 0 && s.clock.now() >= b.exemptBy {
+		return true
+	}
 	if !b.isBehind(s) {
 		return false
 	}

@@ -33,7 +33,7 @@ func TestReplaysDoNotExcuse(t *testing.T) {
 			return
 		}
 		if n%50 == 0 {
-			r := &replay{topics: []string{"a"}}
+			r := &replay{topics: []pastTopic{{name: "a"}}}
 			h.fill(r)
 			o.replay(r)
 		}
@@ -48,7 +48,7 @@ func TestPositionsDoNotPileUp(t *testing.T) {
 		o.push(runOf("x"))
 		for range 10_000 {
 			h.add(&event{topic: "other"}, time.Now())
-			r := &replay{topics: []string{"a"}}
+			r := &replay{topics: []pastTopic{{name: "a"}}}
 			h.fill(r)
 			o.replay(r)
 		}
@@ -128,7 +128,7 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 	} {
 		o, h := newOutbox(), newHistory(History{Events: 100, Age: time.Minute})
 		tt.early(o, h)
-		r := &replay{topics: []string{tt.topic}}
+		r := &replay{topics: []pastTopic{{name: tt.topic}}}
 		h.fill(r)
 		o.replay(r)
 		conn := &recorder{room: func() int { return 1 << 20 }}
@@ -143,18 +143,19 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 func TestReplaysShareLargeEvents(t *testing.T) {
 	h := newHistory(History{Events: 100, Age: time.Minute})
 	large := []byte(strings.Repeat("x", 2*maxJoinOne))
-	for range 10 {
+	const events = partBytes / (2 * maxJoinOne) // a part
+	for range events {
 		h.add(&event{Event: Event{Data: large}, topic: "a"}, time.Now())
 	}
-	for first := range 5 {
+	for first := range events {
 		o := newOutbox()
-		r := &replay{topics: []string{"a"}, last: h.id(uint64(first))}
+		r := &replay{topics: []pastTopic{{name: "a"}}, last: h.id(uint64(first))}
 		h.fill(r)
 		o.replay(r)
 		o.writing = true // for ever
 		o.open(&recorder{}, nil, format{})
-		if len(o.queue) != 10-first {
-			t.Fatalf("%d buffers wait, want %d", len(o.queue), 10-first)
+		if len(o.queue) != events-first {
+			t.Fatalf("%d buffers wait, want %d", len(o.queue), events-first)
 		}
 		for i, q := range o.queue {
 			if want := h.topics["a"].kept[first+i].event.buffer(format{}); q.buffer != want {

@@ -16,7 +16,7 @@ func BenchmarkHub(b *testing.B) {
 				hub := NewHub()
 				hub.start()
 				hub.settle()
-				before := heap()
+				before := heapSize()
 				all := make([]*Client, clients)
 				for i := range all {
 					c := newClient(hub, webSocket{})
@@ -27,7 +27,7 @@ func BenchmarkHub(b *testing.B) {
 					c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 					all[i] = c
 				}
-				size := heap() - before
+				size := heapSize() - before
 				payload := make([]byte, 128)
 				var deliveries int64
 				b.ReportAllocs()
@@ -53,7 +53,7 @@ func BenchmarkHub(b *testing.B) {
 	}
 }
 
-func heap() uint64 {
+func heapSize() uint64 {
 	runtime.GC()
 	time.Sleep(10 * time.Millisecond)
 	runtime.GC()
@@ -76,7 +76,7 @@ func BenchmarkTopics(b *testing.B) {
 			for i := range names {
 				names[i] = fmt.Sprint("topic ", i)
 			}
-			before := heap()
+			before := heapSize()
 			all := make([]*Client, bench.clients)
 			for i := range all {
 				c := newClient(hub, webSocket{})
@@ -92,7 +92,7 @@ func BenchmarkTopics(b *testing.B) {
 				c.out.open(new(recorder), func(p []byte) (int, error) { return len(p), nil }, format{})
 				all[i] = c
 			}
-			size := heap() - before
+			size := heapSize() - before
 			payload := make([]byte, 128)
 			subscribers := bench.clients * bench.each / bench.topics
 			var deliveries, next int64

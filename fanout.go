@@ -45,6 +45,8 @@ type subscription struct {
 	topic      *topic // nil: not subscribed
 	index      int    // in topic.subs
 	next, prev *subscription
+
+	since uint64 // the position where it began, if later than a replay's; guarded by the client's tmu
 }
 
 // loop is the shard's goroutine. The hub's first client starts it. It ends when

@@ -109,7 +109,7 @@ func TestShardKeepsOrder(t *testing.T) {
 	s.deliver()
 	for c, want := range map[*Client]string{before: "[first both]", after: "[both last]"} {
 		var got []string
-		for _, ev := range c.out.early {
+		for _, ev := range c.out.held.early {
 			got = append(got, string(ev.Data))
 		}
 		if fmt.Sprint(got) != want {

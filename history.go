@@ -66,8 +66,10 @@ type history struct {
 // to all clients.
 type topicLog struct {
 	topic  string
-	kept   []*keptEvent // oldest first
-	forgot uint64       // the highest position of an event that is no longer kept
+	kept   []*keptEvent          // oldest first
+	keys   map[string]*keptEvent // the newest of each Key
+	forgot uint64                // the highest position of an event that is no longer kept
+	gap    uint64                // the position of the newest gap; zero: there is none
 }
 
 // A keptEvent is an event in a list by age, of all topics.
@@ -76,6 +78,20 @@ type keptEvent struct {
 	log          *topicLog
 	at           time.Time
 	older, newer *keptEvent
+	replacement  *keptEvent // the next one of the same topic and Key; nil: there is none
+}
+
+// isValue reports whether m is the newest event of its Key for a client.
+func (m *keptEvent) isValue(id *clientID) bool {
+	if m.event.Key == "" || !m.event.isFor(id) {
+		return false
+	}
+	for m = m.replacement; m != nil; m = m.replacement {
+		if m.event.isFor(id) {
+			return false
+		}
+	}
+	return true
 }
 
 func newHistory(limit History) *history {
@@ -183,6 +199,17 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	}
 	h.newest = m
 	p.kept = append(p.kept, m)
+	if ev.Key != "" {
+		if older := p.keys[ev.Key]; older != nil {
+			older.replacement = m
+		} else if p.keys == nil {
+			p.keys = make(map[string]*keptEvent)
+		}
+		p.keys[ev.Key] = m
+	}
+	if ev.notice == gapNotice {
+		p.gap = seq
+	}
 	if len(p.kept) > h.limit.Events {
 		h.forget(p.kept[0])
 	}
@@ -223,6 +250,9 @@ func (h *history) forget(m *keptEvent) {
 	p.forgot = m.event.seq
 	p.kept[0] = nil
 	p.kept = p.kept[1:]
+	if p.keys[m.event.Key] == m {
+		delete(p.keys, m.event.Key)
+	}
 	if len(p.kept) == 0 {
 		h.floor = max(h.floor, p.forgot)
 		delete(h.topics, p.topic)
@@ -266,75 +296,21 @@ func newPosition(seq uint64, id string) *event {
 	return &event{Event: Event{ID: id}, seq: seq, notice: positionNotice}
 }
 
-// A replay holds the past events that a client gets.
-type replay struct {
-	id     clientID      // the client's
-	topics []string      // the client's, and the empty one
-	last   string        // the id of the last event that the client saw; empty: it is new
-	given  chan struct{} // closed when the client's outbox has it; nil: nobody waits
-
-	// Filled in by the history.
-	lost     bool     // the client may have lost events
-	seen     uint64   // the position of last; zero: there is none
-	missed   []*event // the events after last
-	newest   []*event // the newest event of each Key, if the client is new or lost is set
-	position *event   // nil: there is no history
-}
-
-// fill completes r with the events that its client needs.
-func (h *history) fill(r *replay) {
-	if !h.limit.keeps() {
-		r.lost = r.last != ""
-		return
-	}
-	r.position = h.position()
-	if r.last != "" {
-		seq, ok := h.seqOf(r.last)
-		if ok && h.complete(r.topics, seq) {
-			r.seen, r.missed = seq, h.since(r, seq)
-			return
-		}
-		r.lost = true
-	}
-	r.newest = h.values(r)
-}
-
 // complete reports whether all events of topics behind seq are kept.
-func (h *history) complete(topics []string, seq uint64) bool {
+func (h *history) complete(topics []pastTopic, seq uint64) bool {
 	if seq < h.begin {
 		return false
 	}
-	for _, topic := range topics {
-		if h.unshared[topic] {
+	for _, t := range topics {
+		forgot, gap := h.floor, uint64(0)
+		if p := h.topics[t.name]; p != nil {
+			forgot, gap = p.forgot, p.gap
+		}
+		if h.unshared[t.name] || max(forgot, gap) > max(seq, t.since) {
 			return false
-		}
-		forgot := h.floor
-		if p := h.topics[topic]; p != nil {
-			forgot = p.forgot
-		}
-		if forgot > seq {
-			return false
-		}
-		for _, m := range h.after(topic, seq) {
-			if m.event.notice == gapNotice {
-				return false
-			}
 		}
 	}
 	return true
-}
-
-// since returns the events for r behind seq, in order.
-func (h *history) since(r *replay, seq uint64) (events []*event) {
-	for _, topic := range r.topics {
-		for _, m := range h.after(topic, seq) {
-			if m.event.isFor(&r.id) && m.event.unshared == 0 {
-				events = append(events, m.event)
-			}
-		}
-	}
-	sortEvents(events)
-	return events
 }
 
 // after returns the kept events of a topic behind seq.
@@ -345,80 +321,4 @@ func (h *history) after(topic string, seq uint64) []*keptEvent {
 	}
 	i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *keptEvent, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
 	return p.kept[i:]
-}
-
-// values returns the newest event of each Key for r, in order.
-func (h *history) values(r *replay) (events []*event) {
-	for _, topic := range r.topics {
-		p := h.topics[topic]
-		if p == nil {
-			continue
-		}
-		seen := make(map[string]bool)
-		for _, m := range slices.Backward(p.kept) {
-			if ev := m.event; ev.Key != "" && !seen[ev.Key] && ev.isFor(&r.id) {
-				seen[ev.Key] = true
-				events = append(events, ev)
-			}
-		}
-	}
-	sortEvents(events)
-	return events
-}
-
-func sortEvents(events []*event) {
-	slices.SortFunc(events, (*event).compare)
-}
-
-// before merges r with early, the events for a client that arrived while it
-// joined. Events to the client alone come first. The others follow by position,
-// each once though r may have it too.
-func (r *replay) before(early []*event) []*event {
-	var all, live []*event
-	if r.lost {
-		all = append(all, resetEvent)
-	}
-	own := make(map[string]bool)
-	for _, ev := range early {
-		if ev.seq == 0 {
-			all = append(all, ev)
-			if ev.Key != "" && ev.topic == "" {
-				own[ev.Key] = true
-			}
-		} else if ev.seq > r.seen { // not seen yet; this node may have been behind another
-			live = append(live, ev)
-		}
-	}
-	past := r.missed
-	if past == nil {
-		past = r.newest
-	}
-	for _, ev := range past {
-		for len(live) > 0 && live[0].compare(ev) < 0 {
-			all, live = append(all, live[0]), live[1:]
-		}
-		switch {
-		case len(live) > 0 && live[0] == ev:
-			live = live[1:]
-		case ev.topic == "" && own[ev.Key]:
-			continue // the client was sent a newer one since
-		case r.missed == nil:
-			ev = ev.withoutID() // earlier events have not been sent
-		}
-		all = append(all, ev)
-	}
-	all = append(all, live...)
-	if r.position != nil && (len(all) == 0 || all[len(all)-1].seq < r.position.seq) {
-		all = append(all, r.position)
-	}
-	return all
-}
-
-func countMessages(events []*event) (n int) {
-	for _, ev := range events {
-		if ev.notice == noNotice {
-			n++
-		}
-	}
-	return n
 }

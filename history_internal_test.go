@@ -55,7 +55,7 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("%d events are kept, the floor is %d", events, h.floor)
 	}
 	h.add(&event{topic: "7"}, now)
-	if h.complete([]string{"7"}, 19_999) || !h.complete([]string{"7"}, 20_000) {
+	if topic := []pastTopic{{name: "7"}}; h.complete(topic, 19_999) || !h.complete(topic, 20_000) {
 		t.Error("a topic that was forgotten knows what of it was")
 	}
 }

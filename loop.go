@@ -197,7 +197,7 @@ func (h *Hub) change(c *change) {
 		switch {
 		case r.lost:
 			h.shared.resets.Add(1)
-		case r.last != "":
+		case r.resumed:
 			h.shared.resumed.Add(1)
 		}
 	}

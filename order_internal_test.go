@@ -140,13 +140,16 @@ func (d *driver) want(want ...string) {
 
 // since returns the data of the events after an id, or "lost".
 func (d *driver) since(id string, topics ...string) string {
-	r := &replay{topics: append(topics, ""), last: id}
+	r := &replay{topics: []pastTopic{{}}, last: id}
+	for _, topic := range topics {
+		r.topics = append(r.topics, pastTopic{name: topic})
+	}
 	d.o.fill(r)
 	if r.lost {
 		return "lost"
 	}
 	var got []string
-	for _, ev := range r.missed {
+	for _, ev := range r.part {
 		got = append(got, string(ev.Data))
 	}
 	return strings.Join(got, " ")

@@ -37,7 +37,8 @@ type outbox struct {
 	mu       sync.Mutex                        // guards the fields below; never held during a write that can block
 	conn     io.Writer                         // nil while held
 	try      func(b []byte) (n int, err error) // writes without blocking; nil: conn can't
-	early    []*event                          // came while held
+	held     *held                             // what came while held; nil: nothing
+	past     *replay                           // whose next parts follow; nil: none
 	queue    []queued                          // queue[head:] waits; its first may be partly written
 	off      int                               // bytes of queue[head] that are written
 	head     int                               // index into queue
@@ -45,7 +46,6 @@ type outbox struct {
 	backlog  backlog
 	seq      uint64        // the highest history position of the events sent
 	pongs    *pongs        // to be sent between two buffers; nil: none
-	last     *buffer       // the transport's last bytes, if closed while held
 	progress time.Duration // when a write last ended, or the peer last acknowledged bytes
 	failure  error         // not yet told to the owner
 	drained  chan struct{} // closed when the drain goroutine ends; nil: nobody waits
@@ -69,11 +69,23 @@ const (
 	outboxFailed
 )
 
-// An outboxOwner is told how its outbox ends. The methods run without the
-// outbox's lock, on the drain goroutine or a caller's. They must not block.
+// A held has what came for an outbox before it was opened.
+type held struct {
+	early []*event
+	last  *buffer // the transport's last bytes; nil: it isn't closed
+}
+
+// An outboxOwner is told what becomes of its outbox. The methods run without the
+// outbox's lock.
 type outboxOwner interface {
+	// outboxFailed and outboxFinished are called at the end, on the drain
+	// goroutine or a caller's. They must not block.
 	outboxFailed(err error) // ErrSlowClient, or the error of a write
 	outboxFinished()
+
+	// outboxEmpty waits until the outbox has the next part of a replay, and
+	// reports whether it has. The drain goroutine calls it.
+	outboxEmpty(r *replay) bool
 }
 
 // push sends the events of r. It returns ErrClientClosed if o isn't open or a
@@ -84,14 +96,39 @@ func (o *outbox) push(r *run) error {
 	if o.state != outboxOpen {
 		return ErrClientClosed
 	}
+	if o.past != nil {
+		o.pushNoticesLocked(r)
+		return nil
+	}
 	o.backlog.add(o.shared, r.messages)
 	o.seq = max(o.seq, r.seq)
 	if o.conn == nil {
-		o.early = append(o.early, r.events...)
+		o.holdLocked(r.events...)
 	} else {
 		o.sendLocked(r.buffers(o.format)...)
 	}
 	return o.checkLocked()
+}
+
+// pushNoticesLocked sends what r has without a position. All else is in the
+// history, and the next parts of the replay have it.
+func (o *outbox) pushNoticesLocked(r *run) {
+	for _, ev := range r.events {
+		switch {
+		case ev.seq > 0:
+		case o.conn == nil:
+			o.holdLocked(ev)
+		default:
+			o.sendLocked(ev.buffer(o.format))
+		}
+	}
+}
+
+func (o *outbox) holdLocked(events ...*event) {
+	if o.held == nil {
+		o.held = new(held)
+	}
+	o.held.early = append(o.held.early, events...)
 }
 
 // post sends e to this client alone; its errors are those of push. If the
@@ -105,7 +142,7 @@ func (o *outbox) post(e *Event) error {
 	o.backlog.add(o.shared, 1)
 	switch {
 	case o.conn == nil:
-		o.early = append(o.early, &event{Event: *e, private: true})
+		o.holdLocked(&event{Event: *e, private: true})
 		o.backlog.private += len(e.Data)
 	case e.Key != "" || o.format.deflate && len(e.Data) >= minDeflate:
 		o.sendLocked((&event{Event: *e, private: true}).buffer(o.format))
@@ -149,7 +186,7 @@ func (o *outbox) isTooSlowLocked() bool {
 // unlock unlocks o. Before that, it starts the drain goroutine if something
 // waits. After that, it tells the owner if o has ended.
 func (o *outbox) unlock() {
-	if !o.writing && (o.head < len(o.queue) || o.pongs != nil) {
+	if !o.writing && (o.head < len(o.queue) || o.pongs != nil || o.lacksPartLocked()) {
 		o.writing = true
 		o.progress = o.shared.clock.now()
 		go o.drain()
@@ -170,44 +207,103 @@ func (o *outbox) unlock() {
 
 // conflateEarlyLocked drops held events that a newer one replaces.
 func (o *outbox) conflateEarlyLocked() {
-	o.early = conflate(o.early, func(*event) { o.backlog.replaced(o.shared, 1) })
+	o.held.early = conflate(o.held.early, func(*event) { o.backlog.replaced(o.shared, 1) })
 }
 
-// replay sends the past events of r. If o is held, it merges them with the
-// events that have come since, some of which may be the same.
+// replay sends a part of the past. If o is held, the part is merged with the
+// events that came before, some of which may be the same.
 func (o *outbox) replay(r *replay) {
 	o.mu.Lock()
 	defer o.unlock()
 	if o.state != outboxOpen {
 		return
 	}
-	if o.conn == nil {
-		before := countMessages(o.early)
-		o.early = r.before(o.early)
-		o.backlog.addExempt(o.shared, countMessages(o.early)-before)
-	} else if past := r.before(nil); len(past) > 0 {
-		var rn run
-		rn.add(past...)
-		o.backlog.add(o.shared, rn.messages)
-		o.sendLocked(rn.buffers(o.format)...)
-		o.backlog.exemptReplay(rn.messages)
+	counted := countMessages(r.early)
+	var early []*event
+	if !r.whole && o.held != nil {
+		early, o.held.early = o.held.early, nil
+		counted += countMessages(early)
 	}
-	if r.position != nil {
+	catchingUp := r.more || r.whole && o.past != nil
+	past := countMessages(r.part)
+	events := r.events(early, !catchingUp)
+	o.backlog.add(o.shared, countMessages(events)+countMessages(r.early)-counted)
+	o.backlog.exemptReplay(past)
+	if !catchingUp && r.position != nil {
 		o.seq = max(o.seq, r.position.seq)
+	}
+	if !r.whole {
+		o.past = nil
+		if r.more {
+			o.past = r
+		}
+	}
+	if o.conn == nil {
+		o.holdLocked(events...)
+	} else {
+		o.sendEachLocked(events)
 	}
 }
 
-// position sends ev, a position, unless the client has been sent later events.
-// It reports whether it did.
+// lacksPartLocked reports whether the next part of a replay has to be fetched.
+func (o *outbox) lacksPartLocked() bool {
+	return o.past != nil && o.conn != nil && o.state == outboxOpen
+}
+
+// nextPartLocked waits for the next part of a replay, and reports whether o has
+// it.
+func (o *outbox) nextPartLocked() bool {
+	r := o.past
+	o.mu.Unlock()
+	has := o.owner.outboxEmpty(r)
+	o.mu.Lock()
+	if !has {
+		o.past = nil
+	}
+	return has
+}
+
+// position sends ev, a position, unless the client has been sent later events,
+// or has yet to get earlier ones. It reports whether it did.
 func (o *outbox) position(ev *event) bool {
 	o.mu.Lock()
 	defer o.unlock()
-	if o.state != outboxOpen || o.conn == nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
+	if o.state != outboxOpen || o.conn == nil || o.past != nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
 		return false
 	}
 	o.seq = ev.seq
 	o.sendLocked(ev.buffer(o.format))
 	return true
+}
+
+// sendEachLocked sends events. Unlike a run, it doesn't join them in memory that
+// only this client would have.
+func (o *outbox) sendEachLocked(events []*event) {
+	size := 0
+	for _, ev := range events {
+		buf := ev.buffer(o.format)
+		size += len(buf.b)
+		o.appendLocked(buf)
+	}
+	o.backlog.limitReplay(o.shared, size)
+	if !o.freeLocked() {
+		return
+	}
+	mem := scratch.Get().(*[maxWrite]byte)
+	defer scratch.Put(mem)
+	for b := o.nextLocked(mem); len(b) > 0; b = o.nextLocked(mem) {
+		n, err := o.try(b)
+		o.wroteLocked(n)
+		o.busyHeadLocked()
+		if err != nil {
+			o.failLocked(err)
+			return
+		}
+		if n < len(b) {
+			return // drain does the rest
+		}
+	}
+	o.queue = nil // which may have room for some events
 }
 
 // sendLocked writes bufs while nothing waits and the kernel accepts them. It
@@ -242,6 +338,11 @@ func (o *outbox) queueRestLocked(bufs []*buffer, n int) {
 	o.busy = math.MaxInt32 // nothing may be replaced until the n bytes are counted
 	o.appendLocked(bufs...)
 	o.wroteLocked(n)
+	o.busyHeadLocked()
+}
+
+// busyHeadLocked notes that nothing is being written but a torn first buffer.
+func (o *outbox) busyHeadLocked() {
 	o.busy = int32(o.head)
 	if o.off > 0 {
 		o.busy++
@@ -307,7 +408,8 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 	o.state, o.closed = outboxClosed, true
 	closed()
 	if o.conn == nil {
-		o.last = last
+		o.holdLocked()
+		o.held.last = last
 	} else {
 		o.sendLocked(last)
 	}
@@ -326,8 +428,8 @@ func (o *outbox) fail() {
 func (o *outbox) failLocked(err error) {
 	o.state, o.failure = outboxFailed, err
 	o.backlog.drop(o.shared)
-	o.early, o.queue, o.head, o.off, o.done, o.latest = nil, nil, 0, 0, 0, nil
-	o.pongs, o.last = nil, nil
+	o.queue, o.head, o.off, o.done, o.latest = nil, 0, 0, 0, nil
+	o.held, o.past, o.pongs = nil, nil, nil
 }
 
 // open ends the held state. try writes to conn without blocking, or is nil.
@@ -337,15 +439,15 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) {
 	o.conn, o.try, o.format = conn, try, f
 	_, ok := unsent(conn)
 	o.blind = !ok
-	o.conflateEarlyLocked()
-	var r run
-	r.add(o.early...)
-	bufs := r.buffers(f)
-	if o.last != nil {
-		bufs = append(bufs, o.last)
+	if o.held != nil {
+		o.conflateEarlyLocked()
+		held := o.held
+		o.held, o.backlog.private = nil, 0
+		o.sendEachLocked(held.early)
+		if held.last != nil {
+			o.sendLocked(held.last)
+		}
 	}
-	o.early, o.last, o.backlog.private = nil, nil, 0
-	o.sendLocked(bufs...)
 	o.backlog.connected(o.shared)
 }
 
@@ -472,6 +574,9 @@ func (o *outbox) drain() {
 		}
 		if len(b) == 0 {
 			release()
+			if o.lacksPartLocked() && o.nextPartLocked() {
+				continue
+			}
 			return
 		}
 		o.mu.Unlock()

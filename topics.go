@@ -85,10 +85,15 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 		}
 	}}
 	if c.replayed && c.hub.shared.history.keeps() {
-		hand.replay = &replay{id: c.id, topics: added}
+		hand.replay = &replay{id: c.id, topics: pastTopics(subs), whole: true}
 	}
 	if !c.hub.hand(hand) {
 		return nil, ErrClientClosed
+	}
+	if hand.replay != nil {
+		for _, sub := range subs {
+			sub.since = hand.replay.position.seq
+		}
 	}
 	if len(added) < len(c.topics)/64 { // sorting would look at all of them
 		for _, sub := range subs {
@@ -159,20 +164,44 @@ func (c *Client) topicNames() []string {
 	return names
 }
 
-// catchUp gives a joining client its replay, given the last event id it saw.
+// catchUp gives a joining client the first part of its replay, given the last
+// event id it saw. The replay must be in the outbox before that opens.
 func (c *Client) catchUp(last string) {
 	c.hub.order.await(last)
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.replayed = true
-	if last == "" && !c.hub.shared.history.keeps() {
-		return
+	if last != "" || c.hub.shared.history.keeps() {
+		c.nextPart(&replay{id: c.id, last: last})
 	}
-	topics := append(c.topicNames(), "")
-	given := make(chan struct{})
-	if c.hub.hand(change{client: c, replay: &replay{id: c.id, topics: topics, last: last, given: given}}) {
-		<-given // the replay must be in the outbox before that opens
+}
+
+// outboxEmpty gives the client the next part of its replay; see outboxOwner.
+func (c *Client) outboxEmpty(r *replay) bool {
+	c.tmu.Lock()
+	defer c.tmu.Unlock()
+	return !c.unlisted && c.nextPart(r)
+}
+
+// nextPart has the loop fill the next part of r, waits until the outbox has it,
+// and reports whether it has. Its caller holds tmu.
+func (c *Client) nextPart(r *replay) bool {
+	r.topics = append(pastTopics(c.topics), pastTopic{})
+	r.given = make(chan struct{})
+	if !c.hub.hand(change{client: c, replay: r}) {
+		return false
 	}
+	<-r.given
+	r.topics = nil
+	return true
+}
+
+func pastTopics(subs []*subscription) []pastTopic {
+	topics := make([]pastTopic, len(subs), len(subs)+1)
+	for i, sub := range subs {
+		topics[i] = pastTopic{sub.name, sub.since}
+	}
+	return topics
 }
 
 // Subscribers returns this node's clients that have topic when the iteration

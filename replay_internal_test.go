@@ -1,0 +1,277 @@
+package realtime
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A follower is one client of a history, without a hub: it is the owner of the
+// client's outbox, and the loop and the shard at once.
+type follower struct {
+	endings
+	mu     sync.Mutex // guards the fields below, and orders what loop and shard do
+	h      *history
+	o      *outbox
+	topics []string
+	parts  int
+}
+
+func newFollower(h *history, topics ...string) *follower {
+	f := &follower{h: h, o: &outbox{shared: newShared()}, topics: topics}
+	f.o.owner = f
+	return f
+}
+
+func (f *follower) outboxEmpty(r *replay) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.topics = nil
+	for _, topic := range f.topics {
+		r.topics = append(r.topics, pastTopic{name: topic})
+	}
+	f.h.fill(r)
+	f.o.replay(r)
+	f.parts++
+	return true
+}
+
+// publish has the history keep an event and the client get it, if it is
+// subscribed.
+func (f *follower) publish(topic string, e Event) *event {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ev := newEvent(topic, e)
+	f.h.add(ev, time.Now())
+	if slices.Contains(f.topics, topic) && ev.isFor(&clientID{}) {
+		var r run
+		r.add(ev)
+		f.o.push(&r)
+	}
+	return ev
+}
+
+// A slowConn takes some time for each write, and keeps what is written.
+type slowConn struct {
+	io.Writer
+	rate int // bytes a second
+	all  []byte
+}
+
+func (c *slowConn) Write(b []byte) (int, error) {
+	time.Sleep(time.Duration(len(b)) * time.Second / time.Duration(c.rate))
+	c.all = append(c.all, b...)
+	return len(b), nil
+}
+
+// A client whose replay takes several parts gets what it should, while others
+// publish: if it resumes, all events of its topics, once and in order. If it is
+// new or lost events, the newest of each Key, and all that is published since.
+func TestReplayModel(t *testing.T) {
+	for seed := range uint64(150) {
+		synctest.Test(t, func(t *testing.T) { testReplay(t, seed) })
+	}
+}
+
+func testReplay(t *testing.T, seed uint64) {
+	random := rand.New(rand.NewPCG(seed, 1))
+	h := newHistory(History{Events: 20 + random.IntN(300), Age: time.Hour})
+	f := newFollower(h, "a", "b")
+	f.o.shared.sendBuffer, f.o.shared.writeTimeout = 1<<20, time.Hour // slowness is not the matter here
+	if random.IntN(3) == 0 {
+		f.topics = f.topics[:1]
+	}
+	keyed := random.IntN(2) == 0
+	var all []*event // of the client's topics
+	publish := func() {
+		e := Event{Data: fmt.Appendf(nil, "%d %s", len(all), strings.Repeat("x", random.IntN(2000)))}
+		if keyed && random.IntN(3) > 0 {
+			e.Key = fmt.Sprint(random.IntN(100))
+		}
+		if random.IntN(10) == 0 {
+			e.Except = new(Client).ID()
+		}
+		topic := string(rune('a' + random.IntN(3)))
+		if ev := f.publish(topic, e); slices.Contains(f.topics, topic) && e.Except == "" {
+			all = append(all, ev)
+		}
+	}
+	for range 1 + random.IntN(600) {
+		publish()
+	}
+	last, from := "", 0
+	if random.IntN(3) > 0 {
+		from = random.IntN(len(all))
+		last = all[from].ID
+		from++
+	}
+	for range random.IntN(50) { // while the client joins
+		publish()
+	}
+	f.outboxEmpty(&replay{last: last})
+	conn := &slowConn{rate: 1 << (15 + random.IntN(6))}
+	f.o.open(conn, nil, format{encoding: envelopeFrame})
+	sent := 0
+	for range random.IntN(600) {
+		switch random.IntN(10) {
+		case 0:
+			time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
+		case 1:
+			f.o.post(&Event{Name: "private", Data: fmt.Append(nil, sent)})
+			sent++
+		default:
+			publish()
+		}
+	}
+	time.Sleep(time.Hour)
+	synctest.Wait()
+	f.want(t, 0)
+
+	index := make(map[string]int) // of each event's id in all
+	for i, ev := range all {
+		index[ev.ID] = i
+	}
+	next, resumed, private := -1, last != "", 0 // next: the index of the event that has to follow; negative: any
+	if resumed {
+		next = from
+	}
+	values := make(map[topicKey]string)
+	position := ""
+	for got := conn.all; len(got) > 0; {
+		_, payload, n := parseFrame(got)
+		got = got[n:]
+		var e envelope
+		if err := json.Unmarshal(payload, &e); err != nil {
+			t.Fatal(err)
+		}
+		i, isEvent := index[e.ID]
+		switch {
+		case e.Reset:
+			next, resumed = -1, false
+			continue
+		case e.Event == "private":
+			if *e.Data != fmt.Sprint(private) {
+				t.Fatalf("seed %d: private message %s, want %d", seed, *e.Data, private)
+			}
+			private++
+			continue
+		case e.Data == nil:
+			position = e.ID
+			continue
+		case e.ID == "" && resumed:
+			t.Fatalf("seed %d: a value for a client that resumes", seed)
+		case e.ID != "" && (!isEvent || next >= 0 && i < next):
+			t.Fatalf("seed %d: event %d, want %d", seed, i, next)
+		case isEvent:
+			for ; 0 <= next && next < i; next++ {
+				if all[next].Key == "" {
+					t.Fatalf("seed %d: event %d, want %d", seed, i, next)
+				}
+			}
+			next = i + 1
+			if key := all[i].topicKey(); key.key != "" {
+				values[key] = *e.Data
+			}
+		default:
+			for _, ev := range slices.Backward(all) {
+				if string(ev.Data) == *e.Data {
+					values[ev.topicKey()] = *e.Data
+				}
+			}
+		}
+	}
+	if private != sent {
+		t.Errorf("seed %d: %d private messages, want %d", seed, private, sent)
+	}
+	if next != len(all) && position != h.id(h.seq) {
+		t.Errorf("seed %d: the last event is %d of %d, and the position %q", seed, next-1, len(all), position)
+	}
+	newest := make(map[topicKey]*event)
+	for _, topic := range f.topics {
+		for _, m := range h.topics[topic].kept {
+			if m.event.Key != "" && m.event.Except == "" {
+				newest[m.event.topicKey()] = m.event
+			}
+		}
+	}
+	for key, ev := range newest {
+		if resumed && from > 0 && ev.seq <= all[from-1].seq {
+			continue // it has seen it
+		}
+		if got, want := values[key], string(ev.Data); got != want {
+			t.Errorf("seed %d: the newest of %+v is %.5q, want %.5q", seed, key, got, want)
+		}
+	}
+}
+
+// A client that reads 16 Mbit/s gets 20 MB of past events. While it does, only a
+// part of them waits in its outbox.
+func TestSlowReaderGetsItsReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, id := newFollower(longHistory()), ""
+		f.topics = []string{"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"}
+		id = f.h.id(1)
+		f.outboxEmpty(&replay{last: id})
+		conn := &slowConn{rate: 2 << 20}
+		f.o.open(conn, nil, format{})
+		most := 0
+		for range 11 {
+			time.Sleep(time.Second)
+			if err := f.o.overdue(f.o.shared.clock.now()); err != nil {
+				t.Fatal(err)
+			}
+			f.o.mu.Lock()
+			size := 0
+			for _, q := range f.o.queue[f.o.head:] {
+				size += len(q.b)
+			}
+			most = max(most, size)
+			f.o.mu.Unlock()
+		}
+		synctest.Wait()
+		if got := len(conn.all) >> 20; got < 19 {
+			t.Errorf("the client got %d MB of 20", got)
+		}
+		if most == 0 || most > 2*partBytes {
+			t.Errorf("%d bytes waited for the client at once, want some, and at most %d", most, 2*partBytes)
+		}
+	})
+}
+
+// longHistory returns a history of 20 MB in 10,000 events.
+func longHistory() *history {
+	h := newHistory(History{Events: 1000, Age: time.Hour})
+	data := []byte(strings.Repeat("x", 2<<10))
+	for i := range 10_000 {
+		h.add(newEvent(fmt.Sprint(i%10), Event{Data: data}), time.Now())
+	}
+	return h
+}
+
+// A client that reads a byte now and then doesn't keep its replay.
+func TestTricklingReaderLosesItsReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(longHistory(), "1")
+		f.outboxEmpty(&replay{last: f.h.id(1)})
+		f.o.open(&slowConn{rate: 1450}, nil, format{}) // a write of 7 events takes 9.9 s, a part 23 s
+		for i := range 60 {
+			time.Sleep(time.Second)
+			if err := f.o.overdue(f.o.shared.clock.now()); err != nil {
+				if err != ErrSlowClient || i < 10 {
+					t.Errorf("after %d s: %v", i+1, err)
+				}
+				f.o.fail()
+				time.Sleep(time.Minute) // until the write ends
+				return
+			}
+		}
+		t.Error("it was not disconnected within a minute")
+	})
+}
