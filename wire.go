@@ -31,18 +31,18 @@ type wire struct {
 	closeFrame func([]byte) // accepts a close frame from the library; called on the reading goroutine
 
 	// Owned by the reading goroutine.
-	in        *bufio.Reader // the library's
-	rest      *bytes.Reader // the rest of what net/http had read; nil: none
-	readErr   error         // what ended the reading, if it was the connection
-	wasParked bool          // the parker's set has its descriptor
+	in      *bufio.Reader // the library's
+	rest    *bytes.Reader // the rest of what net/http had read; nil: none
+	readErr error         // what ended the reading, if it was the connection
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
 
-	parked   atomic.Bool // no goroutine reads; who unsets it starts one
-	parkable bool        // set by attach
+	parked    atomic.Bool // no goroutine reads; who unsets it starts one
+	parkable  bool        // set by attach
+	wasParked bool        // the parker's set has the descriptor; owned by the reading goroutine
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool       // the library is done with it
