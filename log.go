@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -31,8 +32,7 @@ type logbook struct {
 
 	mu      sync.Mutex // guards the fields below
 	lines   []func()
-	writing bool
-	idle    chan struct{} // closed when the goroutine ends; nil: nobody waits
+	writing chan struct{} // closed when the goroutine ends; nil: none runs
 	last    [logKinds]time.Time
 	skipped [logKinds]int
 }
@@ -62,8 +62,8 @@ func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) bo
 	l.lines = append(l.lines, func() {
 		l.logger.Log(context.Background(), level, "realtime: "+msg, args...)
 	})
-	if !l.writing {
-		l.writing = true
+	if l.writing == nil {
+		l.writing = make(chan struct{})
 		go l.write()
 	}
 	return true
@@ -71,36 +71,27 @@ func (l *logbook) add(kind logKind, level slog.Level, msg string, args []any) bo
 
 // write is the body of the logbook's goroutine.
 func (l *logbook) write() {
-	for {
-		l.mu.Lock()
+	l.mu.Lock()
+	for len(l.lines) > 0 {
 		lines := l.lines
 		l.lines = nil
-		if len(lines) == 0 {
-			l.writing = false
-			if l.idle != nil {
-				close(l.idle)
-				l.idle = nil
-			}
-			l.mu.Unlock()
-			return
-		}
 		l.mu.Unlock()
 		for _, line := range lines {
 			line()
 		}
+		l.mu.Lock()
 	}
+	close(l.writing)
+	l.writing = nil
+	l.mu.Unlock()
 }
 
-// written returns a channel that is closed when no line waits. It is for one
-// caller, once nothing more is logged.
+// written returns a channel that is closed when no line waits. Call it once
+// nothing more is logged.
 func (l *logbook) written() <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.writing {
-		return ended
-	}
-	l.idle = make(chan struct{})
-	return l.idle
+	return cmp.Or(l.writing, ended)
 }
 
 // An outage logs that something is away: when that begins, then at growing
