@@ -75,55 +75,41 @@ func (l *ledger) close(node nodeID, clients int64, leaving bool, now time.Time) 
 	return beats
 }
 
-// A tally tracks which events of another node have arrived.
-type tally struct {
-	seqs      map[string]uint64 // by topic, the last event that arrived or is known to be lost
-	suspects  map[string]uint64 // by topic, an event that should have arrived
-	suspected time.Time         // when the oldest suspect was noted
-	beat      uint64            // number of the last heartbeat; zero: none has arrived
-	left      bool              // the node has said good-bye, or counts as gone
-}
-
-func newTally() tally {
-	return tally{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}
-}
-
-// trackEvent notes an event. It reports whether the previous one is lost. The
-// caller holds mu.
-func (p *peers) trackEvent(t *tally, topic string, m *brokered, now time.Time) (lost bool) {
-	last := t.seqs[topic]
-	t.seqs[topic] = m.seq
+// trackEventLocked notes an event of a node. It reports whether the node's
+// previous one to the topic is lost.
+func (p *peers) trackEventLocked(n *node, topic string, m *brokered, now time.Time) (lost bool) {
+	last := n.seqs[topic]
+	n.seqs[topic] = m.seq
 	return m.before > last && (last > 0 || p.interests[topic].covers(now, m.age))
 }
 
-// trackHeartbeat compares a heartbeat with the events that arrived. It returns
-// the topics that lost events; the empty one stands for any. The caller holds
-// mu.
-func (p *peers) trackHeartbeat(t *tally, m *brokered, now time.Time) (lost []string) {
-	if m.seq <= t.beat {
+// trackHeartbeatLocked compares a node's heartbeat with the events that arrived.
+// It returns the topics that lost events; the empty one stands for any.
+func (p *peers) trackHeartbeatLocked(n *node, m *brokered, now time.Time) (lost []string) {
+	if m.seq <= n.beat {
 		return nil // a duplicate
 	}
-	skipped := t.beat != 0 && m.seq != t.beat+1
-	t.beat, t.left = m.seq, m.leaving
-	if now.Sub(t.suspected) >= heartbeatInterval/2 {
-		for topic, seq := range t.suspects {
-			if t.seqs[topic] < seq && p.interests[topic] != nil {
-				t.seqs[topic] = seq
+	skipped := n.beat != 0 && m.seq != n.beat+1
+	n.beat, n.left = m.seq, m.leaving
+	if now.Sub(n.suspected) >= heartbeatInterval/2 {
+		for topic, seq := range n.suspects {
+			if n.seqs[topic] < seq && p.interests[topic] != nil {
+				n.seqs[topic] = seq
 				lost = append(lost, topic)
 			}
 		}
-		clear(t.suspects)
+		clear(n.suspects)
 	}
 	for _, s := range m.sent {
-		if topic, has := p.byHash[s.topic]; has && t.seqs[topic] < s.seq && p.interests[topic].covers(now, s.age) {
-			if len(t.suspects) == 0 {
-				t.suspected = now
+		if topic, has := p.byHash[s.topic]; has && n.seqs[topic] < s.seq && p.interests[topic].covers(now, s.age) {
+			if len(n.suspects) == 0 {
+				n.suspected = now
 			}
-			t.suspects[topic] = s.seq
+			n.suspects[topic] = s.seq
 		}
 	}
 	if skipped || len(lost) > maxLostNamed {
-		clear(t.suspects)
+		clear(n.suspects)
 		return []string{""}
 	}
 	return lost

@@ -66,11 +66,15 @@ type interest struct {
 	confirmed chan struct{} // closed when Subscribe has succeeded
 }
 
-// A node describes another node.
+// A node is what this node knows of another.
 type node struct {
-	heard   time.Time // when its last message arrived
-	clients int       // as its last heartbeat says
-	tally
+	heard     time.Time         // when its last message arrived
+	clients   int               // as its last heartbeat says
+	beat      uint64            // number of that; zero: none has arrived
+	left      bool              // it has said good-bye, or counts as gone
+	seqs      map[string]uint64 // by topic, the last event that arrived or is known to be lost
+	suspects  map[string]uint64 // by topic, an event that should have arrived
+	suspected time.Time         // when the oldest suspect was noted
 }
 
 func newPeers(s *shared, broker Broker) *peers {
@@ -342,13 +346,11 @@ func (p *peers) parse(name string, msg []byte) (topic string, m brokered, ok boo
 func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 	n = p.nodes[m.node]
 	if n == nil {
-		n = &node{tally: newTally()}
+		n = &node{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}
 		p.nodes[m.node] = n
-	}
-	if back = !n.heard.IsZero() && time.Since(n.heard) > nodeTimeout; back {
-		seqs := n.seqs
-		n.tally = newTally()
-		n.seqs = seqs
+	} else if back = time.Since(n.heard) > nodeTimeout; back {
+		n.beat, n.left = 0, false
+		clear(n.suspects)
 	}
 	n.heard = time.Now()
 	if m.kind == brokeredHeartbeat {

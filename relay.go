@@ -102,22 +102,21 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	defer p.mu.Unlock()
 	now := time.Now()
 	n, back := p.hearLocked(m)
+	switch {
+	case m.kind == brokeredHeartbeat:
+		lost, why = p.trackHeartbeatLocked(n, m, now), "another node sent events that did not arrive"
+	case p.interests[topic] == nil || m.seq <= n.seqs[topic]:
+		// No client has the topic, or it is a duplicate.
+	default:
+		fresh = true
+		if p.trackEventLocked(n, topic, m, now) {
+			lost, why = []string{topic}, "an event of another node arrived, but not the one before it"
+		}
+	}
 	if back {
 		lost, why = []string{""}, "another node was cut off and is back"
 	}
-	if m.kind == brokeredHeartbeat {
-		if topics := p.trackHeartbeat(&n.tally, m, now); !back {
-			lost, why = topics, "another node sent events that did not arrive"
-		}
-		return false, lost, why
-	}
-	if p.interests[topic] == nil || m.seq <= n.seqs[topic] { // no client has the topic, or it is a duplicate
-		return false, lost, why
-	}
-	if p.trackEvent(&n.tally, topic, m, now) && !back {
-		lost, why = []string{topic}, "an event of another node arrived, but not the one before it"
-	}
-	return true, lost, why
+	return fresh, lost, why
 }
 
 // Gap accepts the report that messages may be lost; see [BrokerHandler].

@@ -301,6 +301,41 @@ func TestRelayGoodBye(t *testing.T) {
 	})
 }
 
+// A node that was cut off counts as gone each time, and its return as one loss:
+// the heartbeats that did not arrive are no second one.
+func TestRelayNodeReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a"})
+		want := func(gaps int64) {
+			t.Helper()
+			d.arrive()
+			if got := r.shared.gaps.Load(); got != gaps {
+				t.Errorf("%d gaps, want %d", got, gaps)
+			}
+		}
+		beat := func(seq uint64) {
+			r.Deliver(brokerName(nodesTopic), brokered{kind: brokeredHeartbeat, node: nodeID{1}, seq: seq}.append(nil))
+		}
+		beat(1)
+		want(0)
+		time.Sleep(nodeTimeout + 2*heartbeatInterval)
+		want(1) // it is gone
+		r.Deliver("topic/a", from(1, 1, 0, "1"))
+		want(2) // it is back
+		time.Sleep(nodeTimeout + 2*heartbeatInterval)
+		want(3)
+		r.Deliver("topic/a", from(1, 2, 1, "2"))
+		want(4)
+		beat(9)
+		want(4)
+		time.Sleep(nodeTimeout + 2*heartbeatInterval)
+		want(5)
+		beat(20)
+		want(6)
+	})
+}
+
 // The first event of a node to a topic is missed too, by the next one, if it was
 // sent while this node was subscribed; and not if it was sent before.
 func TestRelayMissesAFirstEvent(t *testing.T) {
