@@ -27,11 +27,9 @@ const (
 // The appender tries to append the cut, which tells the other nodes.
 type appender struct {
 	// Set at construction, never changed.
-	shared  *shared
+	journal *journal
 	peers   *peers
 	broker  HistoryBroker
-	current <-chan struct{} // the journal's current
-	started time.Time
 	queue   chan *ownEvent // filled by the loop, which never blocks on it
 	wake    chan struct{}  // signals that live or cutSeen has changed; has room for one
 
@@ -58,12 +56,10 @@ type appender struct {
 // newAppender returns an appender. Its caller starts run.
 func newAppender(j *journal, broker HistoryBroker) *appender {
 	return &appender{
-		shared:    j.shared,
-		appending: outage{log: &j.shared.log, what: "broker history"},
+		journal:   j,
 		peers:     j.peers,
 		broker:    broker,
-		current:   j.current,
-		started:   j.started,
+		appending: outage{log: &j.shared.log, what: "broker history"},
 		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop accepts 257 at most
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
@@ -166,7 +162,7 @@ func (a *appender) handle(events []*ownEvent) {
 		}
 	}
 	if err != nil {
-		a.shared.brokerLost.Add(int64(len(events)))
+		a.journal.shared.brokerLost.Add(int64(len(events)))
 		for _, e := range events {
 			a.noteLost(e.topic)
 		}
@@ -176,7 +172,7 @@ func (a *appender) handle(events []*ownEvent) {
 		e.result <- err
 	}
 	if errors.Is(err, ErrEventTooLarge) {
-		a.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
+		a.journal.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
 		a.endCut(0) // this was no outage
 	}
 }
@@ -184,7 +180,7 @@ func (a *appender) handle(events []*ownEvent) {
 // appendRetrying appends a record, in several tries. Nodes drop duplicates.
 func (a *appender) appendRetrying(record []byte) error {
 	until := time.Now().Add(journalPatience)
-	if start := a.started.Add(brokerTimeout); until.Before(start) && !isClosed(a.current) {
+	if start := a.journal.started.Add(brokerTimeout); until.Before(start) && !isClosed(a.journal.current) {
 		until = start // the broker may still be connecting
 	}
 	ctx, cancel := context.WithDeadline(a.peers.ctx, until)
@@ -243,7 +239,7 @@ func (a *appender) mark() {
 func (a *appender) passCut(last uint64) {
 	a.passed = last
 	a.down.Store(true)
-	a.peers.pass(passCut(last))
+	a.peers.pass(func(now time.Time, out *batch) { a.journal.passCut(last, now, out) })
 }
 
 // noteLost notes that other nodes don't get an event of a topic.

@@ -23,9 +23,9 @@ const (
 // Clients get an event of this node when the log delivers it. So all nodes have
 // one order, and an id is valid on all of them.
 //
-//	publish ──▶ appender ──▶ the engine's log ──▶ Record ──▶ arrive ──▶ clients
-//	                │                                           ▲
-//	                └───── passCut: what the log doesn't take ──┘
+//	publish ──▶ appender ──▶ the engine's log ──▶ Record ──▶ take ──▶ clients
+//	                │                                                    ▲
+//	                └────────── passCut: what the log doesn't take ──────┘
 //
 // If the log doesn't accept and deliver events in time, a cut begins. Events go
 // to this node's clients alone, with ids that resume nowhere. When the log
@@ -146,7 +146,8 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 	}
 	j.out.arrived.Store(time.Now().UnixNano())
 	r.epoch, r.seq, r.print = epoch, seq, crc32.Checksum(b, castagnoli)
-	j.peers.pass(&r) // also one that is not a hub's, for its position
+	// One that is not a hub's uses a position, too.
+	j.peers.pass(func(now time.Time, out *batch) { j.take(&r, now, out) })
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -155,7 +156,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // [HistoryHandler].
 func (j *journal) Current(epoch string, last uint64) {
 	if j.isEpoch(epoch) {
-		j.peers.pass(caughtUp{epoch, last})
+		j.peers.pass(func(_ time.Time, out *batch) { j.catchUp(epoch, last, out) })
 	}
 }
 
@@ -174,7 +175,7 @@ func (j *journal) isEpoch(epoch string) bool {
 func (j *journal) Away(err error) {
 	j.out.live.Store(false)
 	j.out.appending.failed(err)
-	j.peers.pass(wentAway{})
+	j.peers.pass(func(time.Time, *batch) { j.readAway = j.lastRecord })
 }
 
 // await waits until the log is current; see awaitStart. Then it waits until
@@ -234,35 +235,10 @@ func (j *journal) tellPosition() {
 	}
 }
 
-// The arrivals of a journal, besides *record.
-type (
-	// A passCut gives this node's events up to its number to clients without
-	// the log.
-	passCut uint64
+func (j *journal) arrive(a arrival, now time.Time, out *batch) { a(now, out) }
 
-	// A caughtUp reports that the records up to last have been handed over.
-	caughtUp struct {
-		epoch string
-		last  uint64
-	}
-
-	// A wentAway reports that no record arrives until the next caughtUp.
-	wentAway struct{}
-)
-
-func (j *journal) arrive(a arrival, now time.Time, out *batch) {
-	switch a := a.(type) {
-	case *record:
-		j.take(a, now, out)
-	case passCut:
-		j.passCut(uint64(a), now, out)
-	case caughtUp:
-		j.catchUp(a, out)
-	case wentAway:
-		j.readAway = j.lastRecord
-	}
-}
-
+// passCut gives this node's events up to number last to clients, without the
+// log.
 func (j *journal) passCut(last uint64, now time.Time, out *batch) {
 	j.passed = last
 	for len(j.own) > 0 && j.own[0].number <= last {
@@ -273,12 +249,14 @@ func (j *journal) passCut(last uint64, now time.Time, out *batch) {
 	}
 }
 
-func (j *journal) catchUp(c caughtUp, out *batch) {
-	if c.epoch == j.past.epoch && c.last < j.readAway {
-		j.putBack(c.last, out)
+// catchUp notes that all records up to last have arrived, until the engine is
+// away again.
+func (j *journal) catchUp(epoch string, last uint64, out *batch) {
+	if epoch == j.past.epoch && last < j.readAway {
+		j.putBack(last, out)
 	}
 	j.readAway = 0
-	j.reach(c.epoch, c.last, out)
+	j.reach(epoch, last, out)
 	j.tellPosition()
 	if _, known := j.past.prints.text(j.lastRecord); !known {
 		j.markIn(0)

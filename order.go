@@ -15,7 +15,7 @@ type order interface {
 	// arrivals returns the channel of arrivals; nil: nothing ever arrives.
 	arrivals() <-chan arrival
 
-	// arrive accepts an arrival. It appends to out as publish does.
+	// arrive calls a.
 	arrive(a arrival, now time.Time, out *batch)
 
 	// isFull reports whether publishers have to wait.
@@ -65,9 +65,9 @@ type receipt struct {
 	later <-chan error // delivers the error; nil: err is the error
 }
 
-// An arrival is an event or a report from other nodes or from the engine. Each
-// order has its own types.
-type arrival any
+// An arrival is an event or a report from other nodes or from the engine. The
+// loop calls it. It appends to out as order.publish does.
+type arrival func(now time.Time, out *batch)
 
 // A local is the order of a hub without a Broker. Clients get events at once.
 type local struct {
@@ -94,10 +94,11 @@ func (l *local) keep(ev *event, now time.Time) {
 func (l *local) fill(r *replay)                     { l.past.fill(r) }
 func (l *local) expire(now time.Time) time.Duration { return l.past.expire(now) }
 
+func (l *local) arrive(a arrival, now time.Time, out *batch) { a(now, out) }
+
 // There are no other nodes.
 
 func (l *local) arrivals() <-chan arrival            { return nil }
-func (l *local) arrive(arrival, time.Time, *batch)   {}
 func (l *local) isFull() bool                        { return false }
 func (l *local) isPending() bool                     { return false }
 func (l *local) want([]string) []<-chan struct{}     { return nil }

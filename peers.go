@@ -196,7 +196,7 @@ func (p *peers) isBehind() bool {
 // wakeLoop makes a loop that waits call isFull again.
 func (p *peers) wakeLoop() {
 	if p.waiting.CompareAndSwap(true, false) {
-		p.pass(nil)
+		p.pass(func(time.Time, *batch) {})
 	}
 }
 

@@ -61,19 +61,6 @@ func (r *relay) isFull() bool { return r.peers.isBehind() }
 
 func (r *relay) arrivals() <-chan arrival { return r.peers.in }
 
-// arrive accepts an event of another node, or a gap. A gap is for the history
-// alone: clients that reconnect get a reset.
-func (r *relay) arrive(a arrival, now time.Time, out *batch) {
-	ev, ok := a.(*event)
-	if !ok {
-		return // it only wakes the loop, see peers.wakeLoop
-	}
-	r.keep(ev, now)
-	if ev.notice != gapNotice {
-		out.add(ev)
-	}
-}
-
 func (r *relay) want(topics []string) []<-chan struct{} { return r.peers.watch(topics...) }
 func (r *relay) unwant(topics []string)                 { r.peers.unwatch(topics) }
 func (r *relay) elsewhere() (clients int, down bool)    { return r.peers.clients(), r.peers.down.Load() }
@@ -90,7 +77,11 @@ func (r *relay) Deliver(name string, msg []byte) {
 		r.gap(topic, why)
 	}
 	if fresh {
-		r.peers.pass(newEvent(topic, m.event))
+		ev := newEvent(topic, m.event)
+		r.peers.pass(func(now time.Time, out *batch) {
+			r.keep(ev, now)
+			out.add(ev)
+		})
 	}
 }
 
@@ -122,12 +113,12 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 // Gap accepts the report that messages may be lost; see [BrokerHandler].
 func (r *relay) Gap(err error) { r.gap("", err.Error()) }
 
-// gap counts a loss. Clients of the topic that reconnect with an older id get a
-// reset. All clients have the empty topic.
+// gap counts a loss and puts it into the history alone: clients of the topic
+// that reconnect with an older id get a reset. All have the empty topic.
 func (r *relay) gap(topic, why string) {
 	r.shared.gaps.Add(1)
 	r.shared.log.warn(logBroker, "events of other nodes may be missing", "topic", clip(topic), "why", why)
-	r.peers.pass(newGap(topic))
+	r.peers.pass(func(now time.Time, _ *batch) { r.keep(newGap(topic), now) })
 }
 
 func newGap(topic string) *event { return &event{topic: topic, notice: gapNotice} }
