@@ -235,8 +235,6 @@ func (j *journal) tellPosition() {
 	}
 }
 
-func (j *journal) arrive(a arrival, now time.Time, out *batch) { a(now, out) }
-
 // passCut gives this node's events up to number last to clients, without the
 // log.
 func (j *journal) passCut(last uint64, now time.Time, out *batch) {

@@ -134,9 +134,10 @@ func (h *Hub) loop() {
 			shards = h.registry.allShards()
 			h.change(&c)
 		case a := <-order.arrivals():
-			order.arrive(a, time.Now(), &out)
+			a(time.Now(), &out)
 			for range len(order.arrivals()) {
-				order.arrive(<-order.arrivals(), time.Now(), &out)
+				a = <-order.arrivals()
+				a(time.Now(), &out)
 			}
 		case <-expiry.C:
 			expiring = false

@@ -15,9 +15,6 @@ type order interface {
 	// arrivals returns the channel of arrivals; nil: nothing ever arrives.
 	arrivals() <-chan arrival
 
-	// arrive calls a.
-	arrive(a arrival, now time.Time, out *batch)
-
 	// isFull reports whether publishers have to wait.
 	isFull() bool
 
@@ -93,8 +90,6 @@ func (l *local) keep(ev *event, now time.Time) {
 
 func (l *local) fill(r *replay)                     { l.past.fill(r) }
 func (l *local) expire(now time.Time) time.Duration { return l.past.expire(now) }
-
-func (l *local) arrive(a arrival, now time.Time, out *batch) { a(now, out) }
 
 // There are no other nodes.
 
