@@ -5,7 +5,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,12 +49,14 @@ type journal struct {
 	numbers    map[nodeID]uint64 // number of each node's last event
 	early      bool              // a client joined before the log was current
 
-	mu      sync.Mutex // guards the fields below; the first three are copies of the history's
-	epoch   string
-	base    uint64
-	seq     uint64
-	waiters int
-	changed chan struct{} // closed and replaced when seq changes, if there are waiters
+	reached atomic.Pointer[progress] // replaced by the loop
+}
+
+// A progress is how far this node has come in the log.
+type progress struct {
+	epoch  string
+	number uint64        // the last one in this epoch's ids
+	over   chan struct{} // closed when there is a newer progress
 }
 
 // An ownEvent is an event that was published on this node.
@@ -78,8 +80,8 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 		started: time.Now(),
 		current: make(chan struct{}),
 		numbers: make(map[nodeID]uint64),
-		changed: make(chan struct{}),
 	}
+	j.reached.Store(&progress{over: make(chan struct{})})
 	j.past.epoch = ""
 	j.past.prints = new(prints)
 	j.past.seq = wholeRecord // zero is no position
@@ -185,22 +187,19 @@ func (j *journal) await(id string) {
 		return
 	}
 	patience := time.After(brokerTimeout)
-	j.mu.Lock()
-	defer j.mu.Unlock()
 	epoch, number, _, ok := parseEventID(id)
-	j.waiters++
-	defer func() { j.waiters-- }()
-	for ok && j.epoch == epoch && number > j.seq-j.base {
-		changed := j.changed
-		j.mu.Unlock()
-		select {
-		case <-changed:
-		case <-patience:
-			ok = false
-		case <-j.shared.done:
-			ok = false
+	for ok {
+		at := j.reached.Load()
+		if at.epoch != epoch || at.number >= number {
+			return
 		}
-		j.mu.Lock()
+		select {
+		case <-at.over:
+		case <-patience:
+			return
+		case <-j.shared.done:
+			return
+		}
 	}
 }
 
@@ -226,13 +225,8 @@ func (j *journal) awaitStart() bool {
 
 // tellPosition tells await the history's position. The loop calls it.
 func (j *journal) tellPosition() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	j.epoch, j.base, j.seq = j.past.epoch, j.past.base, j.past.seq
-	if j.waiters > 0 {
-		close(j.changed)
-		j.changed = make(chan struct{})
-	}
+	now := &progress{j.past.epoch, j.past.seq - j.past.base, make(chan struct{})}
+	close(j.reached.Swap(now).over)
 }
 
 // passCut gives this node's events up to number last to clients, without the

@@ -198,6 +198,35 @@ func TestJournalReadsLong(t *testing.T) {
 	})
 }
 
+// A client waits for the event with its id until that arrives, but only if this
+// log can still bring it.
+func TestJournalAwaits(t *testing.T) {
+	for id, want := range map[string]time.Duration{
+		fmt.Sprint("e-", 1<<recordBits|wholeRecord):     0,
+		fmt.Sprint("e-", 2<<recordBits|wholeRecord):     time.Second, // it arrives then
+		fmt.Sprint("e-", 3<<recordBits|wholeRecord):     brokerTimeout,
+		fmt.Sprint("other-", 2<<recordBits|wholeRecord): 0,
+		"": 0, "nonsense": 0,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, j, _ := newTestJournal(t)
+			j.Record("e", 1, recordOf(1, 1, "1"))
+			j.Current("e", 1)
+			d.arrive()
+			time.AfterFunc(time.Second, func() {
+				j.Record("e", 2, recordOf(1, 2, "2"))
+				d.arrive()
+			})
+			start := time.Now()
+			j.await(id)
+			if took := time.Since(start); took != want {
+				t.Errorf("with the id %q a client waited for %v, want %v", id, took, want)
+			}
+			time.Sleep(time.Second)
+		})
+	}
+}
+
 // Clients stop waiting for a log that never becomes current.
 func TestJournalNeverStarts(t *testing.T) {
 	for name, tt := range map[string]struct {
