@@ -98,7 +98,7 @@ func (a *appender) run() {
 			look = true
 		case <-a.peers.done:
 			if a.down.Load() && !probing {
-				a.appendCut(a.peers.ctx)
+				a.appendCut(brokerTimeout)
 			}
 			return
 		}
@@ -111,11 +111,7 @@ func (a *appender) run() {
 			// A probe may be slow: events don't wait for it.
 			probing, told, toldAt = true, a.passed, time.Now()
 			record := encodeCut(a.peers.node, a.passed, a.topics)
-			a.peers.own.Go(func() {
-				ctx, cancel := context.WithTimeout(a.peers.ctx, brokerTimeout)
-				defer cancel()
-				probed <- a.broker.Append(ctx, record)
-			})
+			a.peers.own.Go(func() { probed <- a.append(a.peers.ctx, record, brokerTimeout) })
 		}
 	}
 }
@@ -186,10 +182,7 @@ func (a *appender) appendRetrying(record []byte) error {
 	ctx, cancel := context.WithDeadline(a.peers.ctx, until)
 	defer cancel()
 	for {
-		// One lost answer must not use up all the time.
-		try, end := context.WithTimeout(ctx, appendTry)
-		err := a.broker.Append(try, record)
-		end()
+		err := a.append(ctx, record, appendTry) // one lost answer must not use up all the time
 		if err == nil {
 			return nil
 		}
@@ -207,15 +200,20 @@ func (a *appender) appendRetrying(record []byte) error {
 	}
 }
 
+// append appends a record, in d at most.
+func (a *appender) append(ctx context.Context, record []byte, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return a.broker.Append(ctx, record)
+}
+
 // tellPutBack appends a cut of all topics if this node saw that the log was put
 // back. Nodes that were started since don't know it.
 func (a *appender) tellPutBack() {
 	if !a.putBack.Load() || a.down.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(a.peers.ctx, appendTry)
-	defer cancel()
-	if a.broker.Append(ctx, encodeCut(a.peers.node, 0, map[string]bool{"": true})) == nil {
+	if a.append(a.peers.ctx, encodeCut(a.peers.node, 0, map[string]bool{"": true}), appendTry) == nil {
 		a.putBack.Store(false)
 	}
 }
@@ -228,9 +226,7 @@ func (a *appender) mark() {
 	if at == 0 || time.Now().UnixNano() < at || a.down.Load() || !a.live.Load() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(a.peers.ctx, appendTry)
-	defer cancel()
-	if a.broker.Append(ctx, encodeMark(a.peers.node)) == nil {
+	if a.append(a.peers.ctx, encodeMark(a.peers.node), appendTry) == nil {
 		a.markAt.CompareAndSwap(at, 0) // until the mark arrives
 	}
 }
@@ -279,9 +275,7 @@ var errNotBack = errors.New("the engine accepts events and doesn't deliver them"
 // new events wait for that.
 func (a *appender) endCut(told uint64) {
 	if a.passed > told {
-		ctx, cancel := context.WithTimeout(a.peers.ctx, journalPatience)
-		defer cancel()
-		if err := a.appendCut(ctx); err != nil {
+		if err := a.appendCut(journalPatience); err != nil {
 			a.appending.failed(err)
 			return
 		}
@@ -292,11 +286,11 @@ func (a *appender) endCut(told uint64) {
 	a.appending.over()
 }
 
-// appendCut appends a cut; if it is too large, one of all topics.
-func (a *appender) appendCut(ctx context.Context) error {
-	err := a.broker.Append(ctx, encodeCut(a.peers.node, a.passed, a.topics))
+// appendCut appends a cut, in d at most; if it is too large, one of all topics.
+func (a *appender) appendCut(d time.Duration) error {
+	err := a.append(a.peers.ctx, encodeCut(a.peers.node, a.passed, a.topics), d)
 	if a.widenCut(err) {
-		err = a.broker.Append(ctx, encodeCut(a.peers.node, a.passed, a.topics))
+		return a.appendCut(d)
 	}
 	return err
 }

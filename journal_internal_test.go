@@ -340,6 +340,42 @@ func TestJournalCut(t *testing.T) {
 	})
 }
 
+// A cut that is too large for the log becomes one of all topics, also if the hub
+// ends before the log has told of it.
+func TestJournalCutTooLarge(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			b := new(testLog)
+			b.limit = 100
+			j := newJournal(newOrderShared(History{Age: time.Minute}), b)
+			d := &driver{t: t, o: j}
+			j.Current("e", 0)
+			d.arrive()
+			b.setAway(true)
+			for i := range 20 {
+				d.publish(strings.Repeat("x", i+1), "1")
+			}
+			time.Sleep(journalPatience + journalTick)
+			d.arrive()
+			b.setAway(false)
+			if ends {
+				j.close()
+			} else {
+				time.Sleep(2 * journalTick)
+				synctest.Wait()
+				defer j.close()
+			}
+			records := b.records()
+			if len(records) == 0 {
+				t.Fatalf("ends %v: no record was appended, want a cut", ends)
+			}
+			if r, err := parseRecord(records[0]); err != nil || r.kind != brokeredCut || r.number != 20 || len(r.topics) != 1 || r.topics[0] != "" {
+				t.Errorf("ends %v: the record %+v, %v was appended, want a cut of all topics", ends, r, err)
+			}
+		})
+	}
+}
+
 // An event that is on its way when the log is looked at for the first time has its
 // 2 s like any other.
 func TestJournalFirstLook(t *testing.T) {

@@ -83,6 +83,9 @@ type testLog struct{ testBroker }
 func (b *testLog) Follow(HistoryHandler, time.Duration) error { return nil }
 
 func (b *testLog) Append(_ context.Context, record []byte) error {
+	if err := b.do(func() {}); err == nil && b.limit > 0 && len(record) > b.limit {
+		return ErrEventTooLarge
+	}
 	return b.do(func() { b.appended = append(b.appended, slices.Clone(record)) })
 }
 
