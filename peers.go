@@ -28,7 +28,7 @@ type peers struct {
 	shared  *shared
 	broker  Broker
 	node    nodeID
-	queue   chan outgoing   // messages to publish; the loop and tick fill it
+	queue   chan outgoing   // messages to publish; the loop and tick fill it, and tick closes it
 	in      chan arrival    // arrivals; the loop receives them until done is closed
 	done    chan struct{}   // closed when the loop has ended
 	ctx     context.Context // of calls to the broker; ends brokerTimeout after done at the latest
@@ -121,23 +121,10 @@ func (p *peers) close() {
 }
 
 // publish is the body of the goroutine that hands messages to the broker. It
-// ends with the hub, once the queue is empty.
+// ends once the queue is closed and empty.
 func (p *peers) publish() {
 	var buf []byte
-	for {
-		var out outgoing
-		select {
-		case out = <-p.queue:
-		case <-p.done:
-			select {
-			case out = <-p.queue:
-			default:
-				for _, beat := range p.ledger.close(p.node, 0, true, time.Now()) { // good-bye
-					p.call(brokerName(nodesTopic), beat.append(buf[:0]))
-				}
-				return
-			}
-		}
+	for out := range p.queue {
 		buf = out.append(buf[:0])
 		if len(p.queue) <= brokerQueue/4 {
 			p.wakeLoop()
@@ -145,6 +132,9 @@ func (p *peers) publish() {
 		if !p.call(out.topic, buf) && out.kind == brokeredEvent {
 			p.shared.brokerLost.Add(1)
 		}
+	}
+	for _, beat := range p.ledger.close(p.node, 0, true, time.Now()) { // good-bye
+		p.call(brokerName(nodesTopic), beat.append(buf[:0]))
 	}
 }
 
@@ -201,10 +191,11 @@ func (p *peers) wakeLoop() {
 }
 
 // tick is the body of the goroutine that sends heartbeats and calls forget. It
-// ends with the hub.
+// ends with the hub, and publish after it.
 func (p *peers) tick() {
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
+	defer close(p.queue) // the loop has ended before
 	for {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
 			select {

@@ -301,6 +301,29 @@ func TestRelayGoodBye(t *testing.T) {
 	})
 }
 
+// A node that ends sends what is queued, and then a good-bye, whose number
+// follows that of its last heartbeat.
+func TestRelaySaysGoodBye(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := new(testBroker)
+		r := newRelay(newOrderShared(History{}), b)
+		d := &driver{t: t, o: r}
+		time.Sleep(heartbeatInterval)
+		for range 10 {
+			d.publish("a", "x")
+		}
+		r.close()
+		for i, m := range b.beats {
+			if m.seq != uint64(i+1) || m.leaving != (i == len(b.beats)-1) {
+				t.Errorf("heartbeat %d of %d has number %d, leaving %v", i+1, len(b.beats), m.seq, m.leaving)
+			}
+		}
+		if len(b.published) != 10 || len(b.beats) < 2 {
+			t.Errorf("%d events and %d heartbeats were sent, want 10 and several", len(b.published), len(b.beats))
+		}
+	})
+}
+
 // A node that was cut off counts as gone each time, and its return as one loss:
 // the heartbeats that did not arrive are no second one.
 func TestRelayNodeReturns(t *testing.T) {
