@@ -77,9 +77,7 @@ func (a *attempt) write(fd uintptr) bool {
 	for a.err == syscall.EINTR {
 		a.n, a.err = syscall.Write(int(fd), a.b)
 	}
-	if a.err != nil {
-		a.n = 0
-	}
+	a.n = max(a.n, 0) // an error makes it -1
 	if a.err != syscall.EAGAIN {
 		return true
 	}
