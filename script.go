@@ -30,9 +30,7 @@ var scriptTag = sync.OnceValue(func() string {
 // Browsers keep it, but ask by its ETag each time, so page and hub don't differ
 // in version for long. Pages of other sites may import it: it has no secret.
 // Methods other than GET and HEAD get 405. It is safe for concurrent use.
-func Script() http.Handler {
-	return http.HandlerFunc(serveScript)
-}
+func Script() http.Handler { return http.HandlerFunc(serveScript) }
 
 func serveScript(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
