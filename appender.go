@@ -148,16 +148,16 @@ func (a *appender) handle(events []*ownEvent) {
 	err := error(ErrBrokerUnavailable)
 	if !a.down.Load() {
 		err = a.appendRetrying(encodeRecord(a.peers.node, events))
-		switch {
-		case err == nil:
-			a.appended = last
-		case errors.Is(err, ErrEventTooLarge) && len(events) > 1:
-			a.handle(events[:len(events)/2])
-			a.handle(events[len(events)/2:])
-			return
-		}
 	}
-	if err != nil {
+	tooLarge := errors.Is(err, ErrEventTooLarge)
+	switch {
+	case err == nil:
+		a.appended = last
+	case tooLarge && len(events) > 1:
+		a.handle(events[:len(events)/2])
+		a.handle(events[len(events)/2:])
+		return
+	default:
 		a.journal.shared.brokerLost.Add(int64(len(events)))
 		for _, e := range events {
 			a.noteLost(e.topic)
@@ -167,7 +167,7 @@ func (a *appender) handle(events []*ownEvent) {
 	for _, e := range events {
 		e.result <- err
 	}
-	if errors.Is(err, ErrEventTooLarge) {
+	if tooLarge {
 		a.journal.shared.log.error(logBroker, "an event is too large for the broker: other nodes don't get it", "bytes", len(events[0].Data), "topic", clip(events[0].topic))
 		a.endCut(0) // this was no outage
 	}
