@@ -48,10 +48,9 @@ type Client struct {
 	// Owned by the registry, and guarded by its mutex.
 	slot int32
 	// Owned by the shard's goroutine.
-	index int32         // in shard.clients; negative: not any more
-	home  *shard        // set by the registry, never changed
-	subs  *subscription // the first of them
-	list  *list         // the events that it gets of this batch; nil: none yet
+	index int32  // in shard.clients
+	home  *shard // set by the registry, never changed
+	list  *list  // the events that it gets of this batch; nil: none yet
 
 	out  outbox
 	wire wire

@@ -42,9 +42,8 @@ type subscription struct {
 	name   string
 
 	// Owned by the shard's goroutine.
-	topic      *topic // nil: not subscribed
-	index      int    // in topic.subs
-	next, prev *subscription
+	topic *topic // nil: not subscribed
+	index int    // in topic.subs
 
 	since uint64 // the position where it began, if later than a replay's; guarded by the client's tmu
 }
@@ -75,23 +74,19 @@ func (s *shard) join(c *Client) {
 	s.clients = append(s.clients, c)
 }
 
-func (s *shard) leave(c *Client) {
-	for c.subs != nil {
-		s.unsubscribe(c.subs)
+// leave takes a client out that has these subscriptions. It gets no others.
+func (s *shard) leave(c *Client, subs []*subscription) {
+	for _, sub := range subs {
+		s.unsubscribe(sub)
 	}
 	last := len(s.clients) - 1
 	s.clients[c.index] = s.clients[last]
 	s.clients[c.index].index = c.index
 	s.clients[last] = nil
 	s.clients = s.clients[:last]
-	c.index = -1
 }
 
 func (s *shard) subscribe(sub *subscription) {
-	c := sub.client
-	if c.index < 0 {
-		return // it has left
-	}
 	t := s.topics[sub.name]
 	if t == nil {
 		t = &topic{name: sub.name}
@@ -102,10 +97,6 @@ func (s *shard) subscribe(sub *subscription) {
 	}
 	sub.topic, sub.index = t, len(t.subs)
 	t.subs = append(t.subs, sub)
-	if sub.next = c.subs; sub.next != nil {
-		sub.next.prev = sub
-	}
-	c.subs = sub
 }
 
 func (s *shard) unsubscribe(sub *subscription) {
@@ -124,15 +115,7 @@ func (s *shard) unsubscribe(sub *subscription) {
 			s.topics = nil // a map never shrinks
 		}
 	}
-	if sub.next != nil {
-		sub.next.prev = sub.prev
-	}
-	if sub.prev != nil {
-		sub.prev.next = sub.next
-	} else {
-		sub.client.subs = sub.next
-	}
-	sub.topic, sub.next, sub.prev = nil, nil, nil
+	sub.topic = nil
 }
 
 // audience returns the clients that get ev.

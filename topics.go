@@ -110,10 +110,11 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 // unlist takes a closing client out of its shard, and takes its topics back
 // from the order. It is called once.
 func (c *Client) unlist() {
-	c.home.inbox.put(entry{do: func(s *shard) { s.leave(c) }})
-	c.tmu.Lock()
+	c.tmu.Lock() // a Subscribe is over then, and the next one fails
 	defer c.tmu.Unlock()
 	c.unlisted = true
+	subs := slices.Clone(c.topics) // Unsubscribe may still change them
+	c.home.inbox.put(entry{do: func(s *shard) { s.leave(c, subs) }})
 	c.hub.order.unwant(c.topicNames())
 }
 
