@@ -49,16 +49,15 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	}
 	h.start()
 	h.settle()
-	var what receipt
-	p := publication{event: newEvent(topic, e), receipt: &what, taken: make(chan struct{})}
+	p := publication{newEvent(topic, e), make(chan receipt, 1)}
 	select {
 	case h.publish <- p:
-		<-p.taken
 	case <-h.done:
 		return ErrHubClosed
 	case <-ctx.Done():
 		return fmt.Errorf("realtime: publish: %w", ctx.Err())
 	}
+	what := <-p.taken
 	if what.later == nil {
 		return what.err
 	}
@@ -70,12 +69,11 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	}
 }
 
-// A publication is an event for the loop. Its publisher waits until taken is
-// closed: a later send to Broadcast could overtake it otherwise.
+// A publication is an event for the loop. Its publisher waits for the receipt: a
+// later send to Broadcast could overtake it otherwise.
 type publication struct {
-	event   *event
-	receipt *receipt // filled in by the loop
-	taken   chan struct{}
+	event *event
+	taken chan receipt // has room for it
 }
 
 // A change is what a client wants of its shard. The client waits until taken is
@@ -128,8 +126,7 @@ func (h *Hub) loop() {
 			h.takeBroadcast(&out)
 		case p := <-publish:
 			h.takeBroadcast(&out) // its publisher may have sent to Broadcast before
-			*p.receipt = order.publish(p.event, time.Now(), &out)
-			close(p.taken)
+			p.taken <- order.publish(p.event, time.Now(), &out)
 		case c := <-h.changes:
 			shards = h.registry.allShards()
 			h.change(&c)
