@@ -39,3 +39,28 @@ func TestJoinedBuffers(t *testing.T) {
 		}
 	}
 }
+
+// The bytes of an event stream (WHATWG HTML §9.2.6). An id is the last field of
+// its event: a reader may store it as it reads it.
+func TestStreamBytes(t *testing.T) {
+	for _, tt := range []struct {
+		name            string
+		event           *event
+		plain, envelope string
+	}{
+		{"event",
+			&event{Event: Event{ID: "e-7", Name: "n", Data: []byte("a\nb")}, topic: "t"},
+			"event: n\ndata: a\ndata: b\nid: e-7\n\n",
+			`data: {"id":"e-7","topic":"t","event":"n","data":"a\nb"}` + "\nid: e-7\n\n"},
+		{"event without an id",
+			&event{Event: Event{Binary: true, Data: []byte{0xff}}},
+			"data: /w==\n\n",
+			`data: {"data":"/w==","encoding":"base64"}` + "\n\n"},
+	} {
+		for enc, want := range map[encoding]string{plainStream: tt.plain, envelopeStream: tt.envelope} {
+			if got := string(tt.event.append(nil, enc)); got != want {
+				t.Errorf("%s in encoding %d:\ngot  %q\nwant %q", tt.name, enc, got, want)
+			}
+		}
+	}
+}

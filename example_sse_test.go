@@ -154,6 +154,6 @@ func ExampleStream_SendEvent() {
 	fmt.Print(resp.Body)
 
 	// Output:
-	// id: 3
 	// data: three
+	// id: 3
 }

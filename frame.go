@@ -93,16 +93,14 @@ func validEventID(id string) bool {
 
 // appendEvent appends e in the form of an event stream, or returns an error and
 // appends nothing. A space follows each colon, because readers remove one: data
-// may begin with a space of its own.
+// may begin with a space of its own. The id is behind the data. Some readers
+// store it as they read it, and would lose an event that is cut behind its id.
 func appendEvent(b []byte, e *Event) ([]byte, error) {
 	if strings.ContainsAny(e.Name, "\r\n") {
 		return b, fmt.Errorf("realtime: event name %q has a line break, which would end the field on an event stream", e.Name)
 	}
 	if !validEventID(e.ID) {
 		return b, fmt.Errorf("realtime: event id %.100q is not visible ASCII of at most %d bytes", e.ID, maxEventIDBytes)
-	}
-	if e.ID != "" {
-		b = appendLines(b, "id: ", e.ID)
 	}
 	if e.Name != "" {
 		b = appendLines(b, "event: ", e.Name)
@@ -113,6 +111,9 @@ func appendEvent(b []byte, e *Event) ([]byte, error) {
 		b = append(b, '\n')
 	} else {
 		b = appendLines(b, "data: ", e.Data)
+	}
+	if e.ID != "" {
+		b = appendLines(b, "id: ", e.ID)
 	}
 	return append(b, '\n'), nil
 }

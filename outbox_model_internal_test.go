@@ -227,6 +227,7 @@ func (m *outboxModel) messages() (messages []string) {
 	if m.format.encoding.isStream() {
 		for block := range strings.SplitSeq(string(m.conn.got), "\n\n") {
 			if _, data, ok := strings.Cut("\n"+block, "\ndata: "); ok {
+				data, _, _ = strings.Cut(data, "\nid: ")
 				messages = append(messages, data)
 			}
 		}

@@ -53,9 +53,9 @@ func TestStreamWire(t *testing.T) {
 		{"raw that looks like fields", sseRaw("a\n\nevent: b\rid: 1"), "data: a\ndata: \ndata: event: b\ndata: id: 1\n\n"},
 		{"raw that isn't UTF-8", sseRaw("a\xff\xfe\nb\xe2\x82"), "data: a\uFFFD\ndata: b\uFFFD\n\n"},
 
-		{"event", sseEvent(realtime.Event{Name: "n", ID: "7~!", Data: []byte("d\ne")}), "id: 7~!\nevent: n\ndata: d\ndata: e\n\n"},
+		{"event", sseEvent(realtime.Event{Name: "n", ID: "7~!", Data: []byte("d\ne")}), "event: n\ndata: d\ndata: e\nid: 7~!\n\n"},
 		{"event without anything", sseEvent(realtime.Event{}), "data: \n\n"},
-		{"event with the longest id", sseEvent(realtime.Event{ID: strings.Repeat("x", 1024)}), "id: " + strings.Repeat("x", 1024) + "\ndata: \n\n"},
+		{"event with the longest id", sseEvent(realtime.Event{ID: strings.Repeat("x", 1024)}), "data: \nid: " + strings.Repeat("x", 1024) + "\n\n"},
 		{"event that is binary", sseEvent(realtime.Event{Binary: true, Data: []byte("\xff\xfe\n\xfb?")}), "data: //4K+z8=\n\n"},
 		{"event that is binary and empty", sseEvent(realtime.Event{Binary: true}), "data: \n\n"},
 

@@ -101,13 +101,17 @@ func (a *archive) listen(id string) *stream {
 // next returns the data of the next event, or "reset" for a reset.
 func (s *stream) next() string {
 	s.t.Helper()
+	text := ""
 	for s.lines.Scan() {
-		field, value, _ := strings.Cut(s.lines.Text(), ": ")
-		switch {
-		case field == "id":
+		switch field, value, _ := strings.Cut(s.lines.Text(), ": "); field {
+		case "id":
 			s.id = value
-		case field == "data" || value == "reset":
-			return value
+		case "event", "data":
+			text += value
+		case "":
+			if text != "" {
+				return text
+			}
 		}
 	}
 	s.t.Fatalf("the stream has ended: %v", s.lines.Err())

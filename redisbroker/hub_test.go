@@ -78,16 +78,17 @@ func listen(t *testing.T, url, lastID string) (next reader, id func() string) {
 	lines := bufio.NewScanner(resp.Body)
 	return func() string {
 		t.Helper()
+		text := ""
 		for lines.Scan() {
-			line := lines.Text()
-			if id, ok := strings.CutPrefix(line, "id: "); ok {
-				last = id
-			}
-			if line == "event: reset" {
-				return "reset"
-			}
-			if data, ok := strings.CutPrefix(line, "data: "); ok {
-				return data
+			switch field, value, _ := strings.Cut(lines.Text(), ": "); field {
+			case "id":
+				last = value
+			case "event", "data":
+				text += value
+			case "":
+				if text != "" {
+					return text
+				}
 			}
 		}
 		t.Fatalf("the stream has ended: %v", lines.Err())
