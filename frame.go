@@ -46,7 +46,7 @@ func controlFrame(op byte, payload []byte) *buffer {
 }
 
 // heartbeatComment keeps proxies from ending a silent event stream.
-var heartbeatComment = &buffer{b: appendComment(nil, "")}
+var heartbeatComment = &buffer{b: []byte(":\n")}
 
 // pingFrame is the ping for every client. Any byte from one answers it, so it
 // needs no payload.
@@ -77,7 +77,10 @@ func validReason(reason string) bool {
 	return len(reason) <= maxCloseReason && utf8.ValidString(reason)
 }
 
-// Fields of an event stream, WHATWG HTML §9.2.5.
+// Fields of an event stream, WHATWG HTML §9.2.5. An empty line ends an event, so
+// none is behind a comment or a retry, which count as they are read. A reader
+// that hands on every block, such as @microsoft/fetch-event-source, would make
+// an empty event of it.
 
 // validEventID reports whether id survives as a field on the way to a client
 // and as a header on the way back. Browsers ignore ids with NUL (WHATWG HTML
@@ -116,10 +119,6 @@ func appendEvent(b []byte, e *Event) ([]byte, error) {
 		b = appendLines(b, "id: ", e.ID)
 	}
 	return append(b, '\n'), nil
-}
-
-func appendComment(b []byte, text string) []byte {
-	return append(appendLines(b, ": ", text), '\n')
 }
 
 // appendLines appends each line of text after prefix. A line ends at CR, LF or

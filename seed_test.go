@@ -151,9 +151,9 @@ func TestSeedEventStream(t *testing.T) {
 	if got := resp.Header.Get("Content-Type"); got != "text/event-stream" {
 		t.Errorf("Content-Type = %q", got)
 	}
-	const fixed = "event: update\ndata: {\"id\":1,\"status\":\"done\"}\n\ndata: hello world\n\n: heartbeat\n\n"
+	const fixed = "event: update\ndata: {\"id\":1,\"status\":\"done\"}\n\ndata: hello world\n\n: heartbeat\n"
 	buf := make([]byte, 0, 4096)
-	for strings.Count(string(buf), "\n\n") < 5 {
+	for strings.Count(string(buf), "\n\n") < 4 {
 		n, err := resp.Body.Read(buf[len(buf):cap(buf)])
 		if err != nil {
 			t.Fatalf("after %q: %v", buf, err)

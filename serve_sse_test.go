@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,6 +133,36 @@ func TestHeartbeat(t *testing.T) {
 		synctest.Wait()
 		if l.lastID == first || !strings.HasSuffix(l.lastID, "-1") {
 			t.Errorf("the last id is %q, and was %q; want that of the other topic's event", l.lastID, first)
+		}
+	})
+}
+
+// No empty line is behind a retry or a heartbeat: readers that hand on every
+// block, such as @microsoft/fetch-event-source, would make an empty event of it.
+func TestNoEmptyEvents(t *testing.T) {
+	eachStreamSite(t, func(t *testing.T, serve func(testing.TB, *realtime.Hub) *site) {
+		hub := realtime.NewHub()
+		hub.PingInterval = 10 * time.Second
+		s := serve(t, hub)
+		body := func(l *listener) <-chan string {
+			all := make(chan string)
+			go func() {
+				b, _ := io.ReadAll(l.br)
+				l.cut()
+				all <- string(b)
+			}()
+			return all
+		}
+		got := body(s.listen(""))
+		time.Sleep(35 * time.Second)
+		hub.Broadcast <- []byte("x")
+		synctest.Wait()
+		hub.Shutdown(t.Context())
+		if got, want := <-got, regexp.MustCompile(`^retry: \d{4}\n(:\n){2,3}data: x\n\nretry: \d{4}\n$`); !want.MatchString(got) {
+			t.Errorf("got %q, want %s", got, want)
+		}
+		if got, want := <-body(s.listen("")), regexp.MustCompile(`^retry: \d{4}\n$`); !want.MatchString(got) {
+			t.Errorf("a newcomer got %q, want %s", got, want)
 		}
 	})
 }

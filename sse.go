@@ -140,7 +140,7 @@ func (s *Stream) SendEvent(e Event) error {
 // 15 s or so keeps proxies from ending a silent stream (WHATWG HTML §9.2.7),
 // and shows when the client is gone.
 func (s *Stream) Comment(text string) error {
-	return s.send(func(b []byte) ([]byte, error) { return appendComment(b, text), nil })
+	return s.send(func(b []byte) ([]byte, error) { return appendLines(b, ": ", text), nil })
 }
 
 // send writes and flushes what encode appends, unless the stream has ended.

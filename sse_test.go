@@ -59,10 +59,10 @@ func TestStreamWire(t *testing.T) {
 		{"event that is binary", sseEvent(realtime.Event{Binary: true, Data: []byte("\xff\xfe\n\xfb?")}), "data: //4K+z8=\n\n"},
 		{"event that is binary and empty", sseEvent(realtime.Event{Binary: true}), "data: \n\n"},
 
-		{"comment", sseComment("heartbeat"), ": heartbeat\n\n"},
-		{"comment empty", sseComment(""), ": \n\n"},
-		{"comment of lines", sseComment("a\rb\r\nc\n\ndata: d"), ": a\n: b\n: c\n: \n: data: d\n\n"},
-		{"comment that isn't UTF-8", sseComment("\x80"), ": \uFFFD\n\n"},
+		{"comment", sseComment("heartbeat"), ": heartbeat\n"},
+		{"comment empty", sseComment(""), ": \n"},
+		{"comment of lines", sseComment("a\rb\r\nc\n\ndata: d"), ": a\n: b\n: c\n: \n: data: d\n"},
+		{"comment that isn't UTF-8", sseComment("\x80"), ": \uFFFD\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -779,7 +779,7 @@ func TestStreamHeartbeat(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			s.SendRaw("done")
 		})
-		if got, want := sseBody(t, srv.get()), ": heartbeat\n\n: heartbeat\n\ndata: done\n\n"; got != want {
+		if got, want := sseBody(t, srv.get()), ": heartbeat\n: heartbeat\ndata: done\n\n"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})

@@ -141,7 +141,7 @@ func (s *stream) event() (ev heard, err error) {
 		switch {
 		case line == "":
 			s.lastID = id
-			if data != nil || ev.retry {
+			if data != nil {
 				ev.data = strings.Join(data, "\n")
 				return ev, nil
 			}
@@ -153,8 +153,8 @@ func (s *stream) event() (ev heard, err error) {
 			ev.name = value
 		case field == "data":
 			data = append(data, value)
-		case field == "retry":
-			ev.retry = true
+		case field == "retry": // it counts without an empty line
+			return heard{retry: true}, nil
 		default:
 			return ev, fmt.Errorf("unknown field in line %q", line)
 		}
