@@ -165,6 +165,44 @@ func TestResumeBeforeTheFirstEvent(t *testing.T) {
 	})
 }
 
+// A hub that has published nothing yet has a position too. A client gets it
+// behind a reset, and behind what OnConnect sends.
+func TestPositionOfAnUnusedHub(t *testing.T) {
+	for name, tt := range map[string]struct {
+		id    string
+		first []string
+	}{
+		"newcomer":       {"", []string{"hello"}},
+		"with an old id": {"old-7", []string{"reset", "hello"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				hub := realtime.NewHub()
+				hub.History.Events = 10
+				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+					c.Send([]byte("hello"))
+					return c.Subscribe("a")
+				}
+				s := newPipeSite(t, hub)
+				c := back(s, join, "", tt.id)
+				expect(t, c, tt.first...)
+				go c.event() // there is none, but a position
+				synctest.Wait()
+				id := c.last()
+				if !strings.HasSuffix(id, "-0") {
+					t.Errorf("the last id is %q", id)
+				}
+				c.cut()
+				synctest.Wait()
+				publish(t, hub, "a", "1")
+				c = back(s, join, "", id)
+				publish(t, hub, "a", "2")
+				expect(t, c, "hello", "1", "2")
+			})
+		})
+	}
+}
+
 // What can't be resumed is told.
 func TestReset(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {

@@ -72,7 +72,11 @@ type local struct {
 	past   *history
 }
 
-func newLocal(s *shared) local { return local{shared: s, past: newHistory(s.history)} }
+func newLocal(s *shared) local {
+	past := newHistory(s.history)
+	past.base, past.seq = 1, 1 // zero is no position
+	return local{shared: s, past: past}
+}
 
 func (l *local) publish(ev *event, now time.Time, out *batch) receipt {
 	l.shared.published.Add(1)
