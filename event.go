@@ -173,15 +173,16 @@ func (e *Event) opcode() byte {
 	return opText
 }
 
-// appendStream appends ev as an event of an event stream. A position has an id
-// but no data, so the browser calls no listener.
+// appendStream appends ev as an event of an event stream. A position has a line
+// of data, though an empty one: Firefox and WebKit drop the id of an event that
+// has none (unlike WHATWG HTML §9.2.6). It has a name for which no page listens.
 func (ev *event) appendStream(b []byte, enc encoding) []byte {
 	e := &ev.Event
 	switch {
 	case enc == envelopeStream:
 		e = &Event{ID: ev.ID, Data: ev.envelope()}
 	case ev.notice == positionNotice:
-		return append(appendLines(b, "id: ", ev.ID), '\n')
+		e = &Event{ID: ev.ID, Name: "realtime.position"}
 	}
 	b, _ = appendEvent(b, e) // it was checked when published
 	return b

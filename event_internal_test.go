@@ -56,6 +56,14 @@ func TestStreamBytes(t *testing.T) {
 			&event{Event: Event{Binary: true, Data: []byte{0xff}}},
 			"data: /w==\n\n",
 			`data: {"data":"/w==","encoding":"base64"}` + "\n\n"},
+		{"position", // with data, or Firefox and WebKit drop its id
+			newPosition(7, "e-7"),
+			"event: realtime.position\ndata: \nid: e-7\n\n",
+			`data: {"id":"e-7"}` + "\nid: e-7\n\n"},
+		{"reset",
+			resetEvent,
+			"event: reset\ndata: \n\n",
+			`data: {"event":"reset","data":"","reset":true}` + "\n\n"},
 	} {
 		for enc, want := range map[encoding]string{plainStream: tt.plain, envelopeStream: tt.envelope} {
 			if got := string(tt.event.append(nil, enc)); got != want {

@@ -178,15 +178,16 @@ func eventSource(url, lastEventID string) *source {
 
 func (s *source) Close() { s.resp.Body.Close() }
 
-// next returns the next event, but for its id.
+// next returns the next event that a page listens for, but for its id.
 func (s *source) next() string {
 	var fields []string
 	for s.lines.Scan() {
 		switch field, value, _ := strings.Cut(s.lines.Text(), ": "); field {
 		case "":
-			if len(fields) > 0 {
+			if len(fields) > 0 && fields[0] != "event: realtime.position" {
 				return strings.Join(fields, ", ")
 			}
+			fields = nil
 		case "id":
 			s.lastEventID = value
 		case "event", "data":

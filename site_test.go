@@ -163,7 +163,8 @@ func (c *rawClient) expectEnd() {
 func textLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 // A listener is an event-stream client of a hub: what a browser's EventSource
-// is (WHATWG HTML §9.2), but that it comes back only when told to.
+// is (WHATWG HTML §9.2), but that it comes back only when told to. As in Firefox
+// and WebKit, an id without data has no effect.
 type listener struct {
 	t    testing.TB
 	conn net.Conn
@@ -213,6 +214,7 @@ func (s *site) host() string { return strings.TrimSuffix(strings.TrimPrefix(s.ur
 // event returns the next event, or the error that ended the stream.
 func (l *listener) event() (ev heard, err error) {
 	var data []string
+	id := l.lastID
 	for {
 		line, err := l.br.ReadString('\n')
 		if err != nil {
@@ -227,14 +229,17 @@ func (l *listener) event() (ev heard, err error) {
 		switch {
 		case line == "":
 			if data != nil {
-				ev.id, ev.data = l.lastID, strings.Join(data, "\n")
-				return ev, nil
+				l.lastID = id
+				if ev.name != "realtime.position" {
+					ev.id, ev.data = id, strings.Join(data, "\n")
+					return ev, nil
+				}
 			}
-			ev = heard{}
+			ev, data, id = heard{}, nil, l.lastID
 		case field == "":
 			l.comments++
 		case field == "id":
-			l.lastID = value
+			id = value
 		case field == "event":
 			ev.name = value
 		case field == "data":

@@ -578,6 +578,9 @@ func follow(ctx context.Context, t *testing.T, n *nginx, path, lastID string) (f
 		if ev.retry {
 			ev, err = s.event()
 		}
+		if ev.name == "realtime.position" {
+			return followed{ID: s.lastID}, err
+		}
 		return followed{s.lastID, &ev.data, ev.name == "reset"}, err
 	}, s.end}, nil
 }

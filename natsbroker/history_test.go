@@ -109,9 +109,10 @@ func (s *stream) next() string {
 		case "event", "data":
 			text += value
 		case "":
-			if text != "" {
+			if text != "" && text != "realtime.position" {
 				return text
 			}
+			text = ""
 		}
 	}
 	s.t.Fatalf("the stream has ended: %v", s.lines.Err())

@@ -86,9 +86,10 @@ func listen(t *testing.T, url, lastID string) (next reader, id func() string) {
 			case "event", "data":
 				text += value
 			case "":
-				if text != "" {
+				if text != "" && text != "realtime.position" {
 					return text
 				}
+				text = ""
 			}
 		}
 		t.Fatalf("the stream has ended: %v", lines.Err())

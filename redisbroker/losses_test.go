@@ -234,7 +234,7 @@ func (s *stream) add(text, id string) {
 	if id != "" {
 		s.id = id
 	}
-	if text != "" {
+	if text != "" && text != "realtime.position" {
 		s.got = append(s.got, text)
 		s.seen[text] = true
 	}
