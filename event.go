@@ -108,7 +108,13 @@ const (
 )
 
 // resetEvent tells a client that it may have lost events.
-var resetEvent = &event{notice: resetNotice, Event: Event{Name: "reset"}}
+var resetEvent = newReset("")
+
+// newReset returns a reset with the id from which its client resumes now; empty:
+// that is told behind it.
+func newReset(id string) *event {
+	return &event{Event: Event{Name: "reset", ID: id}, notice: resetNotice}
+}
 
 func (ev *event) buffer(f format) *buffer {
 	ev.mu.Lock()

@@ -64,6 +64,10 @@ func TestStreamBytes(t *testing.T) {
 			resetEvent,
 			"event: reset\ndata: \n\n",
 			`data: {"event":"reset","data":"","reset":true}` + "\n\n"},
+		{"reset with a position",
+			newReset("e-7"),
+			"event: reset\ndata: \nid: e-7\n\n",
+			`data: {"id":"e-7","event":"reset","data":"","reset":true}` + "\nid: e-7\n\n"},
 	} {
 		for enc, want := range map[encoding]string{plainStream: tt.plain, envelopeStream: tt.envelope} {
 			if got := string(tt.event.append(nil, enc)); got != want {

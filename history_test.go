@@ -234,6 +234,44 @@ func TestReset(t *testing.T) {
 	})
 }
 
+// A reset has the id from which its client resumes, unless latest values are
+// still to come: a client that is cut off before them gets another reset.
+func TestResetWithAnID(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		s := newPipeSite(t, hub)
+		if err := hub.Publish(t.Context(), "a", realtime.Event{Key: "k", Data: []byte("latest")}); err != nil {
+			t.Fatal(err)
+		}
+		c := back(s, join, "topic=b", "old-7")
+		expect(t, c, "reset")
+		id := c.last()
+		c.cut()
+		publish(t, hub, "b", "1")
+		c = back(s, join, "topic=b", id)
+		publish(t, hub, "b", "2")
+		expect(t, c, "1", "2")
+		c.cut()
+
+		c = back(s, join, "topic=a", "old-7")
+		expect(t, c, "reset")
+		if got := c.last(); got != "" {
+			t.Errorf("a reset before a latest value has the id %q", got)
+		}
+		expect(t, c, "latest")
+		go c.event() // there is none, but a position
+		synctest.Wait()
+		if got := c.last(); !strings.HasSuffix(got, "-3") {
+			t.Errorf("the last id is %q", got)
+		}
+		c.cut()
+		if st := hub.Stats(); st.Resets != 2 || st.Resumed != 1 {
+			t.Errorf("Stats() = %+v, want 2 resets and one resumed", st)
+		}
+	})
+}
+
 func TestResetByNumberAndAge(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
 		hub := realtime.NewHub()

@@ -80,6 +80,7 @@ type Message struct {
 // data is a string; for Binary events it is base64 and "encoding" is "base64".
 // The others are omitted where empty. With [Hub.History], an object with an id
 // alone tells how far the client has come, and one with "reset": true that it
-// may have lost events. An event stream has such objects as data if its URL's
-// query has protocol=realtime.v1.
+// may have lost events. The newest id of any object is the one to reconnect with.
+// An event stream has such objects as data if its URL's query has
+// protocol=realtime.v1.
 const Subprotocol = "realtime.v1"

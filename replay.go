@@ -147,6 +147,7 @@ func (r *replay) events(early []*event, last bool) []*event {
 		}
 		all = append(all, ev)
 	}
+	before := len(all)
 	replaced := make(map[topicKey]bool)
 	for _, ev := range r.part {
 		if r.values {
@@ -168,7 +169,11 @@ func (r *replay) events(early []*event, last bool) []*event {
 		}
 		r.early = nil
 	}
-	if last && r.position != nil && (len(all) == 0 || all[len(all)-1].seq < r.position.seq) {
+	switch {
+	case !last || r.position == nil || len(all) > 0 && all[len(all)-1].seq >= r.position.seq:
+	case r.lost && len(all) == before: // the client misses nothing if it is cut off behind the reset
+		all[0] = newReset(r.position.ID)
+	default:
 		all = append(all, r.position)
 	}
 	return all
