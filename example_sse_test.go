@@ -123,6 +123,40 @@ func ExampleStream_Comment() {
 	// data: forty-two
 }
 
+// A handler that has nothing more to send. It answers 204 before there is a
+// stream: an EventSource then doesn't reconnect.
+func ExampleLastEventID() {
+	const lines = 3 // an event's id is its number here
+	follow := func(w http.ResponseWriter, r *http.Request) {
+		var seen int
+		fmt.Sscan(realtime.LastEventID(r), &seen)
+		if seen >= lines {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		stream := realtime.NewStream(w, r)
+		if stream == nil {
+			return
+		}
+		defer stream.Close()
+		for i := seen; i < lines; i++ {
+			stream.SendEvent(realtime.Event{ID: fmt.Sprint(i + 1), Data: []byte("a line")})
+		}
+	}
+
+	for _, id := range []string{"", "3"} {
+		req := httptest.NewRequest("GET", "/follow", nil)
+		req.Header.Set("Last-Event-ID", id) // as a browser does when it comes back
+		resp := httptest.NewRecorder()
+		follow(resp, req)
+		fmt.Println(resp.Code, strings.Count(resp.Body.String(), "data:"), "events")
+	}
+
+	// Output:
+	// 200 3 events
+	// 204 0 events
+}
+
 // A handler that lets a client that was away resume where it was: a browser
 // sends the last id it saw by itself.
 func ExampleStream_SendEvent() {

@@ -270,12 +270,20 @@ func (s *Stream) IsClosed() bool {
 	return s.Err() != nil
 }
 
+// LastEventID returns what the function [LastEventID] returns for the stream's
+// request.
+func (s *Stream) LastEventID() string { return LastEventID(s.r) }
+
 // LastEventID returns the id of the last event that a reconnecting client saw.
 // It is in the Last-Event-ID header, which EventSource sends, or else in the
-// query's lastEventId. It is "" if there is none, or one that SendEvent would
-// refuse. It is only a claim: anyone can send any id.
-func (s *Stream) LastEventID() string {
-	id := claimedEventID(s.r)
+// query's lastEventId. It is "" if there is none, or one that
+// [Stream.SendEvent] would refuse. It is only a claim: anyone can send any id.
+//
+// A handler may call it before [NewStream], which sends the headers. Then it can
+// still answer 204, and an EventSource doesn't reconnect. A hub looks for ids in
+// the same places.
+func LastEventID(r *http.Request) string {
+	id := claimedEventID(r)
 	if !validEventID(id) {
 		return ""
 	}

@@ -265,7 +265,7 @@ func TestNewStreamTimeoutHandler(t *testing.T) {
 	}
 }
 
-func TestStreamLastEventID(t *testing.T) {
+func TestLastEventID(t *testing.T) {
 	for _, tt := range []struct{ header, query, want string }{
 		{"", "", ""},
 		{"42", "", "42"},
@@ -284,8 +284,11 @@ func TestStreamLastEventID(t *testing.T) {
 		if tt.header != "" {
 			r.Header.Set("Last-Event-ID", tt.header)
 		}
-		if got := realtime.NewStream(httptest.NewRecorder(), r).LastEventID(); got != tt.want {
+		if got := realtime.LastEventID(r); got != tt.want {
 			t.Errorf("header %q, query %q: got %q, want %q", tt.header, tt.query, got, tt.want)
+		}
+		if got := realtime.NewStream(httptest.NewRecorder(), r).LastEventID(); got != tt.want {
+			t.Errorf("header %q, query %q: the stream got %q, want %q", tt.header, tt.query, got, tt.want)
 		}
 	}
 }
