@@ -157,6 +157,28 @@ func ExampleLastEventID() {
 	// 204 0 events
 }
 
+// A handler for a page that needs a value once a minute. The browser asks again
+// by itself.
+func ExampleStream_SetRetry() {
+	weather := func(w http.ResponseWriter, r *http.Request) {
+		stream := realtime.NewStream(w, r)
+		if stream == nil {
+			return
+		}
+		defer stream.Close()
+		stream.SetRetry(time.Minute)
+		stream.SendRaw("21 °C")
+	}
+
+	resp := httptest.NewRecorder()
+	weather(resp, httptest.NewRequest("GET", "/weather", nil))
+	fmt.Print(resp.Body)
+
+	// Output:
+	// retry: 60000
+	// data: 21 °C
+}
+
 // A handler that lets a client that was away resume where it was: a browser
 // sends the last id it saw by itself.
 func ExampleStream_SendEvent() {

@@ -5,7 +5,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/coder/websocket"
@@ -119,6 +121,15 @@ func appendEvent(b []byte, e *Event) ([]byte, error) {
 		b = appendLines(b, "id: ", e.ID)
 	}
 	return append(b, '\n'), nil
+}
+
+// maxRetry is the longest retry. JavaScript's timers count milliseconds in 31
+// bits. One for a longer time fires at once.
+const maxRetry = math.MaxInt32 * time.Millisecond
+
+// appendRetryField appends how long a client waits before it reconnects.
+func appendRetryField(b []byte, d time.Duration) []byte {
+	return fmt.Appendf(b, "retry: %d\n", min(max(d, 0), maxRetry).Milliseconds())
 }
 
 // appendLines appends each line of text after prefix. A line ends at CR, LF or

@@ -297,7 +297,7 @@ func (p *response) Close() error {
 // retryNotice tells EventSource how long to wait before it reconnects (WHATWG
 // HTML §9.2.6): 1 to 5 s at random, so that clients don't all return together.
 func retryNotice() *buffer {
-	return &buffer{b: fmt.Appendf(nil, "retry: %d\n", 1000+rand.IntN(4000))}
+	return &buffer{b: appendRetryField(nil, time.Second+rand.N(4*time.Second))}
 }
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.

@@ -143,6 +143,15 @@ func (s *Stream) Comment(text string) error {
 	return s.send(func(b []byte) ([]byte, error) { return appendLines(b, ": ", text), nil })
 }
 
+// SetRetry tells the client how long to wait before it reconnects, from now on.
+// It sends that at once. Without it a browser has its own time, some seconds. d
+// is rounded down to milliseconds. Zero and negative mean not to wait; a browser
+// may have a minimum. More than 24 days count as 24 days, because the timers of
+// scripts can't be set to more.
+func (s *Stream) SetRetry(d time.Duration) error {
+	return s.send(func(b []byte) ([]byte, error) { return appendRetryField(b, d), nil })
+}
+
 // send writes and flushes what encode appends, unless the stream has ended.
 func (s *Stream) send(encode func(b []byte) ([]byte, error)) error {
 	select {

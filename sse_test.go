@@ -63,6 +63,12 @@ func TestStreamWire(t *testing.T) {
 		{"comment empty", sseComment(""), ": \n"},
 		{"comment of lines", sseComment("a\rb\r\nc\n\ndata: d"), ": a\n: b\n: c\n: \n: data: d\n"},
 		{"comment that isn't UTF-8", sseComment("\x80"), ": \uFFFD\n"},
+
+		{"retry", sseRetry(1500 * time.Millisecond), "retry: 1500\n"},
+		{"retry at once", sseRetry(0), "retry: 0\n"},
+		{"retry in the past", sseRetry(-time.Second), "retry: 0\n"},
+		{"retry of less than a millisecond", sseRetry(time.Millisecond - 1), "retry: 0\n"},
+		{"retry longer than a timer", sseRetry(math.MaxInt64), "retry: 2147483647\n"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -95,6 +101,10 @@ func sseEvent(e realtime.Event) func(*realtime.Stream) error {
 
 func sseComment(text string) func(*realtime.Stream) error {
 	return func(s *realtime.Stream) error { return s.Comment(text) }
+}
+
+func sseRetry(d time.Duration) func(*realtime.Stream) error {
+	return func(s *realtime.Stream) error { return s.SetRetry(d) }
 }
 
 // An event that can't be sent writes nothing and leaves the stream open.
@@ -311,6 +321,7 @@ func sseCheckEnded(t *testing.T, s *realtime.Stream, cause error) {
 		"SendRaw":   s.SendRaw("a"),
 		"SendEvent": s.SendEvent(realtime.Event{}),
 		"Comment":   s.Comment("a"),
+		"SetRetry":  s.SetRetry(0),
 	} {
 		if got == nil || got.Error() != err.Error() || !errors.Is(got, realtime.ErrClientClosed) {
 			t.Errorf("%s: got %v, want %v", name, got, err)
