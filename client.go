@@ -61,7 +61,8 @@ type Client struct {
 	inMessage bool            // between the first frame of a message and its end
 	junk      int32           // bytes that came on an event stream
 
-	beat time.Duration // when the last heartbeat was due, on the hub's clock; owned by the sweeper
+	// Owned by accept, then by the sweeper.
+	beat time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
 
 	inHandler atomic.Bool  // OnMessage is running: nothing is read
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
@@ -377,6 +378,7 @@ func (c *Client) disconnected() {
 // already. answer writes the HTTP answer.
 func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error)) error {
 	conn.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.beat = c.hub.shared.clock.now()                                // before attach, which lets the sweeper look at c
 	c.wire.attach(conn, rest)
 	f, err := answer()
 	if err != nil {

@@ -81,7 +81,8 @@
 // A client has one goroutine more, which reads. An idle one on Linux, on TCP or
 // a Unix socket, has none: a WebSocket takes about 4.5 KB in all, an event
 // stream 2 KB. No client has a timer. The hub looks at each once a second, so
-// what is due happens at most a second late.
+// what is due happens at most a second late. Pings and heartbeats come early
+// instead.
 //
 // # Inside
 //

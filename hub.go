@@ -87,8 +87,11 @@ type Hub struct {
 	// larger one closes its client with 1009. Zero and negative mean 512 KiB.
 	MaxMessageBytes int64
 
-	// PingInterval is the silence after which a client gets a ping. An event
-	// stream gets a comment each PingInterval. Zero means 54 s, negative never.
+	// PingInterval is the longest silence of a WebSocket client before it gets a
+	// ping, and the longest time between two comments on an event stream. The
+	// hub looks at each client once a second, so both come up to 1.1 s early.
+	// A PingInterval below 2.1 s means once a second. Zero means 54 s, negative
+	// never.
 	PingInterval time.Duration
 
 	// PongTimeout is how long a ping may stay unanswered, or a message

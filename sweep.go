@@ -13,6 +13,10 @@ const revolution = time.Second
 // them, so that clients are pinged at different times.
 const phases = 16
 
+// ahead is how long before its time a ping or a heartbeat is sent. After the
+// sweeper's next look it would be late. That look itself may be late by a phase.
+const ahead = revolution + revolution/phases
+
 // parkAfter is the silence after which a connection is parked, if it can be. It
 // is so long that an active client pays nothing for parking.
 const parkAfter = 3 * time.Second
@@ -97,8 +101,8 @@ func (c *Client) sweep(now time.Duration) {
 		return // not connected yet, or not any more
 	}
 	silent := false
-	if every := s.beatInterval(); every > 0 && now-c.beat >= every {
-		silent = c.beat != 0 && !c.tellPosition() // not right after connecting
+	if every := s.beatInterval(); every > 0 && now-c.beat >= every-ahead {
+		silent = !c.tellPosition()
 		c.beat = now
 	}
 	c.transport.sweep(c, now, silent)

@@ -215,7 +215,7 @@ func (webSocket) sweep(c *Client, now time.Duration, _ bool) {
 	}
 	switch pinged := time.Duration(c.pinged.Load()); {
 	case pinged <= heard:
-		if s.pingInterval > 0 && now-heard >= s.pingInterval {
+		if s.pingInterval > 0 && now-heard >= s.pingInterval-ahead {
 			c.pinged.Store(int64(now))
 			c.out.control(pingFrame)
 		}
