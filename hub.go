@@ -279,8 +279,9 @@ func isClosed(c <-chan struct{}) bool {
 // closes each client with 1001 (RFC 6455 §7.4.1), for which the client has 5 s.
 // It returns nil when nothing of the hub is running, handlers included; only a
 // CheckOrigin may still look at a new request. If ctx ends first, Shutdown cuts
-// the connections and returns ctx's error within a second. Then only handlers
-// that have not returned are running.
+// the connections and returns ctx's error within a second of that. Then only
+// handlers that have not returned are running. Where a second is too short to
+// cut all connections, the rest end by themselves within 5 s.
 //
 // It may be called twice, and on a hub that never ran. A second call waits for
 // the first. A handler must not wait for it, because it waits for the handler.
@@ -300,14 +301,21 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	if isClosed(h.finished) { // perhaps both
 		return nil
 	}
+	late := time.NewTimer(time.Second).C // counts while the connections are cut, too
+	err := fmt.Errorf("realtime: shutdown: %w", ctx.Err())
 	for _, c := range h.registry.all() {
-		c.abort(ErrHubClosed)
+		select {
+		case <-late:
+			return err
+		default:
+			c.abort(ErrHubClosed)
+		}
 	}
 	select {
 	case <-h.finished:
-	case <-time.After(time.Second):
+	case <-late:
 	}
-	return fmt.Errorf("realtime: shutdown: %w", ctx.Err())
+	return err
 }
 
 // end is the goroutine that Shutdown starts. It ends when all else of h has.

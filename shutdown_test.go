@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -188,6 +189,55 @@ func TestShutdownWithABlockedHandler(t *testing.T) {
 			t.Errorf("Shutdown after the handler returned: %v", err)
 		}
 	})
+}
+
+// Many connections take a while to cut. That counts in the second that Shutdown
+// has after its ctx, and can't make it longer.
+func TestShutdownOfManyIsInTime(t *testing.T) {
+	for _, clients := range []int{50, 200} { // it takes 0.5 s, or 2 s
+		synctest.Test(t, func(t *testing.T) {
+			hub := realtime.NewHub()
+			gate := make(chan struct{})
+			hub.OnMessage = func(*realtime.Hub, realtime.Message) { <-gate }
+			l := listenPipe()
+			s := serveSite(t, hub, tardyListener{l}, "ws://pipe/ws", l.dial)
+			s.raw(frame(0x81, []byte("x"))...)
+			for range clients {
+				s.raw()
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			defer cancel()
+			<-ctx.Done()
+			start := time.Now()
+			if err := hub.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Shutdown: %v, want DeadlineExceeded", err)
+			}
+			if d := time.Since(start); d > time.Second {
+				t.Errorf("with %d clients Shutdown returned %v after its ctx ended, want 1 s", clients, d)
+			}
+			close(gate)
+			if err := hub.Shutdown(t.Context()); err != nil {
+				t.Errorf("Shutdown after the handler returned: %v", err)
+			}
+		})
+	}
+}
+
+// A tardyListener's connections take 10 ms to be cut.
+type tardyListener struct{ net.Listener }
+
+func (l tardyListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	return tardyConn{conn}, err
+}
+
+type tardyConn struct{ net.Conn }
+
+func (c tardyConn) SetDeadline(t time.Time) error {
+	if !t.IsZero() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return c.Conn.SetDeadline(t)
 }
 
 func TestAfterShutdown(t *testing.T) {
