@@ -64,9 +64,9 @@ type Client struct {
 	// Owned by accept, then by the sweeper.
 	beat time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
 
-	inHandler atomic.Bool  // OnMessage is running: nothing is read
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
+	inHandler atomic.Bool  // OnMessage is running: nothing is read
 
 	mu     sync.Mutex // guards the fields below
 	state  clientState
