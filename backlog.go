@@ -78,10 +78,17 @@ func (b *backlog) delivered(s *shared, n int) {
 	s.delivered.Add(int64(n))
 }
 
+// lost counts n messages that will not be written.
+func (b *backlog) lost(s *shared, n int) {
+	b.messages -= n
+	b.exempt = min(b.exempt, int32(b.messages))
+	s.dropped.Add(int64(n))
+	s.queued.Add(-int64(n))
+}
+
 // drop counts all messages that wait as lost.
 func (b *backlog) drop(s *shared) {
-	s.dropped.Add(int64(b.messages))
-	s.queued.Add(-int64(b.messages))
+	b.lost(s, b.messages)
 	*b = backlog{}
 }
 

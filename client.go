@@ -16,6 +16,9 @@ import (
 
 const closeTimeout = 5 * time.Second // for a client to read what waits and to answer a close frame
 
+// tooSlow asks pages to reconnect, but later. realtime.js would not after 1008.
+var tooSlow = websocket.CloseError{Code: websocket.StatusTryAgainLater, Reason: "client reads too slowly"}
+
 var (
 	errWriteTimeout = errors.New("realtime: client accepted no bytes for Hub.WriteTimeout")
 	errPongTimeout  = errors.New("realtime: client left a ping unanswered for Hub.PongTimeout")
@@ -261,7 +264,7 @@ func validCode(code websocket.StatusCode) bool {
 	return code >= 1000 && code <= 1014 && (code < 1004 || code > 1006) || code >= 3000 && code <= 4999
 }
 
-// outboxFailed ends a client whose outbox has failed; see outboxOwner.
+// outboxFailed ends a client whose outbox has failed or must; see outboxOwner.
 func (c *Client) outboxFailed(err error) {
 	if err == ErrSlowClient {
 		c.cut(err)
@@ -274,9 +277,18 @@ func (c *Client) outboxFailed(err error) {
 
 func (c *Client) outboxFinished() { c.transport.finished(c) }
 
-// cut is abort where the client is at fault.
+// cut ends a client that is at fault. One that reads, but too slowly, is told:
+// else its page would take the end for a broken network, and reconnect at once.
+// After errWriteTimeout no byte fits.
 func (c *Client) cut(err error) {
-	if c.abort(err) && err == ErrSlowClient {
+	first := false
+	if err != ErrSlowClient || !c.out.cut(c.transport.lastBytes(tooSlow, err), func() {
+		first = c.end(err)
+		c.limitClosing()
+	}) {
+		first = c.abort(err)
+	}
+	if first && err == ErrSlowClient {
 		c.hub.shared.slowClients.Add(1)
 		c.hub.shared.log.warn(logSlow, "client disconnected: it reads too slowly", "client", c.ID())
 	}

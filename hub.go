@@ -74,13 +74,15 @@ type Hub struct {
 	// starts over when the backlog has shrunk by SendBuffer messages. Messages
 	// sent to one client alone are also bounded in bytes. More than 8 MiB in
 	// several messages count as too many, and more than 32 MiB disconnect at
-	// once. SlowAfter starts over when they have shrunk by 1 MiB. Zero and
-	// negative mean 256.
+	// once. SlowAfter starts over when they have shrunk by 1 MiB. What waits for
+	// a client that is disconnected is dropped. One that has accepted bytes
+	// within SlowAfter, or the last second if that is less, is told and has 5 s
+	// to read that; any other is cut off. Zero and negative mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages
-	// waiting. Zero means 1 s. A negative value disconnects at once, even
-	// clients that are one scheduling step behind.
+	// waiting. Zero means 1 s. A negative value disconnects at once and untold,
+	// even clients that are one scheduling step behind.
 	SlowAfter time.Duration
 
 	// MaxMessageBytes bounds a message from a client, after decompression. A

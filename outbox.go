@@ -27,6 +27,7 @@ const (
 //	  │                │
 //	  └────────────────┴──fail, or an error──▶ failed
 //
+// cut does what close does, but drops most of what waits, or what fail does.
 // An open outbox accepts messages. A closed one accepts none, but still sends
 // those that wait. A finished or failed one has nothing left to do.
 type outbox struct {
@@ -58,6 +59,7 @@ type outbox struct {
 	closed   bool // this side has closed o; stays when o fails
 	blind    bool // unsent doesn't work on conn
 	writing  bool // the drain goroutine is running
+	moved    bool // the peer has accepted bytes since that goroutine's start, or just before
 }
 
 type outboxState uint8
@@ -80,7 +82,7 @@ type held struct {
 type outboxOwner interface {
 	// outboxFailed and outboxFinished are called at the end, on the drain
 	// goroutine or a caller's. They must not block.
-	outboxFailed(err error) // ErrSlowClient, or the error of a write
+	outboxFailed(err error) // the error of a write; or ErrSlowClient, and cut must follow
 	outboxFinished()
 
 	// outboxEmpty waits until the outbox has the next part of a replay, and
@@ -158,7 +160,7 @@ func (o *outbox) post(e *Event) error {
 }
 
 // checkLocked returns the error of a push or a post. If the client has become
-// too slow, it fails o first.
+// too slow, unlock tells the owner, which calls cut.
 func (o *outbox) checkLocked() error {
 	if o.state == outboxFailed {
 		return ErrClientClosed
@@ -170,7 +172,7 @@ func (o *outbox) checkLocked() error {
 		tooMany = o.backlog.owed() > most-most/16 // with less gain, every push would search all of it again
 	}
 	if tooMany || o.isTooSlowLocked() {
-		o.failLocked(ErrSlowClient)
+		o.failure = ErrSlowClient
 		return ErrSlowClient
 	}
 	return nil
@@ -188,7 +190,8 @@ func (o *outbox) isTooSlowLocked() bool {
 func (o *outbox) unlock() {
 	if !o.writing && (o.head < len(o.queue) || o.pongs != nil || o.lacksPartLocked()) {
 		o.writing = true
-		o.progress = o.shared.clock.now()
+		now := o.shared.clock.now()
+		o.progress, o.moved = now, o.moved && now-o.progress < revolution
 		go o.drain()
 	}
 	failure := o.failure
@@ -416,6 +419,43 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 	return true
 }
 
+// cut ends o for a client that is too slow. What is being written still goes
+// out, and then last, as with close. All else that waits is dropped. But if the
+// peer has accepted nothing for a while, or SlowAfter is negative, o fails: a
+// peer that is stuck would not read last either, and must not hold memory. cut
+// reports whether o ends by itself, with this last or an earlier one.
+func (o *outbox) cut(last *buffer, closed func()) bool {
+	o.mu.Lock()
+	defer o.unlock()
+	if o.state != outboxOpen {
+		return o.state != outboxFailed
+	}
+	now := o.shared.clock.now()
+	o.movesLocked(now)
+	if o.conn == nil || o.writing && (!o.moved || now-o.progress >= min(o.shared.slowAfter, revolution)) {
+		o.failLocked(nil)
+		return false
+	}
+	kept := max(o.head, int(o.busy)) // whole buffers, so that no frame is torn
+	lost := 0
+	for _, q := range o.queue[kept:] {
+		lost += len(q.ends)
+		if q.buffer == replacedBuffer {
+			o.replaced--
+		}
+		if q.private {
+			o.backlog.private -= len(q.b)
+		}
+	}
+	clear(o.queue[kept:])
+	o.queue, o.latest, o.past, o.pongs = o.queue[:kept], nil, nil, nil
+	o.backlog.lost(o.shared, lost)
+	o.state, o.closed = outboxClosed, true
+	closed()
+	o.sendLocked(last)
+	return true
+}
+
 // fail drops all that waits. o accepts and writes no more, but a write under
 // way goes on. The owner isn't told, because it calls fail.
 func (o *outbox) fail() {
@@ -599,7 +639,7 @@ func (o *outbox) drain() {
 			o.failLocked(err)
 			return
 		}
-		o.progress = o.shared.clock.now()
+		o.progress, o.moved = o.shared.clock.now(), true
 	}
 }
 
@@ -638,7 +678,7 @@ func (o *outbox) movesLocked(now time.Duration) bool {
 	moves := ok && n < int(o.kernel)
 	o.kernel = int32(n)
 	if moves {
-		o.progress = now
+		o.progress, o.moved = now, true
 	}
 	return moves
 }

@@ -343,15 +343,87 @@ func TestOutboxHeld(t *testing.T) {
 	}
 }
 
-// A push that makes its client slow fails the outbox itself.
+// A push that makes its client slow tells the owner. Its cut fails an outbox
+// whose peer accepts nothing.
 func TestOutboxSlowPush(t *testing.T) {
 	o := newOutbox()
 	o.shared.sendBuffer, o.shared.slowAfter = 1, -1
 	o.open(new(recorder), nil, format{})
-	if err := o.push(runOf("x", "y")); err != ErrSlowClient || !o.hasFailed() {
-		t.Errorf("push: %v, failed is %v; want ErrSlowClient and failed", err, o.hasFailed())
+	if err := o.push(runOf("x", "y")); err != ErrSlowClient {
+		t.Errorf("push: %v, want ErrSlowClient", err)
 	}
 	o.ends().want(t, 0, ErrSlowClient)
+	if o.cut(closeFrame(1013, ""), func() { t.Error("it is said to be closed") }) || !o.hasFailed() {
+		t.Error("cut has not failed the outbox")
+	}
+	if got := o.shared.dropped.Load(); got != 2 {
+		t.Errorf("%d messages are dropped, want 2", got)
+	}
+}
+
+// A cut lets what is being written end, where the peer accepts it, and puts the
+// last bytes behind that. Nothing is torn, and all else is dropped.
+func TestOutboxCut(t *testing.T) {
+	large := string(make([]byte, 2*blindWrite))
+	for _, tt := range []struct {
+		name    string
+		before  []string // pushed one by one
+		writes  int      // that end
+		pause   time.Duration
+		want    []string
+		dropped int64
+	}{
+		{"nothing is written", []string{"a", "b"}, 0, 0, nil, 4},
+		{"several are being written", []string{"a", "b", "c"}, 1, time.Second - 1, []string{"a", "b", "c"}, 2},
+		{"a large one is partly written", []string{large, "b"}, 1, 0, []string{large}, 3},
+		{"all was written just before", []string{"a", "b"}, 2, 0, []string{"a", "b", "d"}, 1},
+		{"nothing is written any more", []string{"a", "b", "c"}, 1, time.Second + 1, nil, 4},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn := &recorder{gate: make(chan error)}
+				o := newOutbox()
+				o.open(conn, nil, format{})
+				for _, p := range tt.before {
+					o.push(runOf(p))
+					synctest.Wait()
+				}
+				for range tt.writes {
+					conn.gate <- nil
+					synctest.Wait()
+				}
+				o.push(runOf("d"))
+				synctest.Wait()
+				o.push(runOf("e"))
+				time.Sleep(tt.pause)
+				closed := 0
+				last := closeFrame(1013, "later")
+				told := o.cut(last, func() { closed++ })
+				if err := o.push(runOf("f")); err != ErrClientClosed {
+					t.Errorf("push after the cut: %v", err)
+				}
+				if again := o.cut(last, func() { closed++ }); again != told {
+					t.Errorf("a second cut returns %v, the first returned %v", again, told)
+				}
+				close(conn.gate)
+				synctest.Wait()
+				if tt.want == nil {
+					if told || closed != 0 || !o.hasFailed() || bytes.Contains(conn.got, last.b) {
+						t.Errorf("told %v, closed %d times, wrote %.100q; want it failed", told, closed, conn.got)
+					}
+					o.ends().want(t, 0)
+				} else {
+					if want := append(frames(opText, tt.want...), last.b...); !told || closed != 1 || !bytes.Equal(conn.got, want) {
+						t.Errorf("told %v, closed %d times, wrote %.100q, want %.100q", told, closed, conn.got, want)
+					}
+					o.ends().want(t, 1)
+				}
+				if s := o.shared; s.dropped.Load() != tt.dropped || s.queued.Load() != 0 {
+					t.Errorf("%d messages are dropped, %d queued; want %d and 0", s.dropped.Load(), s.queued.Load(), tt.dropped)
+				}
+			})
+		})
+	}
 }
 
 // SlowAfter begins above SendBuffer, starts over when the backlog has shrunk by

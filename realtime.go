@@ -17,7 +17,10 @@ var (
 	ErrClientClosed = errors.New("realtime: client is gone")
 
 	// ErrSlowClient is returned by the send that found its client too slow (see
-	// [Hub.SendBuffer]), and is the cause for which that client left.
+	// [Hub.SendBuffer]), and is the cause for which that client left. A client
+	// that still reads is told: a WebSocket gets close code 1013 (try again
+	// later) behind what its connection has accepted, an event stream ends with a
+	// longer retry. 1008 would end a page that uses [Script] for good.
 	ErrSlowClient = errors.New("realtime: client reads too slowly")
 )
 

@@ -91,7 +91,7 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 func (eventStream) refuseForNow(w http.ResponseWriter, _ string) {
 	streamHeaders(w.Header())
 	w.WriteHeader(http.StatusOK)
-	w.Write(retryNotice().b)
+	w.Write(retryNotice(time.Second).b)
 }
 
 // connect takes the connection over or, if it can't, stays in the handler.
@@ -109,7 +109,7 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 		w.Header().Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
 		w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 		limitSilence(conn, c.hub.shared.pongTimeout)
-		return f, c.wire.answer(http.StatusOK, w.Header(), retryNotice().b)
+		return f, c.wire.answer(http.StatusOK, w.Header(), retryNotice(time.Second).b)
 	})
 }
 
@@ -185,10 +185,14 @@ func (eventStream) ended(c *Client, err error) error {
 	}
 }
 
-// lastBytes returns a delay before reconnecting if the hub ends, else nothing.
+// lastBytes returns a delay before reconnecting if the hub ends or the client is
+// too slow, else nothing.
 func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
-	if errors.Is(cause, ErrHubClosed) {
-		return retryNotice()
+	switch {
+	case errors.Is(cause, ErrHubClosed):
+		return retryNotice(time.Second)
+	case errors.Is(cause, ErrSlowClient):
+		return retryNotice(5 * time.Second)
 	}
 	return new(buffer)
 }
@@ -232,7 +236,7 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	defer c.gone() // deferred because a middleware's writer may panic
 	c.accept(p, nil, func() (format, error) {
 		w.WriteHeader(http.StatusOK)
-		p.Write(retryNotice().b) // if it fails, so does the next write
+		p.Write(retryNotice(time.Second).b) // if it fails, so does the next write
 		return f, nil
 	})
 	<-ctx.Done()
@@ -295,9 +299,10 @@ func (p *response) Close() error {
 }
 
 // retryNotice tells EventSource how long to wait before it reconnects (WHATWG
-// HTML §9.2.6): 1 to 5 s at random, so that clients don't all return together.
-func retryNotice() *buffer {
-	return &buffer{b: appendRetryField(nil, time.Second+rand.N(4*time.Second))}
+// HTML §9.2.6): least and up to 4 s more at random, so that clients don't all
+// reconnect together.
+func retryNotice(least time.Duration) *buffer {
+	return &buffer{b: appendRetryField(nil, least+rand.N(4*time.Second))}
 }
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.
