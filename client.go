@@ -126,9 +126,8 @@ type transport interface {
 	// finished is called when all is written and nothing more will be.
 	finished(c *Client)
 
-	// sweep does what is due for a connected client. silent: a heartbeat is,
-	// and there was no position to send.
-	sweep(c *Client, now time.Duration, silent bool)
+	// sweep does what is due for a connected client, but for heartbeats.
+	sweep(c *Client, now time.Duration)
 }
 
 func newClient(h *Hub, t transport) *Client {

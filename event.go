@@ -7,7 +7,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"slices"
+	"strconv"
 	"sync"
+	"time"
 	"weak"
 )
 
@@ -44,7 +46,8 @@ const (
 	encodings                      // how many there are
 )
 
-func (e encoding) isStream() bool { return e == plainStream || e == envelopeStream }
+func (e encoding) isStream() bool   { return e == plainStream || e == envelopeStream }
+func (e encoding) isEnvelope() bool { return e == envelopeFrame || e == envelopeStream }
 
 // formats is the length of an array with an entry for each format.
 const formats = 2 * int(encodings)
@@ -105,6 +108,7 @@ const (
 	positionNotice        // the client has seen all up to ID
 	resetNotice           // the client may have lost events
 	gapNotice             // in the history alone: events may be missing here
+	beatNotice            // the hub is there; Data says how often it tells that, in milliseconds
 )
 
 // resetEvent tells a client that it may have lost events.
@@ -114,6 +118,11 @@ var resetEvent = newReset("")
 // that is told behind it.
 func newReset(id string) *event {
 	return &event{Event: Event{Name: "reset", ID: id}, notice: resetNotice}
+}
+
+// newHeartbeat returns the heartbeat of a hub that sends one each interval.
+func newHeartbeat(interval time.Duration) *event {
+	return &event{notice: beatNotice, Event: Event{Data: strconv.AppendInt(nil, interval.Milliseconds(), 10)}}
 }
 
 func (ev *event) buffer(f format) *buffer {
@@ -182,6 +191,7 @@ func (e *Event) opcode() byte {
 // appendStream appends ev as an event of an event stream. A position has a line
 // of data, though an empty one: Firefox and WebKit drop the id of an event that
 // has none (unlike WHATWG HTML §9.2.6). It has a name for which no page listens.
+// A heartbeat is a comment, for proxies that end what is silent.
 func (ev *event) appendStream(b []byte, enc encoding) []byte {
 	e := &ev.Event
 	switch {
@@ -189,6 +199,8 @@ func (ev *event) appendStream(b []byte, enc encoding) []byte {
 		e = &Event{ID: ev.ID, Data: ev.envelope()}
 	case ev.notice == positionNotice:
 		e = &Event{ID: ev.ID, Name: "realtime.position"}
+	case ev.notice == beatNotice:
+		return append(b, ":\n"...)
 	}
 	b, _ = appendEvent(b, e) // it was checked when published
 	return b
@@ -196,17 +208,22 @@ func (ev *event) appendStream(b []byte, enc encoding) []byte {
 
 // An envelope is the JSON form of an event (subprotocol realtime.v1).
 type envelope struct {
-	ID       string  `json:"id,omitempty"`
-	Topic    string  `json:"topic,omitempty"`
-	Event    string  `json:"event,omitempty"`
-	Data     *string `json:"data,omitempty"` // nil in a position
-	Encoding string  `json:"encoding,omitempty"`
-	Reset    bool    `json:"reset,omitempty"` // this is the hub's reset, not a user's event of that name
+	ID       string          `json:"id,omitempty"`
+	Topic    string          `json:"topic,omitempty"`
+	Event    string          `json:"event,omitempty"`
+	Data     *string         `json:"data,omitempty"` // nil in a position and in a heartbeat
+	Encoding string          `json:"encoding,omitempty"`
+	Reset    bool            `json:"reset,omitempty"`    // this is the hub's reset, not a user's event of that name
+	Interval json.RawMessage `json:"interval,omitempty"` // of heartbeats, in milliseconds
 }
 
 func (ev *event) envelope() []byte {
 	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Reset: ev.notice == resetNotice}
-	if ev.notice != positionNotice {
+	switch ev.notice {
+	case positionNotice:
+	case beatNotice:
+		e.Interval = ev.Data
+	default:
 		data := string(ev.Data)
 		if ev.Binary {
 			data, e.Encoding = base64.StdEncoding.EncodeToString(ev.Data), "base64"

@@ -47,9 +47,6 @@ func controlFrame(op byte, payload []byte) *buffer {
 	return &buffer{b: appendFrame(nil, op, payload)}
 }
 
-// heartbeatComment keeps proxies from ending a silent event stream.
-var heartbeatComment = &buffer{b: []byte(":\n")}
-
 // pingFrame is the ping for every client. Any byte from one answers it, so it
 // needs no payload.
 var pingFrame = controlFrame(opPing, nil)

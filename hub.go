@@ -92,8 +92,10 @@ type Hub struct {
 	// PingInterval is the longest silence of a WebSocket client before it gets a
 	// ping, and the longest time between two comments on an event stream. The
 	// hub looks at each client once a second, so both come up to 1.1 s early.
-	// A PingInterval below 2.1 s means once a second. Zero means 54 s, negative
-	// never.
+	// A PingInterval below 2.1 s means once a second. Clients of the
+	// [Subprotocol] get a heartbeat that a page can see, on both transports. If
+	// two are missing, a page that uses [Script] reconnects. Zero means 54 s,
+	// negative never.
 	PingInterval time.Duration
 
 	// PongTimeout is how long a ping may stay unanswered, or a message
@@ -208,6 +210,9 @@ func (h *Hub) settle() {
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
 		s.history = h.History.settled()
+		if s.pingInterval > 0 {
+			s.heartbeat = newHeartbeat(max(s.beatInterval(), revolution))
+		}
 		s.log.logger = cmp.Or(h.Logger, slog.Default())
 		h.order = h.newOrder()
 	})

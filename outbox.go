@@ -284,11 +284,16 @@ func (o *outbox) position(ev *event) bool {
 func (o *outbox) sendEachLocked(events []*event) {
 	size := 0
 	for _, ev := range events {
-		buf := ev.buffer(o.format)
-		size += len(buf.b)
-		o.appendLocked(buf)
+		size += len(ev.buffer(o.format).b)
 	}
 	o.backlog.limitReplay(o.shared, size)
+	if len(events) == 1 {
+		o.sendLocked(events[0].buffer(o.format))
+		return
+	}
+	for _, ev := range events {
+		o.appendLocked(ev.buffer(o.format))
+	}
 	if !o.freeLocked() {
 		return
 	}
@@ -356,7 +361,17 @@ func (o *outbox) busyHeadLocked() {
 // because unlock has all that waits drained.
 func (o *outbox) freeLocked() bool { return o.try != nil && !o.writing }
 
-// control sends a control frame or a comment, if o is open and not held.
+// beat sends ev, a heartbeat, if nothing waits: what waits shows as well that
+// the hub is there, and more must not pile up behind it.
+func (o *outbox) beat(ev *event) {
+	o.mu.Lock()
+	defer o.unlock()
+	if o.state == outboxOpen && o.conn != nil && !o.writing {
+		o.sendLocked(ev.buffer(o.format))
+	}
+}
+
+// control sends a control frame, if o is open and not held.
 func (o *outbox) control(frame *buffer) {
 	o.mu.Lock()
 	defer o.unlock()
@@ -479,14 +494,19 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) {
 	o.conn, o.try, o.format = conn, try, f
 	_, ok := unsent(conn)
 	o.blind = !ok
+	var events []*event
+	if o.shared.heartbeat != nil && f.encoding.isEnvelope() {
+		events = append(events, o.shared.heartbeat) // first: from it the client learns what to expect
+	}
+	var last *buffer
 	if o.held != nil {
 		o.conflateEarlyLocked()
-		held := o.held
+		events, last = append(events, o.held.early...), o.held.last
 		o.held, o.backlog.private = nil, 0
-		o.sendEachLocked(held.early)
-		if held.last != nil {
-			o.sendLocked(held.last)
-		}
+	}
+	o.sendEachLocked(events)
+	if last != nil {
+		o.sendLocked(last)
 	}
 	o.backlog.connected(o.shared)
 }

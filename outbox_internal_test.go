@@ -324,6 +324,30 @@ func TestOutboxHasFailed(t *testing.T) {
 	})
 }
 
+// Heartbeats don't pile up behind what waits.
+func TestOutboxBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &recorder{gate: make(chan error)}
+		o := newOutbox()
+		beat := newHeartbeat(54 * time.Second)
+		o.beat(beat) // held
+		o.open(conn, nil, format{encoding: envelopeFrame})
+		o.push(runOf("x"))
+		synctest.Wait()
+		o.beat(beat)
+		close(conn.gate)
+		synctest.Wait()
+		o.beat(beat)
+		synctest.Wait()
+		if want := frames(opText, `{"data":"x"}`, `{"interval":54000}`); !bytes.Equal(conn.got, want) {
+			t.Errorf("wrote %q, want %q", conn.got, want)
+		}
+		if o.shared.delivered.Load() != 1 {
+			t.Error("a heartbeat counts as a message")
+		}
+	})
+}
+
 // A held outbox keeps events and the close frame, but no control frames.
 func TestOutboxHeld(t *testing.T) {
 	o := newOutbox()

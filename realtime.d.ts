@@ -101,6 +101,13 @@ export function connect(url: string | URL, options?: Options): Connection;
  * waits for at least 10 times min. An event stream first reconnects after the
  * time that the server set with "retry".
  *
+ * Some networks lose a connection without an end. A hub therefore sends
+ * something at each of its PingIntervals, 54 s by default. If nothing has come
+ * in two of them, the connection counts as lost, with the code 1006. Late timers
+ * of a page in the background don't matter. A single message that takes longer
+ * to arrive does, so the limit doubles each time until a heartbeat comes. A hub
+ * whose PingInterval is negative isn't watched.
+ *
  * Two close codes end the Connection: 1000 and 1008 (policy violation). With
  * them a server tells a client not to reconnect. After every other code it
  * reconnects. To end it after a code of your own (4000–4999), call `close` in a

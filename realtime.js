@@ -15,6 +15,7 @@ const retryTimeout = 30_000; // the same where the browser waits before its atte
 const steady = 5_000;        // a connection that lasted this long counts as a good one
 const asleep = 90_000;       // the computer slept if the timer is this late
 const pulse = 10_000;        // the timer's interval
+const lastLook = 1_000;      // before a silent hub counts as lost
 
 export function connect(url, options) {
 	return new Connection(url, options);
@@ -35,8 +36,10 @@ export class Connection extends EventTarget {
 	#link = null;        // the current WebSocket or EventSource: others are ignored
 	#transport = 0;      // the index of its kind
 	#waiting = false;    // the next attempt has not begun
-	#timer;              // for the next attempt, or for an answer to this one
+	#timer;              // for the next attempt, for an answer to this one, or for what an open link should bring
 	#openedAt = 0;       // when the link opened
+	#missed = 0;         // intervals of the hub in which nothing came
+	#patience = 2;       // how many may be missed
 	#proven = false;     // the link has brought a message
 	#wasOpen = false;    // some link has been open
 	#failures = 0;       // attempts in a row without a lasting connection: backoff grows with them
@@ -240,6 +243,24 @@ export class Connection extends EventTarget {
 		if (slept || (shown && this.#waiting)) this.reconnect();
 	};
 
+	// watch reconnects when a hub that sends something at each interval is silent
+	// for two: some paths swallow bytes and stay open. It counts its own ticks,
+	// because those of a throttled or frozen page are late, but don't add up. The
+	// last one lets messages be delivered that wait for such a page. A message
+	// that takes longer is no reason to reconnect again and again, so each time
+	// the patience doubles.
+	#watch(interval) {
+		clearTimeout(this.#timer);
+		this.#timer = setTimeout(() => {
+			if (++this.#missed <= this.#patience) {
+				this.#watch(interval);
+				return;
+			}
+			this.#patience = Math.min(2 * this.#patience, 64);
+			this.#lost(1006, "");
+		}, this.#missed < this.#patience ? interval : lastLook);
+	}
+
 	// online runs when the network is back. It may be another one, where the old
 	// connection is dead. With an id, to reconnect loses nothing.
 	#online = () => {
@@ -250,7 +271,12 @@ export class Connection extends EventTarget {
 
 	#receive(text) {
 		this.#proven = true;
-		const {id, topic = "", event = "message", data, encoding, reset} = JSON.parse(text);
+		this.#missed = 0;
+		const {id, topic = "", event = "message", data, encoding, reset, interval} = JSON.parse(text);
+		if (interval) {
+			if (Date.now() - this.#openedAt > interval / 2) this.#patience = 2; // it isn't the link's first
+			this.#watch(interval);
+		}
 		if (id) this.#lastEventId = id; // before the listeners run: they may store it
 		if (reset) this.#tell("reset");
 		else if (data !== undefined) this.#hand(new Message(id ?? "", topic, event, encoding === "base64" ? bytes(data) : data));

@@ -207,13 +207,7 @@ func (eventStream) finished(c *Client) {
 	}
 }
 
-// sweep sends a comment in place of a position, so that proxies see that the
-// stream is alive. The kernel notices dead connections.
-func (eventStream) sweep(c *Client, _ time.Duration, silent bool) {
-	if silent {
-		c.out.control(heartbeatComment)
-	}
-}
+func (eventStream) sweep(*Client, time.Duration) {} // the kernel notices dead connections
 
 // A response is the connection of an event stream that stays in its HTTP
 // handler. The drain goroutine writes to it. Nothing is read.

@@ -75,6 +75,7 @@ type shared struct {
 	writeTimeout    time.Duration
 	compression     bool
 	history         History
+	heartbeat       *event // nil: never
 
 	queued      atomic.Int64
 	published   atomic.Int64

@@ -100,12 +100,13 @@ func (c *Client) sweep(now time.Duration) {
 	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}
-	silent := false
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every-ahead {
-		silent = !c.tellPosition()
 		c.beat = now
+		if !c.tellPosition() && s.heartbeat != nil {
+			c.out.beat(s.heartbeat)
+		}
 	}
-	c.transport.sweep(c, now, silent)
+	c.transport.sweep(c, now)
 }
 
 // beatInterval returns the time between a client's heartbeats. Zero or less

@@ -143,6 +143,72 @@ func TestNoSilenceAbovePingInterval(t *testing.T) {
 	}
 }
 
+// Clients of realtime.v1 see the heartbeats that others don't: pages see neither
+// pings nor comments. The first object of all tells how often one comes. None
+// waits behind what a client is slow to read.
+func TestVisibleHeartbeats(t *testing.T) {
+	for name, set := range map[string]func(*realtime.Hub) string{
+		"default":            func(hub *realtime.Hub) string { return "54000" },
+		"a short History":    func(hub *realtime.Hub) string { hub.History.Age = time.Minute; return "20000" },
+		"a short interval":   func(hub *realtime.Hub) string { hub.PingInterval = time.Millisecond; return "1000" },
+		"never":              func(hub *realtime.Hub) string { hub.PingInterval = -1; return "" },
+		"never, and History": func(hub *realtime.Hub) string { hub.PingInterval, hub.History.Age = -1, time.Minute; return "" },
+	} {
+		for transport, join := range map[string]func(*site) func() string{
+			"WebSocket": func(s *site) func() string {
+				conn := s.connectAs("", realtime.Subprotocol)
+				return func() string { return read(s.t.(*testing.T), conn) }
+			},
+			"event stream": func(s *site) func() string { return s.listen("protocol=" + realtime.Subprotocol).next },
+		} {
+			t.Run(name+", "+transport, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					hub := realtime.NewHub()
+					interval := set(hub)
+					var client *realtime.Client
+					hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+						client = c
+						return c.Send([]byte("hello"))
+					}
+					next := join(newPipeSite(t, hub))
+					beat := `{"interval":` + interval + `}`
+					if interval != "" {
+						if got := next(); got != beat {
+							t.Errorf("the first object is %s, want %s", got, beat)
+						}
+					}
+					if got := next(); got != `{"data":"hello"}` {
+						t.Errorf("got %s, want hello", got)
+					}
+					if interval == "" {
+						time.Sleep(2 * time.Hour)
+						client.Send([]byte("end"))
+						if got := next(); got != `{"data":"end"}` {
+							t.Errorf("got %s, want nothing but the end", got)
+						}
+						return
+					}
+					ms, _ := strconv.Atoi(interval)
+					for i := range 3 {
+						last := time.Now()
+						got := next()
+						if strings.HasPrefix(got, `{"id":`) {
+							got = beat // a position is as good
+						}
+						if d := time.Since(last); got != beat || !inTime(d, time.Duration(ms)*time.Millisecond) {
+							t.Errorf("object %d is %s after %v, want %s", i, got, d, beat)
+						}
+					}
+					hub.PublishAll(t.Context(), realtime.Event{Data: []byte("1")})
+					if got := next(); !strings.Contains(got, `"data":"1"`) {
+						t.Errorf("got %s, want the event", got)
+					}
+				})
+			})
+		}
+	}
+}
+
 // One sweeper looks after all clients. It goes with the last of them, and
 // comes again.
 func TestOneSweeper(t *testing.T) {

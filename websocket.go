@@ -202,7 +202,7 @@ func (c *Client) libraryCloses(frame []byte) {
 
 // sweep parks an idle client, pings one from which nothing comes, and ends one
 // that leaves a ping unanswered or a message incomplete.
-func (webSocket) sweep(c *Client, now time.Duration, _ bool) {
+func (webSocket) sweep(c *Client, now time.Duration) {
 	s := &c.hub.shared
 	heard := time.Duration(c.wire.heard.Load())
 	busy := c.inHandler.Load()

@@ -495,6 +495,7 @@ func TestScriptCloseCodes(t *testing.T) {
 	t.Parallel()
 	clients := make(chan *realtime.Client, 1)
 	site := newSite(t, "", func(hub *realtime.Hub) {
+		hub.PingInterval = -1 // the page sets no timer for heartbeats
 		hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 			clients <- c
 			return nil
@@ -651,4 +652,84 @@ func TestScriptWakes(t *testing.T) {
 			})
 		}
 	})
+}
+
+// TestScriptSilence checks that a page notices a path that swallows bytes and
+// stays open, and that it then gets what it missed. With a hub that sends no
+// heartbeats it can't.
+func TestScriptSilence(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		for _, history := range []bool{true, false} {
+			t.Run(fmt.Sprint("history ", history), func(t *testing.T) {
+				site := newSite(t, "", func(hub *realtime.Hub) {
+					hub.PingInterval = time.Second
+					if history {
+						hub.History = keep
+					}
+				})
+				proxy := newProxy(t, site.addr())
+				tab := newTab(t, browser, fmt.Sprint("Ann-", transport, history))
+				tab.connect(proxy.url, options(transport, `topics: ["a"]`))
+				site.publish("a", "", "1")
+				tab.until(`got.join() === "1"`)
+				time.Sleep(5 * time.Second) // of heartbeats, which tell the page to stay
+				tab.tells("open")
+				proxy.unplug()
+				site.publish("a", "", "2")
+				if history {
+					tab.until(`got.join() === "1,2"`)
+					tab.tells("open", "close 1006", "open")
+				} else {
+					tab.tells("open", "close 1006", "open", "reset")
+				}
+			})
+		}
+	})
+}
+
+// TestScriptLateTimers checks that a page whose timers are late, because it is
+// throttled or was frozen, stays connected as long as messages come.
+func TestScriptLateTimers(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", func(hub *realtime.Hub) { hub.PingInterval = -1 })
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.open(site.server.URL)
+	tab.run(`
+		globalThis.WebSocket = class {
+			constructor() { globalThis.socket = this; queueMicrotask(() => this.onopen()); }
+			close() {}
+		};
+		globalThis.timers = [];
+		globalThis.clearTimeout = (id) => { if (id) timers[id - 1] = null; };
+		globalThis.setTimeout = (f, ms) => timers.push({f, ms}); // returns an id, which counts from 1
+		globalThis.waits = () => timers.filter((t) => t).map((t) => t.ms).join();
+		globalThis.tick = () => { const due = timers; timers = []; for (const t of due) t?.f(); };
+		const {connect} = await import("/realtime.js");
+		globalThis.live = connect("/live", {transports: ["websocket"]});` + watch)
+	tab.until(`live.state === "open"`)
+	for i, step := range []struct{ js, delays, state string }{
+		{`socket.onmessage({data: '{"data":"an old hub"}'})`, "", "open"},
+		{`socket.onmessage({data: '{"interval":54000}'})`, "54000", "open"},
+		{`tick()`, "54000", "open"},
+		{`tick()`, "1000", "open"}, // the last look
+		{`socket.onmessage({data: '{"id":"x-1"}'})`, "1000", "open"},
+		{`tick()`, "54000", "open"}, // it was waiting for the page
+		{`socket.onmessage({data: '{"interval":54000}'})`, "54000", "open"},
+		{`tick(); tick()`, "1000", "open"},
+	} {
+		eval[chromedp.Void](tab, step.js+"; undefined")
+		if delays, state := eval[string](tab, `waits()`), eval[string](tab, `live.state`); delays != step.delays || state != step.state {
+			t.Errorf("step %d, %s: waits for %q and is %s, want %q and %s", i, step.js, delays, state, step.delays, step.state)
+		}
+	}
+	eval[chromedp.Void](tab, `tick(); undefined`)
+	tab.tells("open", "close 1006")
+	// It then waits for longer, in case that a large message is on its way.
+	eval[chromedp.Void](tab, `tick(); undefined`)
+	tab.until(`live.state === "open"`)
+	eval[chromedp.Void](tab, `socket.onmessage({data: '{"interval":54000}'}); tick(); tick(); undefined`)
+	if got := eval[string](tab, `waits()`); got != "54000" {
+		t.Errorf("after two silent intervals it waits for %q, want 54000 again", got)
+	}
+	eval[chromedp.Void](tab, `live.close()`)
 }
