@@ -42,10 +42,6 @@ func listenSegments(t testing.TB) net.Listener {
 // newTLSSite serves the hub on loopback over TLS.
 func newTLSSite(t testing.TB, hub *realtime.Hub) *site {
 	t.Helper()
-	cert := httptest.NewUnstartedServer(nil)
-	cert.StartTLS()
-	conf := &tls.Config{Certificates: cert.TLS.Certificates}
-	cert.Close()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +50,15 @@ func newTLSSite(t testing.TB, hub *realtime.Hub) *site {
 		d := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}
 		return d.DialContext(ctx, network, addr)
 	}
-	return serveSite(t, hub, tls.NewListener(l, conf), "ws://"+l.Addr().String()+"/ws", dial)
+	return serveSite(t, hub, tls.NewListener(l, serverTLS()), "ws://"+l.Addr().String()+"/ws", dial)
+}
+
+// serverTLS returns the settings of a server with some certificate.
+func serverTLS() *tls.Config {
+	cert := httptest.NewUnstartedServer(nil)
+	cert.StartTLS()
+	defer cert.Close()
+	return &tls.Config{Certificates: cert.TLS.Certificates}
 }
 
 // A burst of events that is published at once must reach clients that read,
