@@ -62,12 +62,10 @@
 //	history, no persistence     -           told      told            told          told
 //	history, snapshots          -           told      told            told          told
 //	history, appendonly with
-//	  appendfsync everysec      -           - (1)     told            told          told
-//	  appendfsync always        -           -         -               -             told (2)
+//	  appendfsync everysec      -           told      told            told          told
+//	  appendfsync always        -           -         -               -             told (1)
 //
-// (1) Told, where the disk is so slow that Redis doesn't wait for it any more.
-//
-// (2) Redis doesn't wait for its replicas. min-replicas-to-write makes such losses
+// (1) Redis doesn't wait for its replicas. min-replicas-to-write makes such losses
 // rarer, and doesn't rule them out.
 //
 // A history is told lost to clients by a reset: those that are connected get it
@@ -76,19 +74,25 @@
 // nodes counts a gap within seconds, from which on clients that reconnect get a
 // reset. Clients that stay connected are not told.
 //
-// With a history, the loss is noticed by a node that has had, or has appended, what
-// is lost. Where Redis was started anew and no such node is left, the first node
-// that starts has all ids begin again, unless Redis has appendfsync always. That
-// leaves two losses that are not told:
-//   - Redis, not with always, and the node that has published the event die at the
-//     same moment, before the event has reached any other node, and other nodes
-//     survive.
-//   - An older copy of the data is put back by hand, with always, while no node
-//     runs. Clients with newer ids get a reset. Others don't get the events that
-//     were lost: delete the key "{realtime:log}:head" then, so that all get one.
+// With a history, a node notices the loss of what it has had, or has appended. No
+// node knows what another one had appended that died together with Redis. So each
+// start of Redis counts as a loss, and so does a replica that takes over. There is
+// one exception: Redis has appendonly yes, appendfsync always and
+// no-appendfsync-on-rewrite no, and a node that has had the history runs on and finds
+// it whole. Nodes that start at that moment wait for such a node, for 3 s. So Redis
+// can be restarted without resets, but not together with all nodes.
 //
-// Nodes notice by INFO that Redis was started anew. The first of the two may happen
-// with all nodes dead as well, where the user of Redis has no permission for it.
+// Nodes notice a start by the run_id that INFO tells, and ask for the settings by
+// CONFIG GET when they connect. These losses are not told:
+//   - Redis doesn't tell its run_id, because the user has no permission for INFO, or
+//     a service hides it. Redis, not with always, and the node that has published the
+//     event die at the same moment, before another node has the event. Or data is put
+//     back while no node runs.
+//   - With always, an older copy of the data is put back by hand, or a replica that
+//     was behind is started anew as a master, while the only nodes that run were cut
+//     off from Redis since before the event. They find all that they have had. Delete
+//     the key "{realtime:log}:head" in such a case, so that all clients get a reset.
+//   - always is taken back by CONFIG SET while nodes are connected.
 //
 // The keys of the history expire a day or more after the last node has gone. So
 // Redis needs the maxmemory-policy noeviction: with another one it drops the

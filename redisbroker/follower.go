@@ -20,6 +20,7 @@ const (
 	maxRead      = 128             // records that are read at a time: 32 MiB of the largest that a hub makes
 	maxReadBytes = 32 << 20        // above which fewer records are read at a time
 	maxRetired   = 100             // epochs that are remembered after they have ended
+	witnessWait  = 3 * time.Second // for a node that has had the log, after Redis was started anew
 )
 
 var (
@@ -42,9 +43,11 @@ type follower struct {
 	calling atomic.Bool   // a method of the handler is running
 
 	// Owned by the goroutine run.
-	away   bool // the handler was told so, and Current not since
-	told   bool // the handler was told that the log is current
-	warned bool // that other nodes keep more
+	away    bool      // the handler was told so, and Current not since
+	told    bool      // the handler was told that the log is current
+	warned  bool      // that other nodes keep more
+	durable bool      // Redis waited for its disk when the log was opened last
+	unsure  time.Time // since when the log can't be opened, see isUnsure
 
 	mu  sync.Mutex // guards the fields below
 	at  position   // up to which the hub has had the log; the goroutine run alone changes it
@@ -98,9 +101,12 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 	f.b.mu.Unlock()
 	if l != nil {
 		select {
-		case <-l.tried: // so it is known whether Redis waits for its disk
+		case <-l.tried:
 		case <-f.b.ctx.Done():
 		}
+	}
+	if f.b.maxRecord.Load() == 0 {
+		return errConnecting // the link has yet to ask whether Redis waits for its disk
 	}
 	f.told = false
 	var log logState
@@ -108,6 +114,13 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 	again, flowing := true, false // the last record is to come again; records come without a pause
 	for {
 		state, err := f.open(client, conn, flowing)
+		if isUnsure(err) {
+			select {
+			case <-time.After(retryDelay):
+				continue
+			case <-f.b.ctx.Done():
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -153,9 +166,10 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 	}
 }
 
-// open returns the state of the log. If it isn't the log that the node knows, the
-// follower goes back to its beginning. flowing says that records come without a
-// pause, so that some may have come since the last one that the hub had.
+// open returns the state of the log. If it isn't the log that the node knows, and
+// lacks the node's last record, the follower goes back to its beginning. flowing
+// says that records come without a pause, so that some may have come since the last
+// one that the hub had.
 func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flowing bool) (logState, error) {
 	ctx, cancel := f.within(callTimeout)
 	defer cancel()
@@ -164,11 +178,20 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 			return logState{}, because(ctx, err)
 		}
 	}
-	at := f.position()
-	log, err := f.log.open(ctx, pinned{client, conn}, f.known())
+	at, known := f.position(), f.known()
+	durable := f.durable // not the present one: the settings may have changed with the start
+	if known.epoch == "" {
+		durable = f.b.durable.Load()
+	}
+	wait := f.unsure.IsZero() || time.Since(f.unsure) < witnessWait
+	log, err := f.log.open(ctx, pinned{client, conn}, known, durable, wait)
+	if isUnsure(err) && f.unsure.IsZero() {
+		f.unsure = time.Now()
+	}
 	if err != nil {
 		return logState{}, because(ctx, err)
 	}
+	f.durable, f.unsure = f.b.durable.Load(), time.Time{}
 	if !f.warned && (log.keep > f.log.keep || log.max > f.log.max) {
 		f.warned = true
 		slog.Warn("redisbroker: nodes of one history differ: the longest Age and the highest MaxRecords rule",
@@ -178,7 +201,7 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false
 	}
-	if log.epoch != at.epoch {
+	if log.epoch != at.epoch && (!log.kept || known.epoch != at.epoch) {
 		f.moveTo(at.place, streamID{})
 	}
 	return log, nil

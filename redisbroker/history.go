@@ -24,8 +24,8 @@ const defaultRecords = 1_000_000
 //	+ping +publish +subscribe +unsubscribe
 //	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +pexpire +info +config|get
 //
-// Without the last two the broker doesn't learn what [Broker.MaxMessageBytes] says,
-// and doesn't notice that Redis was started anew while no node was running.
+// Without the last one the broker doesn't learn what [Broker.MaxMessageBytes] says,
+// and each start of Redis counts as a loss. Without +info no start is noticed.
 //
 // In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
 // +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs
@@ -73,7 +73,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	if maxRecords <= 0 {
 		maxRecords = defaultRecords
 	}
-	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords, &b.durable))
+	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords))
 	b.own.Go(b.follower.run)
 	return nil
 }

@@ -172,7 +172,7 @@ func TestHistoryLost(t *testing.T) {
 		name string
 		lose func(r *redis)
 		away bool     // the nodes lose the connection as well
-		left []string // of the former log
+		left []string // of the former log, for new nodes
 	}{
 		{"restarted empty", func(r *redis) {
 			r.Stop()
@@ -194,7 +194,7 @@ func TestHistoryLost(t *testing.T) {
 			r.do("XADD", "{realtime:log}", "99999999999999-0", "epoch", "?", "number", "0", "record", "")
 			time.Sleep(100 * time.Millisecond)
 			tt.lose(r)
-			want := append(slices.Clone(tt.left), "current B-0")
+			want := []string{"current B-0"} // they have had what is left
 			if tt.away {
 				want = []string{"away", "current B-0"}
 			}
@@ -352,7 +352,7 @@ func TestHistorySnapshot(t *testing.T) {
 				// a hands the records over that the hub can tell from its own.
 				again := []string{"A-1 1", "A-2 2", "A-3 3'", "A-4 4'", "A-5 5'", "A-6 6'", "current B-0"}
 				a.expect(append([]string{"A-5 5", "away"}, again...)...)
-				other.expect(again...)
+				other.expect("current B-0") // it has had them all
 				other.Close()
 			}
 			a.add("8")
@@ -623,7 +623,7 @@ func TestHistoryCloseWhileIdle(t *testing.T) {
 }
 
 // A log is on one master of a cluster. It continues on the replica that takes the
-// master's place.
+// master's place, with another epoch.
 func TestHistoryCluster(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
@@ -669,7 +669,7 @@ func TestHistoryCluster(t *testing.T) {
 	for _, f := range []*follower{a, b} {
 		eventually(t, "the log", func() bool { return strings.Contains(strings.Join(f.lines(), "; "), "4 4") })
 		got := strings.Join(f.lines(), "; ")
-		if !strings.HasPrefix(got, "away") || !strings.Contains(got, "A-3 3") || !strings.Contains(got, "A-4 4") {
+		if !strings.HasPrefix(got, "away") || !strings.Contains(got, " 3; ") || !strings.Contains(got, "B-") || strings.Contains(got, "C-") {
 			t.Errorf("got %q", got)
 		}
 	}

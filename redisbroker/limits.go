@@ -35,7 +35,7 @@ func (l *link) learnLimits(c commander) limits {
 		return values[name]
 	}
 	found := parseLimits(get("proto-max-bulk-len"), get("client-query-buffer-limit"), get("client-output-buffer-limit"))
-	found.durable = get("appendonly") == "yes" && get("appendfsync") == "always"
+	found.durable = get("appendonly") == "yes" && get("appendfsync") == "always" && get("no-appendfsync-on-rewrite") == "no"
 	return found
 }
 

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -27,11 +26,9 @@ type recordLog struct {
 	keep   int64  // how long a record is kept, in milliseconds
 	expiry string // of both keys, in milliseconds
 	max    int64  // number of records
-
-	durable *atomic.Bool // Redis waits for its disk, so a start loses nothing
 }
 
-func newRecordLog(prefix string, keep time.Duration, maxRecords int, durable *atomic.Bool) *recordLog {
+func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog {
 	key := "{" + prefix + "log}"
 	ms := max(keep, 0).Milliseconds()
 	return &recordLog{
@@ -40,8 +37,6 @@ func newRecordLog(prefix string, keep time.Duration, maxRecords int, durable *at
 		keep:   ms,
 		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // renewed when half of it is over
 		max:    int64(maxRecords),
-
-		durable: durable,
 	}
 }
 
@@ -103,6 +98,7 @@ type logState struct {
 	end  streamID // of its last record
 	keep int64    // the time that rules, in milliseconds
 	max  int64    // the number of records that rules
+	kept bool     // it has the record at the end of the node's position
 }
 
 // logScript is the only writer of the log. Nodes run it to append a record, and
@@ -112,15 +108,20 @@ type logState struct {
 // append-only file, or a replica that was behind may have become the master.
 // Then numbers would be given twice, with two meanings. So a new epoch begins.
 //
-// A loss shows in four ways. The number of the last record is lower than the
+// A loss shows in three ways. The number of the last record is lower than the
 // node's, as long as no other node has appended since. The last record that the
 // node has had, or has appended, isn't in the stream although an older one is, so
-// it was lost and not trimmed. The epoch is one that the node had before its own,
-// so Redis has started from a snapshot from before an earlier loss. Or Redis was
-// started anew, and the first node that opens the log since is one that had no
-// record of it: then nobody knows what was lost. That is no loss where Redis waits
-// for its disk, and has not been a replica since it was started. INFO tells a start
-// by another run_id, and needs a permission: without it such a start isn't noticed.
+// it was lost and not trimmed. Or the epoch is one that the node had before its
+// own, so Redis has started from a snapshot from before an earlier loss.
+//
+// Some losses don't show: another node has appended the records, no node has read
+// them, and that node is gone too. So Redis counts as having lost records where
+// another server has the log than before, which INFO tells by its run_id. There is
+// one exception. The former server waited for its disk, this one isn't a replica
+// that has taken over, and a node that has had the log finds its last record
+// there. A node that has just started can't know that, so it waits for one that
+// can, while ARGV[10] is "wait". The hash has the run_id, so that each new server
+// begins one epoch, however many nodes come.
 //
 // The records of the former epoch stay in the stream, because they are of use
 // to a node that starts.
@@ -147,18 +148,21 @@ type logState struct {
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
 local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
-local keep, max, durable, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == 'durable', ARGV[10]
+local keep, max, durable, wait, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == 'durable', ARGV[10] == 'wait', ARGV[11]
+
+local function info(section, pattern)
+	local text = redis.pcall('INFO', section)
+	return type(text) == 'string' and string.match(text, pattern) or nil
+end
 
 local state = redis.call('HMGET', head, 'epoch', 'last', 'keep', 'keepAt', 'max', 'maxAt', 'run')
 local epoch, last = state[1], tonumber(state[2] or 0)
-local newest, run
+local newest
 if not epoch or not record then
 	newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
 end
-if not record then
-	local info = redis.pcall('INFO', 'server')
-	run = type(info) == 'string' and string.match(info, 'run_id:(%x+)')
-end
+local known = seen ~= '' and redis.call('XREVRANGE', log, at, '-', 'COUNT', 1)[1]
+local kept = known and known[1] == at
 local lost = false
 if not epoch then
 	local fields = newest and newest[2]
@@ -171,20 +175,23 @@ elseif not state[2] or not last or string.find(epoch, '%W') then
 elseif string.find(retired, epoch, 1, true) then
 	lost = true
 elseif epoch == seen then
-	lost = last < tonumber(number)
-	if not lost then
-		local known = redis.call('XREVRANGE', log, at, '-', 'COUNT', 1)[1]
-		lost = known ~= nil and known[1] ~= at
+	lost = last < tonumber(number) or known and not kept
+end
+local run = (lost or not record) and info('server', 'run_id:(%x+)') or state[7]
+if not lost and run and state[7] and run ~= state[7] then
+	lost = not durable or not info('replication', 'second_repl_offset:%-1')
+	if not lost and epoch ~= seen then
+		if wait then
+			return redis.error_reply('UNSURE another node may know what this Redis had')
+		end
+		lost = true
 	end
-elseif run and state[7] and run ~= state[7] then
-	local info = redis.pcall('INFO', 'replication')
-	lost = not durable or type(info) ~= 'string' or not string.find(info, 'second_repl_offset:-1', 1, true)
 end
 if lost then
 	epoch, last = fresh, 0
 	redis.call('HSET', head, 'epoch', epoch, 'last', 0)
 end
-if run and run ~= state[7] then
+if run ~= state[7] then
 	redis.pcall('HSET', head, 'run', run) -- which a full Redis refuses
 end
 
@@ -216,7 +223,7 @@ for _, key in ipairs(KEYS) do
 		redis.call('PEXPIRE', key, expiry)
 	end
 end
-return {epoch, last, newest and newest[1] or '', keep, max}
+return {epoch, last, newest and newest[1] or '', keep, max, kept and 1 or 0}
 `
 
 var (
@@ -228,13 +235,21 @@ var (
 // end. rueidis doesn't retry an EVALSHA; the caller of Append decides whether to
 // try again.
 func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) (logState, error) {
-	return l.run(ctx, c, append(l.args(p), string(record))) // a copy, because it may be sent after ctx has ended
+	return l.run(ctx, c, append(l.args(p, false, false), string(record))) // a copy, because it may be sent after ctx has ended
 }
 
 // open returns the state of the log, and renews its expiry. If the epoch isn't
-// the node's, neither is the log.
-func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position) (logState, error) {
-	return l.run(ctx, c, l.args(p))
+// the node's, neither is the log. durable says that Redis waited for its disk. With
+// wait it returns an error that isUnsure while another node may know more.
+func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position, durable, wait bool) (logState, error) {
+	return l.run(ctx, c, l.args(p, durable, wait))
+}
+
+// isUnsure reports whether the log can't be opened yet because Redis was started
+// anew.
+func isUnsure(err error) bool {
+	answer, refused := rueidis.IsRedisErr(err)
+	return refused && strings.HasPrefix(answer.Error(), "UNSURE ")
 }
 
 // explain says what to do about an error where the log's keys are another
@@ -253,7 +268,7 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 	if err != nil {
 		return logState{}, l.explain(err)
 	}
-	if len(answer) != 5 {
+	if len(answer) != 6 {
 		return logState{}, errAnswer
 	}
 	epoch, err1 := answer[0].ToString()
@@ -261,11 +276,12 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 	end, err3 := answer[2].ToString()
 	keep, err4 := answer[3].AsInt64()
 	records, err5 := answer[4].AsInt64()
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+	kept, err6 := answer[5].AsInt64()
+	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 		return logState{}, err
 	}
 	s.place = place{epoch, last}
-	s.keep, s.max = keep, records
+	s.keep, s.max, s.kept = keep, records, kept == 1
 	if end != "" {
 		s.end, err = parseStreamID(end)
 	}
@@ -273,14 +289,16 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 }
 
 // args returns the arguments that both uses of the script have.
-func (l *recordLog) args(p position) []string {
+func (l *recordLog) args(p position, durable, wait bool) []string {
 	fresh := rand.Text()[:16] // 80 bits
-	durable := ""
-	if l.durable.Load() {
-		durable = "durable"
+	flag := func(set bool, name string) string {
+		if set {
+			return name
+		}
+		return ""
 	}
 	return []string{
 		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry,
-		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), durable,
+		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), flag(durable, "durable"), flag(wait, "wait"),
 	}
 }
