@@ -156,7 +156,7 @@ func (f *follower) serve(client rueidis.Client, up func()) error {
 				f.current(log.place)
 			}
 			if len(records) == count {
-				count = nextCount(count, size)
+				count = nextCount(count, size, min(maxReadBytes, int(f.b.maxRecord.Load())))
 			}
 			flowing = len(records) > 0
 		}
@@ -243,13 +243,14 @@ func (f *follower) read(conn rueidis.DedicatedClient, from streamID, count int) 
 }
 
 // nextCount returns the number of records to ask for next, where the last count
-// records had the given size in bytes. A follower starts with one record, because
-// a slow network may not deliver more in the time after which it counts as dead.
-func nextCount(count, size int) int {
+// records had the given size in bytes, and all may have limit. A follower starts
+// with one record, because a slow network may not deliver more in the time after
+// which it counts as dead.
+func nextCount(count, size, limit int) int {
 	switch {
-	case size > maxReadBytes:
+	case size > limit:
 		return max(count/2, 1)
-	case size > maxReadBytes/2:
+	case size > limit/2:
 		return count
 	}
 	return min(2*count, maxRead)

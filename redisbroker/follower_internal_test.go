@@ -12,7 +12,7 @@ func TestNextCount(t *testing.T) {
 		{128, maxReadBytes + 1, 64},
 		{1, maxReadBytes + 1, 1},
 	} {
-		if got := nextCount(tt.count, tt.size); got != tt.want {
+		if got := nextCount(tt.count, tt.size, maxReadBytes); got != tt.want {
 			t.Errorf("nextCount(%d, %d) = %d, want %d", tt.count, tt.size, got, tt.want)
 		}
 	}

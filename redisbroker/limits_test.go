@@ -3,6 +3,7 @@ package redisbroker_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +117,30 @@ func TestMaxMessageBytes(t *testing.T) {
 	newFollower(t, history, time.Hour).add("1")
 	if got := history.MaxMessageBytes(); got != 1<<20 {
 		t.Errorf("MaxMessageBytes() = %d with a history, want 1 MiB", got)
+	}
+}
+
+// A limit is lowered while a node is connected. What is too large then is refused,
+// and a node that starts reads no more at a time than Redis lets it wait for.
+func TestHistoryLimitLowered(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.add("1", strings.Repeat("2", 2<<20))
+	r.do("CONFIG", "SET", "proto-max-bulk-len", "1mb")
+	eventually(t, "ErrEventTooLarge", func() bool {
+		return errors.Is(a.try(strings.Repeat("3", 2<<20), patience), realtime.ErrEventTooLarge)
+	})
+	r.do("DEL", "{realtime:log}", "{realtime:log}:head")
+	r.do("CONFIG", "SET", "client-output-buffer-limit", "normal 1mb 0 0")
+	const records = 100
+	for range records {
+		a.add(strings.Repeat("4", 200<<10))
+	}
+	late := newFollower(t, newHistory(r.addr), time.Hour)
+	current := fmt.Sprint("current A-", records)
+	eventually(t, current, func() bool { return slices.Contains(late.lines(), current) })
+	if lines := late.lines(); len(lines) != records+1 {
+		t.Errorf("a node that starts got %d records, and %d other calls, want %d records once", strings.Count(strings.Join(lines, ";"), " 4"), len(lines), records)
 	}
 }
