@@ -184,7 +184,7 @@ func TestClusterChanges(t *testing.T) {
 	}
 
 	// A new master joins, and gets a slot.
-	late := startRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-config-file", "nodes.conf")
+	late := startRedis(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-config-file", "nodes.conf", "--cluster-allow-replica-migration", "no")
 	host, port, _ := strings.Cut(c.nodes[1].addr, ":")
 	late.do("CLUSTER", "MEET", host, port)
 	eventually(t, "a cluster", func() bool { return strings.Contains(late.text("CLUSTER", "INFO"), "cluster_state:ok") })
