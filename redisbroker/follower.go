@@ -46,7 +46,7 @@ type follower struct {
 	away    bool      // the handler was told so, and Current not since
 	told    bool      // the handler was told that the log is current
 	warned  bool      // that other nodes keep more
-	durable bool      // Redis waited for its disk when the log was opened last
+	witness bool      // the hub had the whole log, of a Redis that waited for its disk
 	unsure  time.Time // since when the log can't be opened, see isUnsure
 
 	mu  sync.Mutex // guards the fields below
@@ -179,19 +179,22 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 		}
 	}
 	at, known := f.position(), f.known()
-	durable := f.durable // not the present one: the settings may have changed with the start
-	if known.epoch == "" {
-		durable = f.b.durable.Load()
+	anew := lostAnew
+	switch {
+	case !f.unsure.IsZero() && time.Since(f.unsure) > witnessWait:
+	case f.witness:
+		anew = keptAnew
+	case f.b.durable.Load():
+		anew = unsureAnew
 	}
-	wait := f.unsure.IsZero() || time.Since(f.unsure) < witnessWait
-	log, err := f.log.open(ctx, pinned{client, conn}, known, durable, wait)
+	log, err := f.log.open(ctx, pinned{client, conn}, known, anew)
 	if isUnsure(err) && f.unsure.IsZero() {
 		f.unsure = time.Now()
 	}
 	if err != nil {
 		return logState{}, because(ctx, err)
 	}
-	f.durable, f.unsure = f.b.durable.Load(), time.Time{}
+	f.unsure = time.Time{}
 	if !f.warned && (log.keep > f.log.keep || log.max > f.log.max) {
 		f.warned = true
 		slog.Warn("redisbroker: nodes of one history differ: the longest Age and the highest MaxRecords rule",
@@ -201,6 +204,7 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false
 	}
+	f.witness = f.b.durable.Load() && (f.witness || f.told)
 	if log.epoch != at.epoch && (!log.kept || known.epoch != at.epoch) {
 		f.moveTo(at.place, streamID{})
 	}
@@ -304,7 +308,7 @@ func (f *follower) current(p place) {
 	if f.told {
 		return
 	}
-	f.told, f.away = true, false
+	f.told, f.away, f.witness = true, false, f.b.durable.Load()
 	f.moveTo(p, f.position().at)
 	f.call(func() { f.handler.Current(p.epoch, p.last) })
 }

@@ -119,9 +119,8 @@ type logState struct {
 // another server has the log than before, which INFO tells by its run_id. There is
 // one exception. The former server waited for its disk, this one isn't a replica
 // that has taken over, and a node that has had the log finds its last record
-// there. A node that has just started can't know that, so it waits for one that
-// can, while ARGV[10] is "wait". The hash has the run_id, so that each new server
-// begins one epoch, however many nodes come.
+// there. Other nodes wait for such a node, for a while. The hash has the run_id, so
+// that each new server begins one epoch, however many nodes come.
 //
 // The records of the former epoch stay in the stream, because they are of use
 // to a node that starts.
@@ -148,7 +147,7 @@ type logState struct {
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
 local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
-local keep, max, durable, wait, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9] == 'durable', ARGV[10] == 'wait', ARGV[11]
+local keep, max, anew, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10]
 
 local function info(section, pattern)
 	local text = redis.pcall('INFO', section)
@@ -179,12 +178,9 @@ elseif epoch == seen then
 end
 local run = (lost or not record) and info('server', 'run_id:(%x+)') or state[7]
 if not lost and run and state[7] and run ~= state[7] then
-	lost = not durable or not info('replication', 'second_repl_offset:%-1')
-	if not lost and epoch ~= seen then
-		if wait then
-			return redis.error_reply('UNSURE another node may know what this Redis had')
-		end
-		lost = true
+	lost = anew == 'lost' or not info('replication', 'second_repl_offset:%-1')
+	if not lost and (anew == 'unsure' or epoch ~= seen) then
+		return redis.error_reply('UNSURE another node may know what this Redis had')
 	end
 end
 if lost then
@@ -235,18 +231,24 @@ var (
 // end. rueidis doesn't retry an EVALSHA; the caller of Append decides whether to
 // try again.
 func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, record []byte) (logState, error) {
-	return l.run(ctx, c, append(l.args(p, false, false), string(record))) // a copy, because it may be sent after ctx has ended
+	return l.run(ctx, c, append(l.args(p, lostAnew), string(record))) // a copy, because it may be sent after ctx has ended
 }
 
 // open returns the state of the log, and renews its expiry. If the epoch isn't
-// the node's, neither is the log. durable says that Redis waited for its disk. With
-// wait it returns an error that isUnsure while another node may know more.
-func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position, durable, wait bool) (logState, error) {
-	return l.run(ctx, c, l.args(p, durable, wait))
+// the node's, neither is the log. It returns an error that isUnsure if Redis was
+// started anew, and a node that can say keptAnew has to open the log first.
+func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position, anew string) (logState, error) {
+	return l.run(ctx, c, l.args(p, anew))
 }
 
-// isUnsure reports whether the log can't be opened yet because Redis was started
-// anew.
+// What a node says of a log whose Redis was started anew.
+const (
+	lostAnew   = "lost"   // it may have lost records
+	unsureAnew = "unsure" // another node may know
+	keptAnew   = "kept"   // Redis waited for its disk, and the node has had the log
+)
+
+// isUnsure reports whether the log can't be opened yet; see open.
 func isUnsure(err error) bool {
 	answer, refused := rueidis.IsRedisErr(err)
 	return refused && strings.HasPrefix(answer.Error(), "UNSURE ")
@@ -289,16 +291,10 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 }
 
 // args returns the arguments that both uses of the script have.
-func (l *recordLog) args(p position, durable, wait bool) []string {
+func (l *recordLog) args(p position, anew string) []string {
 	fresh := rand.Text()[:16] // 80 bits
-	flag := func(set bool, name string) string {
-		if set {
-			return name
-		}
-		return ""
-	}
 	return []string{
 		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry,
-		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), flag(durable, "durable"), flag(wait, "wait"),
+		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), anew,
 	}
 }

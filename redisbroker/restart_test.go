@@ -2,6 +2,8 @@ package redisbroker_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -187,6 +189,28 @@ func TestHistoryRestartAndNode(t *testing.T) {
 	}
 }
 
+// A node that has yet to read the end of the log doesn't count as one that has had
+// it, where an older copy of the data is put back.
+func TestHistoryRestartWhileReading(t *testing.T) {
+	t.Parallel()
+	r := startKeeper(t)
+	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a.add("1", "2")
+	putBack := r.copyDir()
+	a.add("3")
+	a.Close()
+	f := &follower{HistoryBroker: newHistory(r.addr), t: t, block: make(chan struct{}), names: make(map[string]string)}
+	f.start(time.Hour)
+	eventually(t, "a Record that blocks", func() bool { return f.begun.Load() == 1 })
+	r.Stop()
+	putBack()
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	close(f.block)
+	f.expect("A-1 1", "away", "A-1 1", "A-2 2", "current B-0")
+}
+
 // Where the user has no permission for INFO a new server isn't noticed, and the
 // nodes look for what they know alone. Without CONFIG GET no Redis counts as one
 // that waits for its disk.
@@ -223,5 +247,55 @@ func TestHistoryRestartPermission(t *testing.T) {
 			fresh := newNode()
 			fresh.expect("A-1 1", current)
 		})
+	}
+}
+
+// A Redis that waits for its disk ends when that is full. Once there is room again,
+// and it is started, its log is whole: a client gets all that Publish has accepted.
+func TestHistoryFullDisk(t *testing.T) {
+	t.Parallel()
+	dir, mounted := smallDisk(t)
+	if !mounted {
+		t.Skip("no disk can be mounted")
+	}
+	r := startRedis(t, "--appendonly", "yes", "--appendfsync", "always", "--dir", dir)
+	near, _ := startHub(t, newHistory(r.addr))
+	_, url := startHub(t, newHistory(r.addr))
+	c := openStream(t, url+"/?topic=a", "")
+	var accepted []string
+	publish := func(text string) error {
+		err := near.Publish(t.Context(), "a", realtime.Event{Data: []byte(text)})
+		if err == nil {
+			accepted = append(accepted, text)
+		}
+		return err
+	}
+	eventually(t, "a Publish that succeeds", func() bool { return publish("begin") == nil })
+	eventually(t, "the event", func() bool { return c.has("begin") })
+	ballast := filepath.Join(dir, "ballast")
+	if os.WriteFile(ballast, make([]byte, diskBytes), 0o600) == nil {
+		t.Fatal("the disk isn't full")
+	}
+	for i := 0; publish(fmt.Sprint(i)) == nil; i++ { // some fit into the last page
+		if i == 100_000 {
+			t.Fatal("Publish succeeds with a full disk")
+		}
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	r.Stop() // it has ended
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a Publish that succeeds", func() bool { return publish("end") == nil })
+	eventually(t, "the last event", func() bool { return c.has("end") })
+	for _, text := range accepted {
+		if !c.has(text) {
+			t.Errorf("the client has not had %q", text)
+		}
+	}
+	if c.has("reset") {
+		t.Error("the client got a reset, want none: nothing was lost")
 	}
 }
