@@ -28,7 +28,7 @@ import (
 func TestMain(m *testing.M) {
 	brokertest.Main(newNodeBroker)
 	flag.Parse()
-	flag.Set("test.parallel", "10") // the tests wait more than they work
+	flag.Set("test.parallel", "8") // the tests wait more than they work
 	before := runtime.NumGoroutine()
 	code := m.Run()
 	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > before; time.Sleep(20 * time.Millisecond) {

@@ -3,6 +3,7 @@ package redisbroker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -116,7 +117,7 @@ func freePort(t testing.TB) int {
 	return 0
 }
 
-// Start starts the server on its port and returns when it accepts connections.
+// Start starts the server on its port and returns when it answers.
 func (r *redis) Start() error {
 	r.cmd = exec.Command(r.args[0], r.args[1:]...)
 	r.cmd.Stdout = &r.log
@@ -125,12 +126,31 @@ func (r *redis) Start() error {
 	}
 	var err error
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		var conn net.Conn
-		if conn, err = net.Dial("tcp", r.addr); err == nil {
-			return conn.Close()
+		if err = r.ping(); err == nil {
+			return nil
 		}
 	}
-	return fmt.Errorf("redis-server doesn't listen: %w", err)
+	return fmt.Errorf("redis-server doesn't answer: %w", err)
+}
+
+// ping returns nil if the server answers, also by an error. A connection to a port
+// where nobody listens may lead to itself.
+func (r *redis) ping() error {
+	conn, err := net.DialTimeout("tcp", r.addr, time.Second)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(time.Second))
+	fmt.Fprint(conn, "PING\r\n")
+	first := make([]byte, 1)
+	if _, err := conn.Read(first); err != nil {
+		return err
+	}
+	if first[0] != '+' && first[0] != '-' {
+		return errors.New("this isn't Redis")
+	}
+	return nil
 }
 
 // freeze stops the process, with its connections open, until thaw.
