@@ -69,9 +69,9 @@
 // rarer, and doesn't rule them out.
 //
 // A history is told lost to clients by a reset: those that are connected get it
-// before any later event, and those that reconnect get it first. Then ids begin
-// again, and Stats.Gaps counts a gap. Without a history Stats.Gaps of the other
-// nodes counts a gap within seconds, from which on clients that reconnect get a
+// before any later event that Redis has, and those that reconnect get it first. Then
+// ids begin again, and Stats.Gaps counts a gap. Without a history Stats.Gaps of the
+// other nodes counts a gap within seconds, from which on clients that reconnect get a
 // reset. Clients that stay connected are not told.
 //
 // With a history, a node notices the loss of what it has had, or has appended. No
