@@ -73,6 +73,9 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	case r.Header.Get("Sec-WebSocket-Version") != "13":
 		answer.Set("Sec-WebSocket-Version", "13")
 		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
+	case r.ContentLength != 0: // negative if it is chunked; the body would be read as frames
+		answer.Set("Connection", "close") // so that net/http doesn't wait for it
+		return http.StatusBadRequest, errors.New("a WebSocket handshake has no body")
 	}
 	keys := r.Header["Sec-Websocket-Key"]
 	if len(keys) == 1 {
@@ -263,10 +266,10 @@ func readMessage(r io.Reader) ([]byte, error) {
 // those that middleware adds to an answer, and access logs don't see the 101.
 //
 // An error has been answered, so most callers ignore it: 426 if the request is
-// no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method or key,
-// 403 for a refused origin, what OnConnect chose with [Refuse], 503 to try
-// again later, 501 if a middleware's ResponseWriter hides the connection (the
-// error names its type), 500 if a handler panics or hub was not made by
+// no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method, key or
+// body, 403 for a refused origin, what OnConnect chose with [Refuse], 503 to
+// try again later, 501 if a middleware's ResponseWriter hides the connection
+// (the error names its type), 500 if a handler panics or hub was not made by
 // [NewHub]. The hub counts refusals. It logs those for somebody's setup or a
 // plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {

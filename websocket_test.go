@@ -343,6 +343,55 @@ func TestNotAHandshake(t *testing.T) {
 	}
 }
 
+// A body is not read as frames: a handshake that has one is refused, before
+// OnConnect, and so is one that only announces it.
+func TestHandshakeWithABody(t *testing.T) {
+	body := frame(0x81, []byte("hello"))
+	tests := map[string]struct {
+		headers string
+		status  string
+	}{
+		"a length":            {"Content-Length: 11\r\n", "400"},
+		"chunks":              {"Transfer-Encoding: chunked\r\n", "400"},
+		"a body that waits":   {"Content-Length: 11\r\nExpect: 100-continue\r\n", "400"},
+		"no length":           {"", "101"},
+		"a length of zero":    {"Content-Length: 0\r\n", "101"},
+		"Expect without body": {"Expect: 100-continue\r\n", "101"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.OnConnect = func(*realtime.Client, *http.Request) error {
+					if tt.status != "101" {
+						t.Error("OnConnect was called")
+					}
+					return nil
+				}
+				var got []string
+				hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { got = append(got, string(msg.Data)) }
+				s := newPipeSite(t, hub)
+				conn := s.connection()
+				go io.WriteString(conn, strings.TrimSuffix(handshake, "\r\n")+tt.headers+"\r\n"+string(body))
+				var answer [12]byte
+				io.ReadFull(conn, answer[:])
+				if want := "HTTP/1.1 " + tt.status; string(answer[:]) != want {
+					t.Errorf("answered %q, want %q", answer[:], want)
+				}
+				go io.Copy(io.Discard, conn)
+				synctest.Wait()
+				var want []string
+				if tt.status == "101" {
+					want = []string{"hello"}
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("OnMessage got %q, want %q", got, want)
+				}
+			})
+		})
+	}
+}
+
 // A peer that stalls inside a frame hangs nothing: not Close, not Shutdown.
 func TestStallInsideAFrameDuringShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
