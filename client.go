@@ -59,10 +59,10 @@ type Client struct {
 	wire wire
 
 	// Owned by the goroutine that answers the request, then by the reading one.
-	conn      *websocket.Conn // nil: it is no WebSocket, or not yet
-	admitted  bool            // OnConnect has returned nil: OnDisconnect is to follow
-	inMessage bool            // between the first frame of a message and its end
-	junk      int32           // bytes that came on an event stream
+	seat      *seat // nil: it is no WebSocket, or not yet
+	admitted  bool  // OnConnect has returned nil: OnDisconnect is to follow
+	inMessage bool  // between the first frame of a message and its end
+	junk      int32 // bytes that came on an event stream
 
 	// Owned by accept, then by the sweeper.
 	beat time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
@@ -371,8 +371,8 @@ func (c *Client) gone() {
 	c.end(errors.New("realtime: a handler has ended its client's goroutine"))
 	c.limitClosing()
 	c.unlist()
-	if c.conn != nil {
-		c.conn.CloseNow()
+	if c.seat != nil {
+		c.seat.conn.CloseNow()
 	}
 	c.wire.hangUp(c.out.flushed())
 }
@@ -445,7 +445,7 @@ func (c *Client) handle(msg Message) {
 	c.inHandler.Store(true)
 	defer func() {
 		c.wire.heard.Store(int64(c.hub.shared.clock.now()))
-		c.wire.between()
+		c.seat.between()
 		c.inHandler.Store(false)
 	}()
 	defer c.hub.catch("OnMessage", c, func(panicked error) {

@@ -102,8 +102,9 @@
 //	                       codec.go
 //	admit.go, registry.go  where a request becomes a client; clients by slot
 //	client.go, topics.go   a client's life, which gone ends; its topics
-//	handshake.go           the opening handshake of a WebSocket
 //	websocket.go, wire.go  WebSockets; the connection under their library
+//	handshake.go, seat.go  how a WebSocket opens; the library's part of one
+//	deflate.go             compressed messages
 //	serve_sse.go           clients that are event streams
 //	event.go, frame.go     an event in each format; the bytes of frames
 //	fanout.go              shards, which hand events to clients

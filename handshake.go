@@ -1,14 +1,13 @@
 package realtime
 
 import (
-	"context"
+	"crypto/sha1"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"strings"
-
-	"github.com/coder/websocket"
 )
 
 // checkHandshake reports why r is no opening handshake (RFC 6455 §4.2.1), and
@@ -18,20 +17,20 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	switch {
 	case r.Method != http.MethodGet:
 		answer.Set("Allow", http.MethodGet)
-		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", r.Method)
+		return http.StatusMethodNotAllowed, fmt.Errorf("a WebSocket handshake is a GET, not a %s", clip(r.Method))
 	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
 		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped")
 	case r.Header.Get("Sec-WebSocket-Version") != "13":
 		answer.Set("Sec-WebSocket-Version", "13")
-		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", r.Header.Get("Sec-WebSocket-Version"))
+		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", clip(r.Header.Get("Sec-WebSocket-Version")))
 	case r.ContentLength != 0: // negative if it is chunked; the body would be read as frames
 		answer.Set("Connection", "close") // so that net/http doesn't wait for it
 		return http.StatusBadRequest, errors.New("a WebSocket handshake has no body")
 	}
 	keys := r.Header["Sec-Websocket-Key"]
-	if len(keys) == 1 {
+	if len(keys) == 1 && len(keys[0]) <= 64 { // 24, and spaces around
 		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0]))
 		if err == nil && len(key) == 16 {
 			return 0, nil
@@ -40,35 +39,101 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
 }
 
-// hasToken reports whether token is in a header's comma-separated lists.
+// hasToken reports whether token is in a header's lists, in any letter case.
 func hasToken(values []string, token string) bool {
-	for t := range strings.SplitSeq(strings.Join(values, ","), ",") {
-		if strings.EqualFold(strings.TrimSpace(t), token) {
+	for t := range listed(values) {
+		if strings.EqualFold(t, token) {
 			return true
 		}
 	}
 	return false
 }
 
-// shakeHands answers the handshake and puts the library on the connection.
-func (c *Client) shakeHands(header http.Header, r *http.Request) (format, error) {
-	mode := websocket.CompressionDisabled
+// maxListBytes is the most bytes of a header's lists that are looked at. Some
+// clients send a token of some kilobytes as a subprotocol.
+const maxListBytes = 16 << 10
+
+// listed yields the elements of a header's comma-separated lists (RFC 9110
+// §5.6.1), or nothing if they are longer than maxListBytes.
+func listed(values []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		total := 0
+		for _, v := range values {
+			total += len(v) + 1
+		}
+		if total > maxListBytes {
+			return
+		}
+		for _, v := range values {
+			for more := true; more; {
+				var element string
+				if element, v, more = cutUnquoted(v, ","); !yield(strings.TrimSpace(element)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// cutUnquoted cuts s at the first of separators that is in no quoted string (RFC
+// 9110 §5.6.4), as strings.Cut does.
+func cutUnquoted(s, separators string) (before, after string, found bool) {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '"':
+			quoted = !quoted
+		case quoted && c == '\\':
+			i++
+		case !quoted && strings.IndexByte(separators, c) >= 0:
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, "", false
+}
+
+// shakeHands answers the handshake and takes a seat. net/http would have to
+// answer before the takeover, which may then fail. Middleware that holds headers
+// back, such as one that compresses, would never let the answer out. header is
+// the ResponseWriter's, with what middleware has put in.
+func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err error) {
+	header.Del("Content-Type") // there is no content
+	header.Set("Connection", "Upgrade")
+	header.Set("Upgrade", "websocket")
+	header.Set("Sec-WebSocket-Accept", acceptKey(r.Header.Get("Sec-WebSocket-Key")))
+	if offersSubprotocol(r.Header["Sec-Websocket-Protocol"]) {
+		header.Set("Sec-WebSocket-Protocol", Subprotocol)
+	}
+	if header.Get("Sec-WebSocket-Protocol") == Subprotocol {
+		f.encoding = envelopeFrame
+	}
+	header.Del("Sec-WebSocket-Extensions")
 	if c.hub.shared.compression {
-		mode = websocket.CompressionNoContextTakeover
+		if agreed := agreeOnDeflate(r.Header["Sec-Websocket-Extensions"]); agreed != "" {
+			header.Set("Sec-WebSocket-Extensions", agreed)
+			f.deflate = true
+		}
 	}
-	h := &handshaker{header: header, wire: &c.wire}
-	conn, err := websocket.Accept(h, r, &websocket.AcceptOptions{
-		InsecureSkipVerify: true, // the hub has asked CheckOrigin
-		CompressionMode:    mode,
-		Subprotocols:       []string{Subprotocol},
-		OnPingReceived:     c.gotPing,
-		OnPongReceived:     func(context.Context, []byte) { c.gotControl() },
-	})
-	if err != nil {
-		return format{}, err
+	if err := c.takeSeat(f.deflate); err != nil {
+		return f, err
 	}
-	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
-	c.conn = conn
-	c.wire.in.Reset(&c.wire) // without the library's reader of bytes that it thinks were read already
-	return h.format, nil
+	return f, c.wire.answer(http.StatusSwitchingProtocols, header, nil)
+}
+
+// offersSubprotocol reports whether the client speaks Subprotocol. Its names are
+// compared exactly (RFC 6455 §11.5).
+func offersSubprotocol(header []string) bool {
+	for name := range listed(header) {
+		if name == Subprotocol {
+			return true
+		}
+	}
+	return false
+}
+
+// acceptKey returns what proves that the handshake was understood (RFC 6455
+// §4.2.2).
+func acceptKey(key string) string {
+	sum := sha1.Sum([]byte(strings.TrimSpace(key) + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
 }

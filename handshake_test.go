@@ -122,3 +122,126 @@ func TestHandshakeWithABody(t *testing.T) {
 		})
 	}
 }
+
+// answer sends a handshake with more header lines, and returns what is answered
+// to it, byte for byte.
+func (s *site) answer(lines ...string) string {
+	s.t.Helper()
+	conn := s.connection()
+	defer conn.Close()
+	go io.WriteString(conn, strings.TrimSuffix(handshake, "\r\n")+strings.Join(append(lines, "\r\n"), "\r\n"))
+	var answer []byte
+	for !strings.HasSuffix(string(answer), "\r\n\r\n") {
+		var b [1]byte
+		if _, err := conn.Read(b[:]); err != nil {
+			s.t.Fatalf("after %q: %v", answer, err)
+		}
+		answer = append(answer, b[0])
+	}
+	return string(answer)
+}
+
+// Offers of compression are answered as RFC 7692 §7.1 wants it. An offer that
+// must be declined, or that can't be kept to, leaves the connection without.
+func TestDeflateOffers(t *testing.T) {
+	const agreed = "permessage-deflate; client_no_context_takeover; server_no_context_takeover"
+	padding := strings.Repeat("x,", 8<<10)
+	tests := map[string]string{
+		"permessage-deflate":                                                         agreed,
+		"permessage-deflate; client_max_window_bits":                                 agreed, // Chromium, Firefox
+		"permessage-deflate;client_max_window_bits=15":                               agreed,
+		"permessage-deflate; client_max_window_bits=8":                               agreed,
+		"permessage-deflate ; client_max_window_bits = \"10\"":                       agreed,
+		"permessage-deflate; server_no_context_takeover; client_no_context_takeover": agreed,
+		"permessage-deflate; server_max_window_bits=15":                              agreed + "; server_max_window_bits=15",
+		"permessage-deflate; server_max_window_bits=\"15\"; client_max_window_bits":  agreed + "; server_max_window_bits=15",
+		"permessage-deflate; server_max_window_bits=10, permessage-deflate":          agreed,
+		"x-other; a=\", permessage-deflate, \"; b, permessage-deflate":               agreed,
+		"x-other, permessage-deflate; server_max_window_bits=15, z":                  agreed + "; server_max_window_bits=15",
+		"x-other\r\nSec-WebSocket-Extensions: permessage-deflate":                    agreed,
+
+		"":                                    "",
+		"x-other":                             "",
+		"x-other; a=\", permessage-deflate\"": "",
+		"Permessage-Deflate":                  "",
+		"permessage-deflate;":                 "",
+		"permessage-deflate; server_max_window_bits":                                 "",
+		"permessage-deflate; server_max_window_bits=":                                "",
+		"permessage-deflate; server_max_window_bits=8":                               "",
+		"permessage-deflate; server_max_window_bits=14":                              "",
+		"permessage-deflate; server_max_window_bits=16":                              "",
+		"permessage-deflate; server_max_window_bits=015":                             "",
+		"permessage-deflate; server_max_window_bits=\"15":                            "",
+		"permessage-deflate; client_max_window_bits=":                                "",
+		"permessage-deflate; client_max_window_bits=7":                               "",
+		"permessage-deflate; client_max_window_bits=16":                              "",
+		"permessage-deflate; client_max_window_bits=08":                              "",
+		"permessage-deflate; client_max_window_bits=x":                               "",
+		"permessage-deflate; client_max_window_bits=1x":                              "",
+		"permessage-deflate; client_max_window_bits; client_max_window_bits":         "",
+		"permessage-deflate; client_max_window_bits=9; client_max_window_bits=10":    "",
+		"permessage-deflate; server_max_window_bits=15; server_max_window_bits=15":   "",
+		"permessage-deflate; server_no_context_takeover; server_no_context_takeover": "",
+		"permessage-deflate; server_no_context_takeover=1":                           "",
+		"permessage-deflate; client_no_context_takeover=":                            "",
+		"permessage-deflate; unknown":                                                "",
+		"permessage-deflate; unknown=1":                                              "",
+		padding + "permessage-deflate":                                               "", // so much is not looked at
+		"permessage-deflate\r\nSec-WebSocket-Extensions: " + padding:                 "",
+	}
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.Compression = true
+		s := newPipeSite(t, hub)
+		for offer, extensions := range tests {
+			if extensions != "" {
+				extensions = "Sec-Websocket-Extensions: " + extensions + "\r\n"
+			}
+			want := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n" +
+				"Sec-Websocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" + extensions + "Upgrade: websocket\r\n\r\n"
+			if got := s.answer("Sec-WebSocket-Extensions: " + offer); got != want {
+				t.Errorf("offer %.100q: answered %q, want %q", offer, got, want)
+			}
+		}
+	})
+}
+
+// A subprotocol is chosen where its very name is offered: names are compared
+// exactly.
+func TestSubprotocolOffers(t *testing.T) {
+	tests := map[string]struct {
+		offer  string
+		chosen string
+	}{
+		"alone":                  {"realtime.v1", "realtime.v1"},
+		"among others":           {"chat, realtime.v1 ,x", "realtime.v1"},
+		"in a line of its own":   {"chat\r\nSec-WebSocket-Protocol: realtime.v1", "realtime.v1"},
+		"beside a token of 8 KB": {"realtime.v1, " + strings.Repeat("x", 8<<10), "realtime.v1"},
+		"in other letters":       {"Realtime.V1", ""},
+		"a longer name":          {"realtime.v10, realtime", ""},
+		"none":                   {"", ""},
+		"behind too much":        {strings.Repeat("x,", 8<<10) + "realtime.v1", ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error { return c.Send([]byte("hi")) }
+				s := newPipeSite(t, hub)
+				conn := s.connection()
+				go io.WriteString(conn, strings.TrimSuffix(handshake, "\r\n")+"Sec-WebSocket-Protocol: "+tt.offer+"\r\n\r\n")
+				c := &rawClient{t: t, conn: conn}
+				want := "hi"
+				if tt.chosen != "" {
+					want = `{"data":"hi"}`
+				}
+				if got := c.readHandshake().Get("Sec-WebSocket-Protocol"); got != tt.chosen {
+					t.Errorf("chosen: %q, want %q", got, tt.chosen)
+				}
+				if _, payload, err := c.readFrame(); err != nil || string(payload) != want {
+					t.Errorf("got %q, %v; want %q", payload, err, want)
+				}
+			})
+		})
+	}
+}

@@ -56,27 +56,11 @@ func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (sta
 	return nil, c.accept(conn, rest, func() (format, error) { return c.shakeHands(w.Header(), r) })
 }
 
-// gotPing answers a ping; the library's own answer would wait for the
-// connection. The library calls it while it reads.
-func (c *Client) gotPing(_ context.Context, payload []byte) bool {
-	c.gotControl()
-	c.out.answer(controlFrame(opPong, payload))
-	return false
-}
-
-// gotControl notes a control frame. Within a fragmented message it changes
-// nothing: that message has to end in its time.
-func (c *Client) gotControl() {
-	if !c.inMessage {
-		c.wire.between()
-	}
-}
-
 func (webSocket) read(c *Client) error {
 	for {
 		// A context that can be canceled would cost an allocation for each
 		// frame, and its cancellation would cost the close frame.
-		typ, r, err := c.conn.Reader(context.Background())
+		typ, r, err := c.seat.conn.Reader(context.Background())
 		if err != nil {
 			return err
 		}
@@ -98,7 +82,7 @@ func (webSocket) read(c *Client) error {
 			c.hub.shared.received.Add(1)
 			c.handle(Message{Client: c, Data: data, Binary: binary})
 		}
-		c.wire.between()
+		c.seat.between()
 	}
 }
 

@@ -1,7 +1,6 @@
 package realtime
 
 import (
-	"bufio"
 	"bytes"
 	"crypto/tls"
 	"errors"
@@ -11,17 +10,18 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-// A wire is the net.Conn under coder/websocket, which does the handshake, the
-// reading and the close handshake on it. Outgoing frames are the hub's, and
-// wait in the client's outbox. The library writes only close frames, each in
-// one Write of at most 127 bytes, as Write asserts. They join the outbox, and
-// nothing follows them. This holds because nobody else has the library's Conn.
+// A wire is the net.Conn under coder/websocket, which reads from it and does the
+// close handshake. Outgoing frames are the hub's, and wait in the client's
+// outbox. The library writes only close frames, each in one Write of at most
+// 127 bytes, as Write asserts. They join the outbox, and nothing follows them.
+// This holds because nobody else has the library's Conn.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
 // calls abort, which wakes that goroutine. A parked connection waits for its
@@ -31,7 +31,6 @@ type wire struct {
 	closeFrame func([]byte) // accepts a close frame from the library; called on the reading goroutine
 
 	// Owned by the reading goroutine.
-	in      *bufio.Reader // the library's
 	rest    *bytes.Reader // the rest of what net/http had read; nil: none
 	readErr error         // what ended the reading, if it was the connection
 
@@ -129,16 +128,6 @@ func (w *wire) took() {
 	w.heard.Store(now)
 	if w.partial.Load() == 0 {
 		w.partial.Store(now)
-	}
-}
-
-// between notes that a message, or a control frame outside of one, is complete.
-// The next one may have begun in the bytes that were read.
-func (w *wire) between() {
-	if w.in.Buffered() == 0 {
-		w.partial.Store(0)
-	} else {
-		w.partial.Store(int64(w.clock.now()))
 	}
 }
 
@@ -321,21 +310,6 @@ func takeOver(hijacker http.Hijacker) (conn net.Conn, rest []byte, err error) {
 	return conn, bytes.Clone(rest), nil
 }
 
-// A handshaker is the ResponseWriter that websocket.Accept gets. The connection
-// is taken over already, and the answer goes there. net/http would have to
-// answer before the takeover, which may then fail. Middleware that holds
-// headers back, such as one that compresses, would never let the answer out.
-type handshaker struct {
-	header http.Header // the ResponseWriter's, with what middleware has put in
-	status int
-	wire   *wire
-	format format // what was negotiated; set by Hijack
-}
-
-func (h *handshaker) Header() http.Header         { return h.header }
-func (h *handshaker) WriteHeader(status int)      { h.status = status }
-func (h *handshaker) Write(p []byte) (int, error) { return len(p), nil } // the text of an error, which Upgrade has ruled out
-
 // bodyHeaders speak of a body that net/http would write.
 var bodyHeaders = map[string]bool{
 	"Content-Encoding": true, "Content-Length": true, "Trailer": true, "Transfer-Encoding": true,
@@ -343,26 +317,11 @@ var bodyHeaders = map[string]bool{
 
 // answer writes an HTTP answer, or the beginning of one.
 func (w *wire) answer(status int, header http.Header, body []byte) error {
-	var answer bytes.Buffer
-	fmt.Fprintf(&answer, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
-	header.WriteSubset(&answer, bodyHeaders)
+	answer := bytes.NewBuffer(make([]byte, 0, 512))
+	answer.WriteString("HTTP/1.1 " + strconv.Itoa(status) + " " + http.StatusText(status) + "\r\n")
+	header.WriteSubset(answer, bodyHeaders)
 	answer.WriteString("\r\n")
 	answer.Write(body)
 	_, err := w.Conn.Write(answer.Bytes())
 	return err
-}
-
-// Hijack sends the answer and puts the wire under the library. Its buffers are
-// small: they hold frame headers and short messages in, a control frame out.
-func (h *handshaker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	h.header.Del("Content-Type") // there is no content
-	if err := h.wire.answer(h.status, h.header, nil); err != nil {
-		return nil, nil, err
-	}
-	if h.header.Get("Sec-WebSocket-Protocol") == Subprotocol {
-		h.format.encoding = envelopeFrame
-	}
-	h.format.deflate = h.header.Get("Sec-WebSocket-Extensions") != "" // the library knows only one
-	h.wire.in = bufio.NewReaderSize(h.wire, 256)
-	return h.wire, bufio.NewReadWriter(h.wire.in, bufio.NewWriterSize(h.wire, 2+maxControlPayload)), nil
 }
