@@ -206,7 +206,7 @@ func (h *Hub) admitOrigin(r *http.Request) (err error) {
 	return &refusal{http.StatusForbidden, "origin not allowed", fmt.Errorf("origin %q is not allowed for host %q", origin, host)}
 }
 
-// clip bounds what a stranger can put into a log.
+// clip bounds what a stranger can put into a log or an answer.
 func clip(s string) string {
 	const most = 256
 	if len(s) > most {

@@ -1,6 +1,7 @@
 package realtime_test
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -243,5 +244,38 @@ func TestSubprotocolOffers(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Lists in headers are read to a limit. What is behind it doesn't count, so a
+// megabyte costs about as little as to receive it.
+func TestLongLists(t *testing.T) {
+	padding := strings.Repeat("x,", 8<<10)
+	hub := realtime.NewHub()
+	defer hub.Shutdown(t.Context())
+	for _, name := range []string{"Connection", "Upgrade", "Sec-WebSocket-Key", "Sec-WebSocket-Version"} {
+		r := handshakeRequest(t)
+		r.Header.Set(name, padding+r.Header.Get(name))
+		rec := httptest.NewRecorder()
+		if err := realtime.Upgrade(rec, r, hub); err == nil || rec.Code/100 != 4 || rec.Body.Len() > 1000 {
+			t.Errorf("a long %s: answered %d with %d bytes, %v; want a short refusal", name, rec.Code, rec.Body.Len(), err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // so that a stream would end at once
+	r := httptest.NewRequestWithContext(ctx, "GET", "/", nil)
+	r.Header.Set("Accept", padding+"text/event-stream")
+	rec := httptest.NewRecorder()
+	if hub.ServeHTTP(rec, r); rec.Code != http.StatusUpgradeRequired { // it becomes no stream
+		t.Errorf("a long Accept: answered %d, want 426", rec.Code)
+	}
+	forwarded := "host=a.example"
+	r = originRequest("x.example", "Origin: https://a.example", "Forwarded: "+forwarded)
+	if !realtime.SameOrigin(r) {
+		t.Error("an Origin that Forwarded names is refused")
+	}
+	r = originRequest("x.example", "Origin: https://a.example", "Forwarded: "+padding+forwarded)
+	if realtime.SameOrigin(r) {
+		t.Error("an Origin that Forwarded names behind its limit is accepted")
 	}
 }

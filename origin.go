@@ -122,22 +122,15 @@ func firstOf(r *http.Request, header string) string {
 // firstForwarded returns the first value of param in r's Forwarded header (RFC
 // 7239 §4), whichever proxy wrote it: one that keeps Host may omit it.
 func firstForwarded(r *http.Request, param string) string {
-	rest := strings.Join(r.Header.Values("Forwarded"), ",")
-	for rest != "" {
-		end, quoted := 0, false
-		for ; end < len(rest) && (quoted || rest[end] != ';' && rest[end] != ','); end++ {
-			if rest[end] == '"' {
-				quoted = !quoted
-			} else if quoted && rest[end] == '\\' {
-				end++
+	for element := range listed(r.Header.Values("Forwarded")) {
+		for more := true; more; {
+			var pair string
+			pair, element, more = cutUnquoted(element, ";")
+			name, value, _ := strings.Cut(pair, "=")
+			if strings.EqualFold(strings.TrimSpace(name), param) {
+				return strings.Trim(value, " \t\"") // no host and no scheme needs an escape
 			}
 		}
-		end = min(end, len(rest))
-		name, value, _ := strings.Cut(rest[:end], "=")
-		if strings.EqualFold(strings.TrimSpace(name), param) {
-			return strings.Trim(value, " \t\"") // no host and no scheme needs an escape
-		}
-		rest = rest[min(end+1, len(rest)):]
 	}
 	return ""
 }
@@ -251,7 +244,7 @@ func parseOrigin(s string) (o origin, ok bool) {
 		return nullOrigin, true
 	}
 	scheme, rest, ok := strings.Cut(s, "://")
-	if !ok || scheme == "" {
+	if !ok || scheme == "" || len(s) > maxOriginBytes {
 		return origin{}, false
 	}
 	o.scheme = strings.ToLower(scheme)
@@ -265,8 +258,15 @@ func parseOrigin(s string) (o origin, ok bool) {
 	return o, ok
 }
 
+// maxOriginBytes is more than an origin can have: a name has at most 253 (RFC
+// 1035 §2.3.4).
+const maxOriginBytes = 512
+
 // parseHost parses a host as an origin has it, and a port, which is 0 if none.
 func parseHost(s string) (host string, port uint16, ok bool) {
+	if len(s) > maxOriginBytes {
+		return "", 0, false
+	}
 	host = s
 	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
 		n, err := strconv.ParseUint(s[i+1:], 10, 16)

@@ -66,7 +66,7 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 	case http.MethodGet, http.MethodHead, http.MethodOptions:
 	default:
 		w.Header().Set("Allow", "GET, HEAD, OPTIONS")
-		return openly(http.StatusMethodNotAllowed, fmt.Errorf("an event stream is a GET, not a %s", r.Method))
+		return openly(http.StatusMethodNotAllowed, fmt.Errorf("an event stream is a GET, not a %s", clip(r.Method)))
 	}
 	if err := h.shareAcross(w, r); err != nil {
 		return err
@@ -301,7 +301,7 @@ func retryNotice(least time.Duration) *buffer {
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.
 func acceptsStream(r *http.Request) bool {
-	for t := range strings.SplitSeq(strings.Join(r.Header["Accept"], ","), ",") {
+	for t := range listed(r.Header["Accept"]) {
 		t, _, _ = strings.Cut(t, ";")
 		if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
 			return true
