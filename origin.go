@@ -44,7 +44,8 @@ func originCheck(own func(*http.Request) bool) func(*http.Request) bool {
 // A request without an Origin is accepted: it comes from no browser, or from an
 // EventSource on its own site. An Origin that is "null", malformed or repeated
 // is refused. A missing port is the default of the Origin's scheme, since
-// behind a proxy the scheme of r may differ.
+// behind a proxy the scheme of r may differ. Some programs send ws or wss as
+// the Origin's scheme: it counts as http or https.
 //
 // SameOrigin works behind proxies without settings. It can trust the headers
 // below, because an attacker is a page of another site in the user's browser. A
@@ -149,6 +150,7 @@ func firstForwarded(r *http.Request, param string) string {
 //	null                        pages without an origin, literally
 //
 // "null" is for testing: any site can make such a page with a sandboxed frame.
+// An Origin of ws or wss, which no browser sends, is that of http or https.
 //
 // AllowOrigins panics if a pattern is malformed. Otherwise only users would
 // find a pattern that matches nothing.
@@ -236,9 +238,13 @@ var nullOrigin = origin{scheme: "null"}
 
 var defaultPorts = map[string]uint16{"http": 80, "https": 443}
 
+// pageSchemes are the schemes that a page would have. Some programs write that
+// of the WebSocket into Origin. No browser does.
+var pageSchemes = map[string]string{"ws": "http", "wss": "https"}
+
 // parseOrigin parses an Origin header. It accepts only what browsers send (RFC
-// 6454 §6.2): url.Parse would accept user names and paths, and a check that
-// overlooks them is a hole.
+// 6454 §6.2), and the schemes of pageSchemes. url.Parse would accept user names
+// and paths, and a check that overlooks them is a hole.
 func parseOrigin(s string) (o origin, ok bool) {
 	if s == "null" {
 		return nullOrigin, true
@@ -253,6 +259,7 @@ func parseOrigin(s string) (o origin, ok bool) {
 			return origin{}, false
 		}
 	}
+	o.scheme = cmp.Or(pageSchemes[o.scheme], o.scheme)
 	o.host, o.port, ok = parseHost(rest)
 	o.port = cmp.Or(o.port, defaultPorts[o.scheme])
 	return o, ok

@@ -1,6 +1,7 @@
 package realtime_test
 
 import (
+	"cmp"
 	"crypto/tls"
 	"fmt"
 	"net/http"
@@ -71,7 +72,14 @@ func TestSameOrigin(t *testing.T) {
 		{"empty scheme", "example.com", []string{"Origin: ://example.com"}, false},
 		{"file", "", []string{"Origin: file://"}, false},
 		{"app scheme", "localhost", []string{"Origin: capacitor://localhost"}, false},
-		{"WebSocket scheme", "example.com", []string{"Origin: wss://example.com"}, false},
+		{"WebSocket scheme", "example.com", []string{"Origin: ws://example.com"}, true}, // ws4py, IXWebSocket
+		{"WebSocket scheme over TLS", "example.com", []string{"Origin: WSS://example.com"}, true},
+		{"WebSocket scheme, port", "example.com:8080", []string{"Origin: ws://example.com:8080"}, true},
+		{"WebSocket scheme, default port", "example.com:443", []string{"Origin: wss://example.com"}, true},
+		{"WebSocket scheme, other default port", "example.com:443", []string{"Origin: ws://example.com"}, false},
+		{"WebSocket scheme, another site", "example.com", []string{"Origin: wss://evil.org"}, false},
+		{"WebSocket scheme of http, asked over TLS", "example.com", []string{"Origin: ws://example.com", "X-Forwarded-Proto: https"}, false},
+		{"scheme of no page", "example.com", []string{"Origin: wsss://example.com"}, false},
 		{"path", "example.com", []string{"Origin: https://example.com/"}, false},
 		{"query", "example.com", []string{"Origin: https://example.com?x"}, false},
 		{"userinfo", "example.com", []string{"Origin: https://me@example.com"}, false},
@@ -202,6 +210,9 @@ func TestAllowOrigins(t *testing.T) {
 		{"http://[::1]:*", "http://[::1] http://[::1]:3000 http://[0:0:0:0:0:0:0:1]:3000", true},
 		{"http://[::1]:*", "http://[::2]:3000 http://::1 http://[::1]evil.org http://[::1].evil.org", false},
 		{"http://127.0.0.1:3000", "http://127.0.0.1:3000", true},
+		{"https://app.example.com", "wss://app.example.com WSS://app.example.com:443", true},
+		{"https://app.example.com", "ws://app.example.com wss://app.example.com:8443 wss://example.com", false},
+		{"http://localhost:3000", "ws://localhost:3000", true},
 		{"capacitor://localhost", "capacitor://localhost", true},
 		{"capacitor://localhost", "http://localhost https://localhost capacitor://localhost:1", false},
 		{"chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop", true},
@@ -322,6 +333,7 @@ func FuzzAllowOrigins(f *testing.F) {
 		if u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(s, "#") {
 			t.Errorf("accepts %q, which is more than an origin", s)
 		}
+		u.Scheme = cmp.Or(map[string]string{"ws": "http", "wss": "https"}[u.Scheme], u.Scheme)
 		switch host := strings.ToLower(u.Hostname()); {
 		case u.Scheme == "https" && strings.HasSuffix(host, ".example.com") && (u.Port() == "" || strings.TrimLeft(u.Port(), "0") == "443"):
 		case u.Scheme == "http" && host == "localhost":
