@@ -1,10 +1,12 @@
 package realtime_test
 
 import (
+	"fmt"
 	"io"
 	"math"
 	"net"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -91,6 +93,38 @@ func BenchmarkMessage(b *testing.B) {
 	for b.Loop() {
 		c.Write(message)
 		<-got
+	}
+}
+
+// BenchmarkCompressedMessage is the way in of a message that is compressed.
+func BenchmarkCompressedMessage(b *testing.B) {
+	for _, n := range []int{300, 4 << 10} {
+		b.Run(fmt.Sprintf("bytes=%d", n), func(b *testing.B) {
+			hub := realtime.NewHub()
+			hub.Compression = true
+			got := make(chan struct{}, 1)
+			hub.OnMessage = func(*realtime.Hub, realtime.Message) { got <- struct{}{} }
+			c, _ := rawDeflate(newTCPSite(b, hub), "permessage-deflate")
+			var text strings.Builder
+			for i := 0; text.Len() < n; i++ {
+				fmt.Fprintf(&text, `{"id":%d,"price":%d},`, i, i*i)
+			}
+			message := frame(0xC1, deflated(text.String()[:n]))
+			b.ReportAllocs()
+			for b.Loop() {
+				c.conn.Write(message)
+				<-got
+			}
+		})
+	}
+}
+
+// BenchmarkConnect is a handshake, and the end of its connection.
+func BenchmarkConnect(b *testing.B) {
+	s := newTCPSite(b, realtime.NewHub())
+	b.ReportAllocs()
+	for b.Loop() {
+		s.raw().conn.Close()
 	}
 }
 

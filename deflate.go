@@ -1,12 +1,18 @@
 package realtime
 
 import (
+	"bufio"
+	"compress/flate"
+	"io"
 	"slices"
 	"strings"
+	"sync"
 )
 
-// Compressed messages (RFC 7692), but for what goes out: an event is compressed
-// once for all, see event.go.
+// Compressed messages that come in (RFC 7692), and the agreement on both ways.
+// The library has no part in it: its Conn keeps what its inflater has read too
+// much, and begins the next message with that. So the Conn reads messages as
+// they are on the wire, and an inflater reads what the Conn returns.
 
 // agreeOnDeflate returns what answers the first offer of permessage-deflate that
 // the hub can keep to, or "" if there is none. Each side compresses each message
@@ -71,4 +77,147 @@ func unquoted(s string) string {
 		return s[1 : len(s)-1]
 	}
 	return s
+}
+
+// marks takes the bit that says that a message is compressed (RSV1) from the
+// frames that come, and keeps it until the message is read. Of frames in which
+// the bit has no place it stays, for the library to refuse them.
+type marks struct {
+	field  field
+	extra  uint8  // bytes of the frame's length that are still to come
+	length uint64 // the frame's, as far as it has come; in payload, what is still to come
+
+	// A bit for each message whose first byte was read and which was not handed
+	// on yet, the next one lowest. The library reads at most seatReadBytes
+	// ahead: with that, fewer than 64 masked frames can begin.
+	set uint64
+	n   uint8
+}
+
+// A field is a part of a frame (RFC 6455 §5.2).
+type field uint8
+
+const (
+	fieldFirst   field = iota // FIN, RSV and the opcode
+	fieldSecond               // MASK and the length, or its kind
+	fieldLength               // a longer length
+	fieldPayload              // and the mask before it
+)
+
+const maskBytes = 4
+
+// scan looks at bytes that come next.
+func (m *marks) scan(b []byte) {
+	for len(b) > 0 {
+		switch m.field {
+		case fieldFirst:
+			if op := b[0] & 0x0F; op == opText || op == opBinary {
+				m.set |= uint64(b[0]&rsv1Bit) / rsv1Bit << m.n
+				m.n++
+				b[0] &^= rsv1Bit
+			}
+			m.field = fieldSecond
+		case fieldSecond:
+			m.field, m.extra, m.length = fieldLength, 0, 0
+			switch n := b[0] & 0x7F; n {
+			case 126:
+				m.extra = 2
+			case 127:
+				m.extra = 8
+			default:
+				m.field, m.length = fieldPayload, maskBytes+uint64(n)
+			}
+		case fieldLength:
+			m.length = m.length<<8 | uint64(b[0])
+			if m.extra--; m.extra == 0 {
+				m.field = fieldPayload
+				m.length += maskBytes
+			}
+		case fieldPayload:
+			n := min(m.length, uint64(len(b)))
+			b = b[n:]
+			if m.length -= n; m.length == 0 {
+				m.field = fieldFirst
+			}
+			continue
+		}
+		b = b[1:]
+	}
+}
+
+// next reports whether the next message is compressed.
+func (m *marks) next() bool {
+	compressed := m.set&1 != 0
+	m.set >>= 1
+	m.n--
+	return compressed
+}
+
+// inflaters holds some 50 KB for each message that is being read.
+var inflaters = sync.Pool{New: func() any {
+	z := new(inflater)
+	z.in = bufio.NewReaderSize(&z.from, 4<<10)
+	z.out = flate.NewReader(z.in)
+	return z
+}}
+
+// An inflater reads what a compressed message contains (RFC 7692 §7.2.2).
+type inflater struct {
+	from messageAndTail
+	in   *bufio.Reader
+	out  io.Reader // a flate.Resetter
+}
+
+// newInflater returns an inflater of message. free takes it back.
+func newInflater(message io.Reader) *inflater {
+	z := inflaters.Get().(*inflater)
+	z.from.message = message
+	z.from.tail.Reset("\x00\x00\xFF\xFF") // which its sender has left out
+	z.in.Reset(&z.from)
+	z.out.(flate.Resetter).Reset(z.in, nil)
+	return z
+}
+
+func (z *inflater) free() {
+	z.from.message = nil
+	inflaters.Put(z)
+}
+
+// Read reads to the message's end. A block with BFINAL ends a stream, but the
+// message may go on with another one (§7.2.1). Each of websocket-sharp's does
+// (§7.2.3.4). The new stream has a new window, as zlib has after its end.
+func (z *inflater) Read(p []byte) (int, error) {
+	n, err := z.out.Read(p)
+	switch err {
+	case io.EOF:
+		if _, err := z.in.Peek(1); err != nil {
+			return n, err
+		}
+		return n, z.out.(flate.Resetter).Reset(z.in, nil)
+	case io.ErrUnexpectedEOF:
+		if z.from.message == nil { // the tail ended, not the connection
+			return n, io.EOF
+		}
+	}
+	return n, err
+}
+
+// messageAndTail reads a message and then its tail.
+type messageAndTail struct {
+	message io.Reader // nil: it has ended
+	tail    strings.Reader
+}
+
+func (m *messageAndTail) Read(p []byte) (int, error) {
+	if m.message != nil {
+		n, err := m.message.Read(p)
+		if err != io.EOF {
+			return n, err
+		}
+		m.message = nil
+		if n > 0 {
+			return n, nil
+		}
+	}
+	return m.tail.Read(p)
 }

@@ -14,7 +14,9 @@ import (
 // writes through. The Conn sees the client's wire through its seat, and calls
 // back through it. Nothing else knows the client: between two messages a Conn
 // has no state but the bytes in its buffer, as long as it has seen no error and
-// no close frame. It has more once a message was compressed.
+// no close frame.
+//
+// The library compresses nothing here: see deflate.go.
 type seat struct {
 	*wire          // the client's
 	client *Client // whose it is
@@ -31,26 +33,21 @@ const (
 
 // takeSeat puts a Conn on the client's wire. The handshake is the hub's own, so
 // the library gets one that is always the same.
-func (c *Client) takeSeat(deflate bool) error {
-	same := sameHandshake
-	if deflate {
-		same = sameDeflateHandshake
-	}
+func (c *Client) takeSeat() error {
 	s := &seat{wire: &c.wire, client: c}
 	s.in = bufio.NewReaderSize(s, seatReadBytes)
 	u := ushers.Get().(*usher)
 	defer ushers.Put(u)
 	u.seat = s
-	conn, err := websocket.Accept(u, same, &websocket.AcceptOptions{
+	conn, err := websocket.Accept(u, sameHandshake, &websocket.AcceptOptions{
 		InsecureSkipVerify: true, // the hub has asked CheckOrigin
-		CompressionMode:    websocket.CompressionNoContextTakeover,
 		OnPingReceived:     s.gotPing,
 		OnPongReceived:     s.gotPong,
 	})
 	if err != nil {
 		return err
 	}
-	conn.SetReadLimit(c.hub.shared.maxMessageBytes)
+	conn.SetReadLimit(-1) // readMessage has one
 	u.seat = nil
 	s.in.Reset(s) // without the library's reader of bytes that it thinks were read already
 	s.conn = conn
@@ -58,20 +55,13 @@ func (c *Client) takeSeat(deflate bool) error {
 	return nil
 }
 
-// Requests that websocket.Accept accepts. It only reads them.
-var (
-	sameHandshake        = newHandshake("")
-	sameDeflateHandshake = newHandshake("permessage-deflate")
-)
-
-func newHandshake(extensions string) *http.Request {
-	return &http.Request{
-		Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{
-			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Extensions": {extensions},
-			"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
-		},
-	}
+// sameHandshake is a request that websocket.Accept accepts. It only reads it.
+var sameHandshake = &http.Request{
+	Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	Header: http.Header{
+		"Connection": {"Upgrade"}, "Upgrade": {"websocket"},
+		"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
+	},
 }
 
 // An usher is the ResponseWriter that websocket.Accept gets. What the library

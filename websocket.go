@@ -65,7 +65,7 @@ func (webSocket) read(c *Client) error {
 			return err
 		}
 		c.inMessage = true
-		data, err := readMessage(r)
+		data, err := c.readMessage(r)
 		if err != nil {
 			return err
 		}
@@ -100,6 +100,8 @@ func (webSocket) ended(c *Client, err error) error {
 	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
 	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
+	} else if errors.Is(err, websocket.ErrMessageTooBig) {
+		status = websocket.CloseError{Code: websocket.StatusMessageTooBig, Reason: "message is too large"}
 	}
 	c.close(status, cause)
 	return cause
@@ -153,13 +155,21 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 // size, so the handler gets a copy that fits.
 var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 
-func readMessage(r io.Reader) ([]byte, error) {
+func (c *Client) readMessage(r io.Reader) ([]byte, error) {
+	if marks := c.wire.deflate; marks != nil && marks.next() {
+		z := newInflater(r)
+		defer z.free()
+		r = z
+	}
 	mem := messages.Get().(*[]byte)
 	defer messages.Put(mem)
 	b := (*mem)[:0]
 	for {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
+		if int64(len(b)) > c.hub.shared.maxMessageBytes {
+			return nil, errTooLarge
+		}
 		if err == io.EOF {
 			if cap(b) > 64<<10 {
 				return b, nil // too large to keep: the handler's
@@ -175,6 +185,10 @@ func readMessage(r io.Reader) ([]byte, error) {
 		}
 	}
 }
+
+// errTooLarge ends a client. The limit is for what a compressed message
+// contains, so it is not the library's.
+var errTooLarge = fmt.Errorf("message is larger than Hub.MaxMessageBytes: %w", websocket.ErrMessageTooBig)
 
 // Upgrade turns the request into a WebSocket client of hub. It returns when
 // OnConnect has; the client lives on without the HTTP handler. It returns no

@@ -33,6 +33,7 @@ type wire struct {
 	// Owned by the reading goroutine.
 	rest    *bytes.Reader // the rest of what net/http had read; nil: none
 	readErr error         // what ended the reading, if it was the connection
+	deflate *marks        // of compressed messages; nil: none may come
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
@@ -69,7 +70,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		if w.rest.Len() == 0 {
 			w.rest = nil
 		}
-		w.took()
+		w.took(p[:n])
 		return n, nil
 	}
 	n, err := w.Conn.Read(p)
@@ -80,7 +81,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		n, err = w.Conn.Read(p)
 	}
 	if n > 0 {
-		w.took()
+		w.took(p[:n])
 	}
 	if err != nil {
 		w.readErr = err
@@ -123,7 +124,10 @@ func (w *wire) kicked() bool {
 }
 
 // took notes that bytes have come.
-func (w *wire) took() {
+func (w *wire) took(b []byte) {
+	if w.deflate != nil {
+		w.deflate.scan(b)
+	}
 	now := int64(w.clock.now())
 	w.heard.Store(now)
 	if w.partial.Load() == 0 {
