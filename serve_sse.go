@@ -26,15 +26,17 @@ import (
 // On HTTP/1.1 without TLS, ServeSSE takes the connection over from net/http and
 // returns at once; the client then takes little memory. Headers that are
 // already set on w are sent. Those that middleware adds later are not. On
-// HTTP/1.0, HTTP/2 and TLS, and behind middleware that hides the connection or
-// has set a Content-Encoding, ServeSSE answers through w, lifts
-// Server.WriteTimeout and blocks until the client is gone. HEAD gets the
-// headers alone, OPTIONS the CORS answer, any other method but GET 405.
+// HTTP/1.0, HTTP/2 and TLS, on connections without deadlines, and behind
+// middleware that hides the connection or has set a Content-Encoding, ServeSSE
+// answers through w, lifts Server.WriteTimeout and blocks until the client is
+// gone. HEAD gets the headers alone, OPTIONS the CORS answer, any other method
+// but GET 405.
 //
 // Two kinds of middleware spoil streams through w. If one hides
-// SetWriteDeadline, Server.WriteTimeout ends the stream, and nothing else ends
-// one whose client stops reading. If one ignores Flush until it has enough
-// data, events are late. Compressing middleware can often exclude a path.
+// SetWriteDeadline, Server.WriteTimeout ends the stream, which is logged once,
+// and nothing else ends one whose client stops reading. If one ignores Flush
+// until it has enough data, events are late. Compressing middleware can often
+// exclude a path.
 //
 // CheckOrigin is asked only about a request with an Origin, which browsers send
 // from other sites. If it accepts, the page may read the events and send
@@ -101,8 +103,12 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 		f.encoding = envelopeStream
 	}
 	streamHeaders(w.Header())
-	conn := takeOverStream(w, r)
+	conn, err := takeOverStream(w, r)
+	if err != nil {
+		return nil, c.hub.giveUp(conn, err)
+	}
 	if conn == nil {
+		c.hub.warnCutShort(w, r)
 		return func() { c.stayInHandler(w, r, f) }, nil
 	}
 	return nil, c.accept(conn, nil, func() (format, error) {
@@ -139,22 +145,41 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 }
 
 // takeOverStream takes the connection from net/http, or returns nil if the
-// answer has to go through w.
-func takeOverStream(w http.ResponseWriter, r *http.Request) net.Conn {
+// answer has to go through w. With an error, conn can only be given up.
+func takeOverStream(w http.ResponseWriter, r *http.Request) (conn net.Conn, err error) {
 	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || r.TLS != nil || w.Header().Get("Content-Encoding") != "" {
-		return nil
+		return nil, nil
 	}
 	if _, err := findHijacker(w); err != nil {
-		return nil
+		return nil, nil
+	}
+	if canHijack(w) != nil {
+		return nil, nil
 	}
 	for w = range unwrapped(w) {
 		if hijacker, ok := w.(http.Hijacker); ok {
-			if conn, _, err := takeOver(hijacker); err == nil {
-				return conn // bytes after the request are ignored
+			if conn, _, err := takeOver(hijacker); conn != nil {
+				return conn, err // bytes after the request are ignored
 			}
 		}
 	}
-	return nil
+	return nil, nil
+}
+
+// warnCutShort logs once if Server.WriteTimeout will end streams through w.
+func (h *Hub) warnCutShort(w http.ResponseWriter, r *http.Request) {
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if server == nil || server.WriteTimeout <= 0 {
+		return
+	}
+	err := http.NewResponseController(w).SetWriteDeadline(time.Time{}) // as accept does
+	if !errors.Is(err, http.ErrNotSupported) || h.shared.toldCutShort.Swap(true) {
+		return
+	}
+	for w = range unwrapped(w) {
+		continue // to the innermost
+	}
+	h.shared.log.warn(logSetup, fmt.Sprintf("Server.WriteTimeout ends each event stream after %v, because %T hides SetWriteDeadline: %s", server.WriteTimeout, w, cure(w)))
 }
 
 // maxJunk is the most bytes that may come in on an event stream.

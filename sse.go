@@ -103,7 +103,7 @@ func canFlush(w http.ResponseWriter) error {
 	case interface{ FlushError() error }, http.Flusher:
 		return nil
 	}
-	return fmt.Errorf("realtime: %T can't flush, which an event stream needs: give it an Unwrap method that returns the ResponseWriter it wraps, or keep it away from this route", w)
+	return fmt.Errorf("realtime: %T can't flush, which an event stream needs: %s", w, cure(w))
 }
 
 // Send sends an event with data as JSON. An empty name means "message". A name

@@ -66,6 +66,8 @@ type shared struct {
 	done    <-chan struct{} // closed when Shutdown begins
 	members atomic.Int64    // clients that are open
 
+	toldCutShort atomic.Bool // see warnCutShort
+
 	// Set once, before the first client or event.
 	sendBuffer      int
 	slowAfter       time.Duration

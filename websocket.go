@@ -38,6 +38,9 @@ func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	if _, err := findHijacker(w); err != nil {
 		return h.wrongSetup(err)
 	}
+	if err := canHijack(w); err != nil {
+		return h.wrongSetup(err)
+	}
 	return nil
 }
 
@@ -50,7 +53,10 @@ func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
 func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
 	hijacker, _ := findHijacker(w) // prepare has checked that there is one
 	conn, rest, err := takeOver(hijacker)
-	if err != nil {
+	switch {
+	case err != nil && conn != nil:
+		return nil, c.hub.giveUp(conn, err)
+	case err != nil:
 		return nil, c.hub.wrongSetup(err)
 	}
 	return nil, c.accept(conn, rest, func() (format, error) { return c.shakeHands(w.Header(), r) })
@@ -203,9 +209,9 @@ var errTooLarge = fmt.Errorf("message is larger than Hub.MaxMessageBytes: %w", w
 // no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method, key or
 // body, 403 for a refused origin, what OnConnect chose with [Refuse], 503 to
 // try again later, 501 if a middleware's ResponseWriter hides the connection
-// (the error names its type), 500 if a handler panics or hub was not made by
-// [NewHub]. The hub counts refusals. It logs those for somebody's setup or a
-// plain error of OnConnect.
+// (the error names its type) or the connection has no deadlines, 500 if a
+// handler panics or hub was not made by [NewHub]. The hub counts refusals. It
+// logs those for somebody's setup or a plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 	return hub.admit(w, r, webSocket{})
 }

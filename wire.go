@@ -279,16 +279,24 @@ func findHijacker(w http.ResponseWriter) (http.Hijacker, error) {
 		}
 	}
 	if _, ok := w.(http.Hijacker); !ok {
-		return nil, fmt.Errorf("%T hides http.Hijacker: give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route", w)
+		return nil, fmt.Errorf("%T hides http.Hijacker: %s", w, cure(w))
 	}
 	return hijacker, nil
+}
+
+// cure returns what to do about a ResponseWriter that hides the one it wraps.
+func cure(w http.ResponseWriter) string {
+	if _, ok := w.(interface{ Unwrap() http.ResponseWriter }); ok {
+		return "its Unwrap returns nil"
+	}
+	return "give it a method Unwrap() http.ResponseWriter, or keep that middleware off this route"
 }
 
 // unwrapped yields w and those behind its Unwrap, as http.ResponseController
 // finds them.
 func unwrapped(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
 	return func(yield func(http.ResponseWriter) bool) {
-		for yield(w) {
+		for w != nil && yield(w) {
 			outer, ok := w.(interface{ Unwrap() http.ResponseWriter })
 			if !ok {
 				return
@@ -298,8 +306,28 @@ func unwrapped(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
 	}
 }
 
+// haveDeadlines returns an error if set can set none on its connection, as that
+// of x/crypto/ssh. What waits on such a connection can't be woken.
+func haveDeadlines(set func(time.Time) error) error {
+	err := set(time.Time{})
+	if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
+		return nil // closed: that shows later
+	}
+	return err
+}
+
+// canHijack returns an error if Hijack would wait for ever: net/http ends a Read
+// of its own by a deadline.
+func canHijack(w http.ResponseWriter) error {
+	err := haveDeadlines(http.NewResponseController(w).SetReadDeadline) // which Hijack takes off as well
+	if err == nil || errors.Is(err, http.ErrNotSupported) {             // it isn't the connection's error
+		return nil
+	}
+	return fmt.Errorf("the connection has no deadlines, so net/http can't let go of it: %w", err)
+}
+
 // takeOver takes the connection from net/http. After an error the request can
-// still be answered.
+// still be answered, through w if conn is nil, else by giveUp.
 func takeOver(hijacker http.Hijacker) (conn net.Conn, rest []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -307,11 +335,28 @@ func takeOver(hijacker http.Hijacker) (conn net.Conn, rest []byte, err error) {
 		}
 	}()
 	conn, rw, err := hijacker.Hijack()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, nil, fmt.Errorf("the Hijack of %T: %w", hijacker, err)
+	case conn == nil:
+		return nil, nil, fmt.Errorf("the Hijack of %T returned no connection", hijacker)
+	case rw == nil || rw.Reader == nil:
+		return conn, nil, fmt.Errorf("the Hijack of %T returned no reader, which may have bytes", hijacker)
+	}
+	if err := haveDeadlines(conn.SetReadDeadline); err != nil {
+		return conn, nil, fmt.Errorf("a connection of type %T has no deadlines: %w", conn, err)
 	}
 	rest, _ = rw.Reader.Peek(rw.Reader.Buffered())
 	return conn, bytes.Clone(rest), nil
+}
+
+// giveUp answers and closes a connection that was taken over and can't be used.
+func (h *Hub) giveUp(conn net.Conn, cause error) error {
+	h.wrongSetup(cause) // for the log; its refusal would go through w
+	conn.SetWriteDeadline(time.Now().Add(h.shared.writeTimeout))
+	io.WriteString(conn, "HTTP/1.1 501 Not Implemented\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+	conn.Close()
+	return cause
 }
 
 // bodyHeaders speak of a body that net/http would write.

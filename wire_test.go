@@ -143,6 +143,192 @@ func TestWhichHijackIsCalled(t *testing.T) {
 	}
 }
 
+// A timeless connection has no deadlines, as one that x/crypto/ssh forwards.
+type timeless struct{ net.Conn }
+
+var errTimeless = errors.New("deadline not supported")
+
+func (timeless) SetDeadline(time.Time) error      { return errTimeless }
+func (timeless) SetReadDeadline(time.Time) error  { return errTimeless }
+func (timeless) SetWriteDeadline(time.Time) error { return errTimeless }
+
+// A timelessListener accepts timeless connections.
+type timelessListener struct{ *pipeListener }
+
+func (l timelessListener) Accept() (net.Conn, error) {
+	conn, err := l.pipeListener.Accept()
+	return timeless{conn}, err
+}
+
+// net/http never lets go of a connection without deadlines: its Hijack waits for
+// ever. A WebSocket is refused then, and an event stream goes through w.
+func TestConnectionWithoutDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		var lines safeBuffer
+		hub.Logger = textLogger(&lines)
+		connects := 0
+		hub.OnConnect = func(*realtime.Client, *http.Request) error { connects++; return nil }
+		l := listenPipe()
+		s := serveSite(t, hub, timelessListener{l}, "ws://pipe/ws", l.dial)
+		answer := s.request("GET", "", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==")
+		if answer.resp.StatusCode != 501 || connects != 0 {
+			t.Errorf("a WebSocket: answered %s after %d OnConnects, want 501 before", answer.resp.Status, connects)
+		}
+		answer.conn.Close()
+		synctest.Wait()
+		if got := lines.String(); !strings.Contains(got, "has no deadlines") || !strings.Contains(got, errTimeless.Error()) {
+			t.Errorf("logged %q, want the connection's error", got)
+		}
+		stream := s.listen("")
+		synctest.Wait()
+		hub.Broadcast <- []byte("hello")
+		if got := stream.next(); got != "hello" {
+			t.Errorf("an event stream got %q", got)
+		}
+		stream.cut()
+		synctest.Wait()
+		if n := hub.ClientCount(); n != 0 {
+			t.Errorf("%d clients after the stream's end", n)
+		}
+	})
+}
+
+// A Hijack that gives no usable connection is named. What it gave is answered
+// and closed.
+func TestHijackGivesTooLittle(t *testing.T) {
+	rw := func(conn net.Conn) *bufio.ReadWriter {
+		return bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
+	}
+	tests := map[string]struct {
+		hijack func(conn net.Conn) (net.Conn, *bufio.ReadWriter, error)
+		taken  bool // the connection is, so w can't answer
+		named  string
+	}{
+		"nothing":      {func(net.Conn) (net.Conn, *bufio.ReadWriter, error) { return nil, nil, nil }, false, "realtime_test.hijacker returned no connection"},
+		"no conn":      {func(c net.Conn) (net.Conn, *bufio.ReadWriter, error) { return nil, rw(c), nil }, false, "realtime_test.hijacker returned no connection"},
+		"no buffers":   {func(c net.Conn) (net.Conn, *bufio.ReadWriter, error) { return c, nil, nil }, true, "realtime_test.hijacker returned no reader"},
+		"no reader":    {func(c net.Conn) (net.Conn, *bufio.ReadWriter, error) { return c, &bufio.ReadWriter{}, nil }, true, "realtime_test.hijacker returned no reader"},
+		"no deadlines": {func(c net.Conn) (net.Conn, *bufio.ReadWriter, error) { return timeless{c}, rw(c), nil }, true, "realtime_test.timeless has no deadlines"},
+	}
+	for name, tt := range tests {
+		for transport, accept := range map[string]string{"WebSocket": "", "event stream": "text/event-stream"} {
+			if accept != "" && !tt.taken {
+				continue // the stream goes through w
+			}
+			t.Run(name+" "+transport, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					hub := realtime.NewHub()
+					var lines safeBuffer
+					hub.Logger = textLogger(&lines)
+					l := recordLeft(hub)
+					server, client := net.Pipe()
+					defer client.Close()
+					rec := httptest.NewRecorder()
+					w := hijacker{hijackable{ResponseRecorder: rec}, func() (net.Conn, *bufio.ReadWriter, error) { return tt.hijack(server) }}
+					r := handshakeRequest(t)
+					if accept != "" {
+						r.Header = http.Header{"Accept": {accept}}
+					}
+					go hub.ServeHTTP(w, r)
+					if tt.taken {
+						resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+						if err != nil || resp.StatusCode != 501 {
+							t.Errorf("answered %v, %v; want 501", resp, err)
+						}
+						if n, err := client.Read(make([]byte, 1)); err != io.EOF {
+							t.Errorf("read %d bytes, %v; want the end", n, err)
+						}
+					}
+					synctest.Wait()
+					if want := map[bool]int{true: 200, false: 501}[tt.taken]; rec.Code != want { // 200: nothing was written
+						t.Errorf("answered %d through w, want %d", rec.Code, want)
+					}
+					if got := lines.String(); !strings.Contains(got, tt.named) {
+						t.Errorf("logged %q, want %q", got, tt.named)
+					}
+					if l.n != 1 || l.err == nil {
+						t.Errorf("OnDisconnect: %d times, last with %v; want once, and why", l.n, l.err)
+					}
+					if err := hub.Shutdown(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// An Unwrap that returns nil is named.
+func TestUnwrapReturnsNil(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.Logger = quiet
+	defer hub.Shutdown(t.Context())
+	for name, w := range map[string]http.ResponseWriter{
+		"outermost": unwrapsNil{httptest.NewRecorder()}, "within": unwrapper{unwrapsNil{httptest.NewRecorder()}},
+	} {
+		err := realtime.Upgrade(w, handshakeRequest(t), hub)
+		if err == nil || !strings.Contains(err.Error(), "realtime_test.unwrapsNil hides http.Hijacker: its Unwrap returns nil") {
+			t.Errorf("%s: %v, want an error that names realtime_test.unwrapsNil", name, err)
+		}
+	}
+	rec := httptest.NewRecorder()
+	if stream := realtime.NewStream(unwrapper{unwrapsNil{rec}}, httptest.NewRequest("GET", "/", nil)); stream != nil {
+		t.Error("NewStream returned a Stream that can't flush")
+	}
+	if got := rec.Body.String(); rec.Code != 500 || !strings.Contains(got, "realtime_test.unwrapsNil can't flush") || !strings.Contains(got, "its Unwrap returns nil") {
+		t.Errorf("NewStream answered %d %q, want a 500 that names realtime_test.unwrapsNil", rec.Code, got)
+	}
+}
+
+// An unwrapsNil has an Unwrap with nothing behind it.
+type unwrapsNil struct{ http.ResponseWriter }
+
+func (unwrapsNil) Unwrap() http.ResponseWriter { return nil }
+
+// A flushOnly hides all of a ResponseWriter but its Flush.
+type flushOnly struct{ http.ResponseWriter }
+
+func (f flushOnly) Flush() { f.ResponseWriter.(http.Flusher).Flush() }
+
+// Where Server.WriteTimeout ends event streams, because a middleware hides how
+// to lift it, the log says so, once.
+func TestWriteTimeoutThatCantBeLifted(t *testing.T) {
+	for name, tt := range map[string]struct {
+		wrap    func(http.ResponseWriter) http.ResponseWriter
+		timeout time.Duration
+		lines   int
+	}{
+		"hidden":           {func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{flushOnly{w}} }, time.Minute, 1},
+		"no timeout":       {func(w http.ResponseWriter) http.ResponseWriter { return flushOnly{w} }, 0, 0},
+		"not hidden":       {func(w http.ResponseWriter) http.ResponseWriter { return w }, time.Minute, 0},
+		"behind an Unwrap": {func(w http.ResponseWriter) http.ResponseWriter { return unwrapper{w} }, time.Minute, 0},
+		"through w, lifted": {func(w http.ResponseWriter) http.ResponseWriter {
+			w.Header().Set("Content-Encoding", "identity")
+			return w
+		}, time.Minute, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				var lines safeBuffer
+				hub.Logger = textLogger(&lines)
+				s := newPipeSite(t, hub)
+				s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { hub.ServeHTTP(tt.wrap(w), r) })
+				s.srv.WriteTimeout = tt.timeout
+				for range 3 {
+					s.listen("")
+					time.Sleep(2 * time.Second) // more than the pause of a kind of lines
+				}
+				got := lines.String()
+				if n := strings.Count(got, "Server.WriteTimeout ends each event stream after 1m0s, because realtime_test.flushOnly hides"); n != tt.lines || n == 0 && got != "" {
+					t.Errorf("logged %q, want %d lines that name realtime_test.flushOnly", got, tt.lines)
+				}
+			})
+		})
+	}
+}
+
 // The answer to the handshake has the headers that middleware has set, but
 // for those that speak of a body.
 func TestHeadersOfTheHandshake(t *testing.T) {
