@@ -3,6 +3,7 @@ package realtime
 import (
 	"bufio"
 	"context"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -108,4 +109,17 @@ func (s *seat) between() {
 	} else {
 		s.partial.Store(int64(s.clock.now()))
 	}
+}
+
+// ready returns how many bytes a Read of a message should ask for in order to
+// wait as little as it can. The Conn waits until it has all it was asked for, or
+// the frame's end.
+func (s *seat) ready() int {
+	switch n := s.in.Buffered(); {
+	case n > 0:
+		return n
+	case s.drained:
+		return 1 // what comes with it is buffered
+	}
+	return math.MaxInt // more is there, and buffering it would cost a Read for each 256 bytes
 }

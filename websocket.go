@@ -71,22 +71,14 @@ func (webSocket) read(c *Client) error {
 			return err
 		}
 		c.inMessage = true
-		data, err := c.readMessage(r)
+		data, err := c.readMessage(r, typ == websocket.MessageText)
 		if err != nil {
 			return err
 		}
 		c.inMessage = false
-		switch binary := typ == websocket.MessageBinary; {
-		case c.out.isClosed():
-			// Nothing but the peer's close frame matters any more.
-		case !binary && !utf8.Valid(data):
-			c.close(websocket.CloseError{
-				Code:   websocket.StatusInvalidFramePayloadData,
-				Reason: "text message is not UTF-8",
-			}, errors.New("realtime: client sent a text message that is not UTF-8"))
-		default:
+		if !c.out.isClosed() { // else only the peer's close frame matters
 			c.hub.shared.received.Add(1)
-			c.handle(Message{Client: c, Data: data, Binary: binary})
+			c.handle(Message{Client: c, Data: data, Binary: typ == websocket.MessageBinary})
 		}
 		c.seat.between()
 	}
@@ -106,7 +98,9 @@ func (webSocket) ended(c *Client, err error) error {
 	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
 	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
-	} else if errors.Is(err, websocket.ErrMessageTooBig) {
+	} else if errors.Is(err, errNotUTF8) {
+		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "text message is not UTF-8"}
+	} else if errors.Is(err, errTooLarge) {
 		status = websocket.CloseError{Code: websocket.StatusMessageTooBig, Reason: "message is too large"}
 	}
 	c.close(status, cause)
@@ -161,20 +155,36 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 // size, so the handler gets a copy that fits.
 var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 
-func (c *Client) readMessage(r io.Reader) ([]byte, error) {
+// readMessage reads a message to its end, or returns what is wrong with it. Text
+// that is not UTF-8 is refused as soon as it has come. Only within a large frame
+// it may take some kilobytes more, because that is read in large steps.
+func (c *Client) readMessage(r io.Reader, text bool) ([]byte, error) {
+	inSteps := text
 	if marks := c.wire.deflate; marks != nil && marks.next() {
 		z := newInflater(r)
 		defer z.free()
-		r = z
+		r, inSteps = z, false
 	}
 	mem := messages.Get().(*[]byte)
 	defer messages.Put(mem)
 	b := (*mem)[:0]
+	valid := 0 // so many bytes of a text are whole characters, checked
 	for {
-		n, err := r.Read(b[len(b):cap(b)])
+		most := cap(b)
+		if inSteps {
+			most = len(b) + min(most-len(b), c.seat.ready())
+		}
+		n, err := r.Read(b[len(b):most])
 		b = b[:len(b)+n]
 		if int64(len(b)) > c.hub.shared.maxMessageBytes {
 			return nil, errTooLarge
+		}
+		if text {
+			whole := len(b) - cutRune(b[valid:])
+			if !utf8.Valid(b[valid:whole]) || err == io.EOF && whole != len(b) {
+				return nil, errNotUTF8
+			}
+			valid = whole
 		}
 		if err == io.EOF {
 			if cap(b) > 64<<10 {
@@ -191,6 +201,22 @@ func (c *Client) readMessage(r io.Reader) ([]byte, error) {
 		}
 	}
 }
+
+// cutRune returns how many bytes at the end of b are the beginning of a
+// character.
+func cutRune(b []byte) int {
+	for n := 1; n <= min(len(b), utf8.UTFMax-1); n++ {
+		if end := b[len(b)-n:]; utf8.RuneStart(end[0]) {
+			if utf8.FullRune(end) {
+				return 0
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+var errNotUTF8 = errors.New("text message is not UTF-8")
 
 // errTooLarge ends a client. The limit is for what a compressed message
 // contains, so it is not the library's.

@@ -210,6 +210,81 @@ func TestPingFlood(t *testing.T) {
 	})
 }
 
+// Text that is not UTF-8 is refused when that has come, and not only when the
+// message is whole (Autobahn 6.4).
+func TestTextIsRefusedAtOnce(t *testing.T) {
+	const good = "κόσμε"
+	tests := map[string][][]byte{ // in pieces; the message never ends
+		"a fragment":                    {frame(0x01, []byte(good)), frame(0x00, []byte("\xf4\x90\x80\x80"))},
+		"the first fragment":            {frame(0x01, []byte("\xed\xa0\x80"))},
+		"a character that can't go on":  {frame(0x01, []byte(good+"\xf4\x90"))},
+		"a character cut by a fragment": {frame(0x01, []byte(good+"\xce")), frame(0x00, []byte("x"))},
+		"within a frame":                {frame(0x81, []byte(good+"\xf4\x90\x80\x80"+good))[:6+len(good)+4]},
+		"within a frame, later":         {frame(0x81, []byte(good+"\xf4\x90\x80\x80"+good))[:6+len(good)], frame(0x81, []byte(good+"\xf4\x90\x80\x80"+good))[6+len(good):][:2]},
+		"a compressed fragment":         {frame(0x41, deflated("\xff"+good)), frame(0x00, deflated(strings.Repeat(good, 1000)))},
+	}
+	for name, pieces := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.Compression = true
+				l := recordLeft(hub)
+				hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { t.Errorf("OnMessage got %q", msg.Data) }
+				s := newPipeSite(t, hub)
+				c, _ := rawDeflate(s, "permessage-deflate")
+				go func() {
+					for _, p := range pieces {
+						c.send(p)
+						time.Sleep(time.Second)
+					}
+				}()
+				start := time.Now()
+				c.expectClose(1007)
+				if d, want := time.Since(start), time.Duration(len(pieces)-1)*time.Second; d != want {
+					t.Errorf("refused after %v, want %v", d, want)
+				}
+				c.expectEnd()
+				synctest.Wait()
+				if l.n != 1 || l.err == nil {
+					t.Errorf("OnDisconnect: %d times, last with %v; want once, and why", l.n, l.err)
+				}
+				time.Sleep(time.Minute) // for the goroutine
+			})
+		})
+	}
+}
+
+// Text arrives whole, however it is cut.
+func TestTextInPieces(t *testing.T) {
+	for _, text := range []string{"aκό\U0001F600", strings.Repeat("κόσμε\U0001F600", 30), strings.Repeat("\U0001F600", 3000)} {
+		for _, step := range []int{1, 2, 3, 5, 100, 250, 256, 300, 4096, 5000} {
+			if len(text)/step > 500 {
+				continue
+			}
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				var got []string
+				hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { got = append(got, string(msg.Data)) }
+				s := newPipeSite(t, hub)
+				c := s.raw()
+				for part := range slices.Chunk(frame(0x81, []byte(text)), step) {
+					c.send(part)
+				}
+				first := byte(0x01)
+				for part := range slices.Chunk([]byte(text), step) {
+					c.send(frame(first, part))
+					first = 0
+				}
+				c.send(slices.Concat(frame(0x80, nil), frame(0x81, []byte(text))))
+				synctest.Wait()
+				if !slices.Equal(got, []string{text, text, text}) {
+					t.Errorf("%d bytes in steps of %d: OnMessage got %.300q", len(text), step, got)
+				}
+			})
+		}
+	}
+}
+
 // A message may come in any number of pieces, with pings in between.
 func TestFragmentedMessage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -34,6 +34,7 @@ type wire struct {
 	rest    *bytes.Reader // the rest of what net/http had read; nil: none
 	readErr error         // what ended the reading, if it was the connection
 	deflate *marks        // of compressed messages; nil: none may come
+	drained bool          // the last Read got all that had come
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
@@ -70,7 +71,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		if w.rest.Len() == 0 {
 			w.rest = nil
 		}
-		w.took(p[:n])
+		w.took(p, n)
 		return n, nil
 	}
 	n, err := w.Conn.Read(p)
@@ -81,7 +82,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		n, err = w.Conn.Read(p)
 	}
 	if n > 0 {
-		w.took(p[:n])
+		w.took(p, n)
 	}
 	if err != nil {
 		w.readErr = err
@@ -123,10 +124,11 @@ func (w *wire) kicked() bool {
 	return true
 }
 
-// took notes that bytes have come.
-func (w *wire) took(b []byte) {
+// took notes that n bytes have come of those that p has room for.
+func (w *wire) took(p []byte, n int) {
+	w.drained = n < len(p)
 	if w.deflate != nil {
-		w.deflate.scan(b)
+		w.deflate.scan(p[:n])
 	}
 	now := int64(w.clock.now())
 	w.heard.Store(now)
