@@ -112,10 +112,9 @@ func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err 
 		if agreed := agreeOnDeflate(r.Header["Sec-Websocket-Extensions"]); agreed != "" {
 			header.Set("Sec-WebSocket-Extensions", agreed)
 			f.deflate = true
-			c.wire.deflate = new(marks)
 		}
 	}
-	if err := c.takeSeat(); err != nil {
+	if err := c.takeSeat(f.deflate); err != nil {
 		return f, err
 	}
 	return f, c.wire.answer(http.StatusSwitchingProtocols, header, nil)

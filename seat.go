@@ -19,10 +19,22 @@ import (
 //
 // The library compresses nothing here: see deflate.go.
 type seat struct {
-	*wire          // the client's
-	client *Client // whose it is
-	conn   *websocket.Conn
-	in     *bufio.Reader // the Conn's
+	*wire           // the client's
+	client  *Client // whose it is
+	conn    *websocket.Conn
+	in      *bufio.Reader // the Conn's
+	deflate *marks        // of compressed messages; nil: none may come
+	drained bool          // the last Read got all that had come
+}
+
+// Read is the Conn's.
+func (s *seat) Read(p []byte) (int, error) {
+	n, err := s.wire.Read(p)
+	s.drained = n < len(p)
+	if s.deflate != nil {
+		s.deflate.scan(p[:n])
+	}
+	return n, err
 }
 
 // Small buffers: they hold frame headers and short messages in, a close frame
@@ -32,11 +44,15 @@ const (
 	seatWriteBytes = 2 + maxControlPayload
 )
 
-// takeSeat puts a Conn on the client's wire. The handshake is the hub's own, so
-// the library gets one that is always the same.
-func (c *Client) takeSeat() error {
+// takeSeat puts a Conn on the client's wire. deflate: compressed messages may
+// come. The handshake is the hub's own, so the library gets one that is always
+// the same.
+func (c *Client) takeSeat(deflate bool) error {
 	s := &seat{wire: &c.wire, client: c}
 	s.in = bufio.NewReaderSize(s, seatReadBytes)
+	if deflate {
+		s.deflate = new(marks)
+	}
 	u := ushers.Get().(*usher)
 	defer ushers.Put(u)
 	u.seat = s

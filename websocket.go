@@ -160,7 +160,7 @@ var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 // it may take some kilobytes more, because that is read in large steps.
 func (c *Client) readMessage(r io.Reader, text bool) ([]byte, error) {
 	inSteps := text
-	if marks := c.wire.deflate; marks != nil && marks.next() {
+	if marks := c.seat.deflate; marks != nil && marks.next() {
 		z := newInflater(r)
 		defer z.free()
 		r, inSteps = z, false

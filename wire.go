@@ -33,8 +33,6 @@ type wire struct {
 	// Owned by the reading goroutine.
 	rest    *bytes.Reader // the rest of what net/http had read; nil: none
 	readErr error         // what ended the reading, if it was the connection
-	deflate *marks        // of compressed messages; nil: none may come
-	drained bool          // the last Read got all that had come
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
 	clock   *clock
@@ -71,7 +69,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		if w.rest.Len() == 0 {
 			w.rest = nil
 		}
-		w.took(p, n)
+		w.took()
 		return n, nil
 	}
 	n, err := w.Conn.Read(p)
@@ -82,7 +80,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		n, err = w.Conn.Read(p)
 	}
 	if n > 0 {
-		w.took(p, n)
+		w.took()
 	}
 	if err != nil {
 		w.readErr = err
@@ -124,12 +122,8 @@ func (w *wire) kicked() bool {
 	return true
 }
 
-// took notes that n bytes have come of those that p has room for.
-func (w *wire) took(p []byte, n int) {
-	w.drained = n < len(p)
-	if w.deflate != nil {
-		w.deflate.scan(p[:n])
-	}
+// took notes that bytes have come.
+func (w *wire) took() {
 	now := int64(w.clock.now())
 	w.heard.Store(now)
 	if w.partial.Load() == 0 {
