@@ -11,13 +11,10 @@ import (
 	"github.com/coder/websocket"
 )
 
-// A seat is a Conn of coder/websocket, with the buffers that it reads and
-// writes through. The Conn sees the client's wire through its seat, and calls
-// back through it. Nothing else knows the client: between two messages a Conn
-// has no state but the bytes in its buffer, as long as it has seen no error and
-// no close frame.
-//
-// The library compresses nothing here: see deflate.go.
+// A seat is a Conn of coder/websocket, with the buffers that it reads and writes
+// through. The Conn reaches its client through the seat alone. Between two
+// messages it has no state but the bytes in its buffer, compressed messages or
+// not: see deflate.go. After an error or a close frame it is of no more use.
 type seat struct {
 	*wire           // the client's
 	client  *Client // whose it is
