@@ -118,8 +118,12 @@ func TestNoSilenceAbovePingInterval(t *testing.T) {
 						l := s.listen("")
 						last := time.Now()
 						for i := range 5 {
-							for line := ""; line != ": \n"; {
-								line, _ = l.br.ReadString('\n')
+							for line := ""; line != ":\n"; {
+								var err error
+								if line, err = l.br.ReadString('\n'); err != nil {
+									t.Errorf("comment %d: %v", i, err)
+									return
+								}
 							}
 							check("comment", i, &last)
 						}
