@@ -104,7 +104,7 @@ func (b *Broker) listen(conn *nats.Conn) {
 		return
 	}
 	b.theirs = before
-	conn.SetErrorHandler(listener(b, before))
+	conn.SetErrorHandler((&listener{b, before}).handle)
 }
 
 // unlisten gives the connection its own handler back.
@@ -114,22 +114,28 @@ func (b *Broker) unlisten(conn *nats.Conn) {
 	}
 }
 
-func listener(b *Broker, next nats.ErrHandler) nats.ErrHandler {
-	return func(conn *nats.Conn, sub *nats.Subscription, err error) {
-		b.hear(conn, err)
-		if next != nil {
-			next(conn, sub, err)
-		}
+// A listener is the handler of a connection's errors, in front of the one that the
+// connection had.
+type listener struct {
+	broker *Broker
+	next   nats.ErrHandler
+}
+
+func (l *listener) handle(conn *nats.Conn, sub *nats.Subscription, err error) {
+	l.broker.hear(conn, err)
+	if l.next != nil {
+		l.next(conn, sub, err)
 	}
 }
 
-// isListener reports whether a handler was made by listener. All of those have
-// the same code.
+// isListener reports whether a handler is the method of a listener. All of those
+// have the same code. Closures would not: where a function that makes one is
+// inlined, its closure is compiled once more.
 func isListener(h nats.ErrHandler) bool {
 	return h != nil && reflect.ValueOf(h).Pointer() == listenerCode
 }
 
-var listenerCode = reflect.ValueOf(listener(nil, nil)).Pointer()
+var listenerCode = reflect.ValueOf((*listener)(nil).handle).Pointer()
 
 // isMuted reports whether a publish was refused a short while ago.
 func (b *Broker) isMuted() bool {
