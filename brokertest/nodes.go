@@ -20,33 +20,40 @@ type Cluster struct {
 	// Faults are done to the engine, or to the way of nodes to it, one after
 	// another.
 	Faults []Fault
+
+	// Steady is set where no node is to be killed: another test of the engine
+	// does that.
+	Steady bool
 }
 
 // A Fault harms an engine for a while.
 type Fault struct {
 	Name       string        // for the test's log
-	Begin, End func() error  // called by the goroutine of RunNodes
+	Begin, End func() error  // called by the goroutine of RunNodes; nil: nothing is done
 	For        time.Duration // the time between the two calls
+	Large      int           // bytes of one event that each node publishes after Begin, and that nobody has; zero: none
 }
 
 const (
 	calm         = 3 * time.Second       // between two faults, without any gap
-	calmRounds   = 5                     // of which one has to be calm
+	calmRounds   = 6                     // of which one has to be calm
 	downFor      = 3 * time.Second       // before a node that was killed starts again
 	publishEvery = 20 * time.Millisecond // by each publisher
-	localWithin  = 4 * time.Second       // for an event to reach the clients of its node
+	localWithin  = 4 * time.Second       // for an event to reach the clients of its node that are connected
+	wellWithin   = 30 * time.Second      // for events to reach all clients again
 	logPatience  = 2 * time.Second       // in addition, where there is a history
 )
 
 // RunNodes runs three nodes, each in a process of its own, with two clients and a
-// publisher each. It kills each node and starts it again, and then does one fault
-// after another. It fails unless all of this is true:
+// publisher each. It kills each node and starts it again, unless the cluster is
+// Steady, and then does one fault after another. It fails unless all of this is true:
 //   - Clients get all events that are published on their own node, within seconds.
 //   - They get the events of each publisher in order, each once.
 //   - When clients lose events, their node has noticed a gap.
 //   - No node notices a gap while nothing is wrong.
 //   - With a history, clients lose no event for which Publish has returned nil,
 //     unless they get a reset.
+//   - Half a minute after each fault events reach all clients again.
 //
 // The TestMain of the package has to call [Main].
 func RunNodes(t *testing.T, history bool, cluster Cluster) {
@@ -74,6 +81,9 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 	s.inCalm("before anything was wrong")
 
 	for i := range s.nodes {
+		if cluster.Steady {
+			break
+		}
 		s.note(fmt.Sprintf("node %d is killed", i))
 		s.kill(i)
 		s.counted("after a node was killed")
@@ -83,15 +93,12 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		s.inCalm("after a node was started again")
 	}
 	for _, fault := range cluster.Faults {
-		s.note(fault.Name)
-		if err := fault.Begin(); err != nil {
-			t.Fatalf("%s: %v", fault.Name, err)
+		s.do(fault.Name, fault.Begin)
+		if fault.Large > 0 {
+			s.publishLarge(fault.Large)
 		}
 		time.Sleep(fault.For)
-		s.note(fault.Name + " is over")
-		if err := fault.End(); err != nil {
-			t.Fatalf("%s: %v", fault.Name, err)
-		}
+		s.do(fault.Name+" is over", fault.End)
 		s.settle("after " + fault.Name)
 		s.counted("after " + fault.Name)
 		s.inCalm("after " + fault.Name)
@@ -114,6 +121,9 @@ type scene struct {
 
 	publishers [3]*publisher
 
+	recovery  time.Duration // the longest time until all was well
+	recovered string        // after which fault
+
 	mu    sync.Mutex // guards the fields below
 	nodes [3]*process
 	gaps  map[*process]int64 // that each had noticed when it was asked last
@@ -125,6 +135,28 @@ func (s *scene) note(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.notes = append(s.notes, fmt.Sprintf("%6.2fs %s", time.Since(s.start).Seconds(), text))
+}
+
+// do notes what is done, and does it.
+func (s *scene) do(what string, act func() error) {
+	s.t.Helper()
+	s.note(what)
+	if act == nil {
+		return
+	}
+	if err := act(); err != nil {
+		s.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// publishLarge publishes an event on each node, to a topic that no client has.
+// Whether Publish succeeds is up to the engine.
+func (s *scene) publishLarge(size int) {
+	for i := range s.nodes {
+		if p := s.node(i); p != nil {
+			p.publish("large", strings.Repeat("x", size))
+		}
+	}
 }
 
 func (s *scene) boot(i int) {
@@ -208,6 +240,7 @@ func (s *scene) counted(when string) {
 // settle waits until an event that is published on each node reaches all clients.
 func (s *scene) settle(when string) {
 	s.t.Helper()
+	began := time.Now()
 	for i := range s.nodes {
 		eventually(s.t, fmt.Sprintf("clients that got an event of node %d, %s", i, when), func() bool {
 			p := s.publishers[i]
@@ -215,7 +248,7 @@ func (s *scene) settle(when string) {
 			if result != everywhere {
 				return false
 			}
-			for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 				all := true
 				for _, c := range s.clients {
 					all = all && c.hasSeen(i, n)
@@ -228,6 +261,13 @@ func (s *scene) settle(when string) {
 		})
 	}
 	s.note("all is well, " + when)
+	took := time.Since(began)
+	if took > s.recovery {
+		s.recovery, s.recovered = took, when
+	}
+	if took > wellWithin {
+		s.t.Errorf("it took %v until all was well, %s, want %v", took, when, wellWithin)
+	}
 }
 
 // inCalm tests that no node notices a gap or an outage for a while. Nodes may
@@ -235,7 +275,6 @@ func (s *scene) settle(when string) {
 // to be calm.
 func (s *scene) inCalm(when string) {
 	s.t.Helper()
-	time.Sleep(calm)
 	for round := 1; ; round++ {
 		var before [3]figures
 		for i := range s.nodes {
@@ -297,18 +336,14 @@ func (p *publisher) publish() (number int, r result) {
 	p.times = append(p.times, time.Now())
 	p.mu.Unlock()
 	if node := p.scene.node(p.node); node != nil {
-		url := node.url + "/publish?topic=" + topicOf(number)
-		resp, err := http.Post(url, "text/plain", strings.NewReader(fmt.Sprint(p.node, " ", number)))
-		if err == nil {
-			resp.Body.Close()
-			switch resp.StatusCode {
-			case http.StatusOK:
-				r = everywhere
-			case http.StatusServiceUnavailable:
-				r = here
-			default:
-				p.scene.t.Errorf("publish: %s", resp.Status)
-			}
+		switch status := node.publish(topicOf(number), fmt.Sprint(p.node, " ", number)); status {
+		case 0: // it was killed
+		case http.StatusOK:
+			r = everywhere
+		case http.StatusServiceUnavailable:
+			r = here
+		default:
+			p.scene.t.Errorf("publish: %s", http.StatusText(status))
 		}
 	}
 	p.mu.Lock()
@@ -336,7 +371,7 @@ type sighting struct {
 	reset             bool     // a reset, or the first connection
 	node              int      // to which the client was connected
 	process           *process // of that node
-	at                time.Time
+	joined, at        time.Time // when it was connected; when it got the event
 }
 
 func (c *client) hasSeen(publisher, number int) bool {
@@ -373,8 +408,11 @@ func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
 	}
 	defer resp.Body.Close()
 	c.scene.note(fmt.Sprintf("a client of node %d joins node %d with %q", c.home, at, *id))
+	here := sighting{node: at, process: p, joined: time.Now()}
+	reset := here
+	reset.reset = true
 	if *id == "" {
-		c.see(sighting{reset: true, node: at, process: p})
+		c.see(reset)
 	}
 	data := ""
 	next := *id
@@ -385,13 +423,13 @@ func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
 			next = value
 		case field == "event" && value == "reset":
 			c.scene.note(fmt.Sprintf("a client of node %d gets a reset from node %d", c.home, at))
-			c.see(sighting{reset: true, node: at, process: p})
+			c.see(reset)
 		case field == "data":
 			data = value
 		case field == "":
 			*id = next
 			if data != "" {
-				s := sighting{node: at, process: p}
+				s := here
 				fmt.Sscan(data, &s.publisher, &s.number)
 				c.see(s)
 			}
@@ -441,8 +479,11 @@ func (s *scene) judge() {
 			}
 			local := got.publisher == got.node
 			if local {
-				took := got.at.Sub(p.times[got.number])
-				slowest = max(slowest, took)
+				since := p.times[got.number]
+				if got.joined.After(since) {
+					since = got.joined
+				}
+				slowest = max(slowest, got.at.Sub(since))
 			}
 			for n := before + step; n < got.number; n += step {
 				if r := p.results[n]; r == everywhere || r == here && local {
@@ -476,5 +517,5 @@ func (s *scene) judge() {
 			}
 		}
 	}
-	s.t.Logf("%d events, %d of them not for all nodes; %d were received by clients, %d were lost; the slowest reached a client of its own node after %v", published, only, events, lost, slowest)
+	s.t.Logf("%d events, %d of them not for all nodes; %d were received by clients, %d were lost; the slowest reached a client of its own node after %v; it took %v until all was well, %s", published, only, events, lost, slowest, s.recovery.Round(time.Millisecond), s.recovered)
 }

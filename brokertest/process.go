@@ -127,6 +127,17 @@ func (p *process) kill() {
 	p.in.Close()
 }
 
+// publish has the node publish an event, and returns the status of its answer, or
+// zero if there is none.
+func (p *process) publish(topic, data string) (status int) {
+	resp, err := http.Post(p.url+"/publish?topic="+topic, "text/plain", strings.NewReader(data))
+	if err != nil {
+		return 0
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
 // figures asks the node for its figures.
 func (p *process) figures() (f figures, err error) {
 	client := http.Client{Timeout: patience}
