@@ -205,6 +205,7 @@ func testDeadConnection(t *testing.T, msg []byte) {
 // A gap is told after a reconnect, also if no message comes. Clients that
 // reconnect to the hub may have lost events.
 func TestQuietReturn(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	engine := newServers(t, 1)
 	var got log
 	start(t, natsbroker.New(connect(t, engine.url(0))), &got)
@@ -257,6 +258,7 @@ func TestSlowConsumer(t *testing.T) {
 // Subscribe returns the error of a server that doesn't allow it, and doesn't
 // wait.
 func TestNoPermission(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true, Users: []*server.User{{
 		Username: "u", Password: "p", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"realtime.*"}}},
 	}}})
@@ -419,6 +421,7 @@ func TestMisuse(t *testing.T) {
 // A connection with a buffer must not keep messages for later either. A
 // connection that was made before there was a server works once there is one.
 func TestNoHoarding(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	engine := newServers(t, 1)
 	engine.Stop()
 	conn := connect(t, engine.url(0), nats.ReconnectBufSize(1<<20))

@@ -116,6 +116,7 @@ func TestEmbeddedConfig(t *testing.T) {
 // A server without the secret is refused. The logs of both sides say so, and
 // don't contain the secret.
 func TestEmbeddedSecret(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	var logged buffer
 	config := natsbroker.Config{Listen: "127.0.0.1:0", Secret: "right", Logger: slog.New(slog.NewTextHandler(&logged, nil))}
 	a, got := newEmbedded(t, config)
@@ -138,6 +139,7 @@ func TestEmbeddedSecret(t *testing.T) {
 }
 
 func TestEmbeddedTLS(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)

@@ -99,6 +99,7 @@ func (s *site) expectAny(t *testing.T, what string, from *site) {
 }
 
 func TestHubs(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	engine := &embedded{t: t}
 	var sites []*site
 	for range 3 {
@@ -133,6 +134,7 @@ func TestHubs(t *testing.T) {
 
 // A hub whose server is killed connects to another server.
 func TestKilledServer(t *testing.T) {
+	t.Parallel() // the test mostly waits
 	engine := newServers(t, 3)
 	var sites []*site
 	for i := range 3 {

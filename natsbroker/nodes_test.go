@@ -1,20 +1,27 @@
 package natsbroker_test
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
@@ -23,8 +30,9 @@ import (
 
 // A nodeConfig is the configuration of a node's process.
 type nodeConfig struct {
-	History bool
-	URL     string // of a server; empty: the node has an embedded server, with:
+	History  bool
+	URL      string // of servers; empty: the node has an embedded server, with Listen, Routes and StoreDir
+	Replicas int
 
 	Listen   string
 	Routes   []string
@@ -59,7 +67,9 @@ func newNode(config string) (realtime.Broker, error) {
 	if err != nil || !c.History {
 		return b, err
 	}
-	return b.WithHistory(), nil
+	h := b.WithHistory()
+	h.Replicas = c.Replicas
+	return h, nil
 }
 
 // serverVariable is set in the environment of a process that is a NATS server.
@@ -88,13 +98,14 @@ func serveNATS() {
 
 // A serverProcess is a NATS server in a process of its own.
 type serverProcess struct {
-	config string // port and directory
-	cmd    *exec.Cmd
-	in     io.Closer
+	port int
+	dir  string
+	cmd  *exec.Cmd
+	in   io.Closer
 }
 
-func newServerProcess(t *testing.T, port int) *serverProcess {
-	s := &serverProcess{config: fmt.Sprint(port, " ", t.TempDir())}
+func newServerProcess(t *testing.T, port int, dir string) *serverProcess {
+	s := &serverProcess{port: port, dir: dir}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,13 +113,15 @@ func newServerProcess(t *testing.T, port int) *serverProcess {
 	return s
 }
 
+func (s *serverProcess) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.port) }
+
 func (s *serverProcess) start() (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
 	s.cmd = exec.Command(self)
-	s.cmd.Env = append(os.Environ(), serverVariable+"="+s.config)
+	s.cmd.Env = append(os.Environ(), serverVariable+"="+fmt.Sprint(s.port, " ", s.dir))
 	s.cmd.Stderr = os.Stderr
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		return err
@@ -123,35 +136,272 @@ func (s *serverProcess) kill() error {
 	return err
 }
 
-// Three nodes have one server. It is killed, it is stopped for a while, and one
-// node is cut off from it.
-func TestNodesOnAServer(t *testing.T) {
+// runNodes runs three nodes on servers, with a history and without. start starts
+// the servers, and returns the configuration of each node and the faults.
+func runNodes(t *testing.T, steady bool, start func(t *testing.T, history bool) ([3]nodeConfig, []brokertest.Fault)) {
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
 			t.Parallel() // the test mostly waits
-			port := freePort(t)
-			s := newServerProcess(t, port)
-			w := newWire(t, fmt.Sprintf("127.0.0.1:%d", port))
-			url := fmt.Sprintf("nats://127.0.0.1:%d", port)
-			cluster := brokertest.Cluster{Faults: []brokertest.Fault{
-				{Name: "a killed server", Begin: s.kill, End: s.start, For: 3 * time.Second},
-				{Name: "a stopped server",
-					Begin: func() error { return s.cmd.Process.Signal(syscall.SIGSTOP) },
-					End:   func() error { return s.cmd.Process.Signal(syscall.SIGCONT) }, For: 4 * time.Second},
-				{Name: "a node that is cut off",
-					Begin: func() error { w.setDead(true); return nil },
-					End:   func() error { w.setDead(false); return nil }, For: 9 * time.Second},
-			}}
-			for i := range cluster.Config {
-				c := nodeConfig{URL: url, History: history}
-				if i == 1 {
-					c.URL = "nats://" + w.listener.Addr().String()
-				}
+			configs, faults := start(t, history)
+			cluster := brokertest.Cluster{Faults: faults, Steady: steady}
+			for i, c := range configs {
+				c.History = history
 				cluster.Config[i] = c.String()
 			}
 			brokertest.RunNodes(t, history, cluster)
 		})
 	}
+}
+
+// Three nodes have one server. It is killed, it is stopped for a while, and one
+// node is cut off from it. With a history its store is put back to an older state.
+func TestNodesOnAServer(t *testing.T) {
+	runNodes(t, false, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
+		s := newServerProcess(t, freePort(t), t.TempDir())
+		w := newWire(t, fmt.Sprintf("127.0.0.1:%d", s.port))
+		for i := range configs {
+			configs[i].URL = s.url()
+		}
+		configs[1].URL = "nats://" + w.listener.Addr().String()
+		faults = []brokertest.Fault{
+			{Name: "a killed server", Begin: s.kill, End: s.start, For: 3 * time.Second},
+			{Name: "a stopped server",
+				Begin: func() error { return s.cmd.Process.Signal(syscall.SIGSTOP) },
+				End:   func() error { return s.cmd.Process.Signal(syscall.SIGCONT) }, For: 4 * time.Second},
+			{Name: "a node that is cut off",
+				Begin: func() error { w.setDead(true); return nil },
+				End:   func() error { w.setDead(false); return nil }, For: 9 * time.Second},
+		}
+		if history {
+			faults = append(faults, brokertest.Fault{Name: "a store that is put back",
+				Begin: func() error {
+					backup := filepath.Join(t.TempDir(), "backup")
+					s.kill()
+					if err := copyDir(backup, s.dir); err != nil {
+						return err
+					}
+					if err := s.start(); err != nil {
+						return err
+					}
+					time.Sleep(3 * time.Second) // records are lost that come meanwhile
+					s.kill()
+					return copyDir(s.dir, backup)
+				},
+				End: s.start, For: time.Second})
+		}
+		return configs, faults
+	})
+}
+
+// Three nodes have one server, which refuses something to the second one for a
+// while, or to all of them. Another program sends what the hubs don't understand,
+// and with a history has a stream in the place of theirs.
+func TestNodesThatAreRefused(t *testing.T) {
+	runNodes(t, true, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
+		g := newGuarded(t)
+		for i, user := range []string{"b", "a", "b"} {
+			configs[i].URL = fmt.Sprintf("nats://%s:p@127.0.0.1:%d", user, g.options.Port)
+		}
+		refuses := func(what string, change func(o *server.Options)) brokertest.Fault {
+			return brokertest.Fault{Name: what,
+				Begin: func() error { return g.tryReload(change) },
+				End:   func() error { return g.tryReload(func(*server.Options) {}) }, For: 4 * time.Second}
+		}
+		lowered := refuses("a max_payload that is lowered", func(o *server.Options) { o.MaxPayload = 50_000 })
+		lowered.Large = 100_000
+		faults = []brokertest.Fault{
+			{Name: "a connection that the server ends", Begin: func() error { return g.disconnect("a") }, For: time.Second},
+			refuses("no permission to publish", denies([]string{"realtime.>"}, nil)),
+			refuses("no permission to subscribe", denies(nil, []string{"realtime.>"})),
+			refuses("credentials that are refused", func(o *server.Options) { o.Users = users(nil) }),
+			lowered,
+		}
+		conn := connect(t, g.ClientURL(), nats.UserInfo("b", "p"))
+		var sub *nats.Subscription
+		faults = append(faults, brokertest.Fault{Name: "another program's messages", For: 3 * time.Second,
+			Begin: func() (err error) {
+				sub, err = conn.Subscribe("realtime.>", func(m *nats.Msg) {
+					for _, data := range [][]byte{[]byte("an order"), m.Data[:len(m.Data)/2], m.Data, nil} {
+						conn.Publish(m.Subject, data)
+					}
+				})
+				return err
+			},
+			End: func() error { return sub.Unsubscribe() },
+		})
+		if !history {
+			return configs, faults
+		}
+		js, err := jetstream.New(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return configs, append(faults,
+			refuses("no permission to ask JetStream", denies([]string{"$JS.>"}, nil)),
+			refuses("no permission to get answers", denies(nil, []string{"_INBOX.>"})),
+			brokertest.Fault{Name: "another program's stream", For: 4 * time.Second,
+				Begin: func() error {
+					if err := js.DeleteStream(t.Context(), "realtime"); err != nil {
+						return err
+					}
+					for { // a node may have made its own again
+						_, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "realtime", Subjects: []string{"orders"}})
+						if err == nil {
+							return nil
+						}
+						js.DeleteStream(t.Context(), "realtime")
+					}
+				},
+				End: func() error { return js.DeleteStream(t.Context(), "realtime") },
+			})
+	})
+}
+
+// Three nodes have three servers. One is killed. With a history the stream's
+// leader steps down each second, and two stores of three are put back to an older
+// state.
+func TestNodesOnACluster(t *testing.T) {
+	runNodes(t, true, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
+		engine := newStores(t, 3)
+		for i := range configs {
+			for k := range configs {
+				configs[i].URL += engine.url((i+k)%3) + ","
+			}
+			configs[i].URL = strings.TrimSuffix(configs[i].URL, ",")
+			configs[i].Replicas = 3
+		}
+		faults = []brokertest.Fault{{Name: "a killed server",
+			Begin: func() error { engine.kill(1); return nil }, End: engine.Start, For: 4 * time.Second}}
+		if !history {
+			return configs, faults
+		}
+		return configs, append(faults,
+			stepsDown(connect(t, engine.url(0)), 10),
+			brokertest.Fault{Name: "two stores of three that are put back",
+				Begin: func() error {
+					engine.Stop()
+					backup := t.TempDir()
+					for i, o := range engine.options[:2] {
+						if err := copyDir(filepath.Join(backup, fmt.Sprint(i)), o.StoreDir); err != nil {
+							return err
+						}
+					}
+					if err := engine.Start(); err != nil {
+						return err
+					}
+					time.Sleep(12 * time.Second) // they elect a leader, and records are lost that come then
+					engine.Stop()
+					for i, o := range engine.options[:2] {
+						if err := copyDir(o.StoreDir, filepath.Join(backup, fmt.Sprint(i))); err != nil {
+							return err
+						}
+					}
+					return nil
+				},
+				End: engine.Start, For: time.Second})
+	})
+}
+
+// stepsDown is the fault that the leader of the stream steps down each second.
+func stepsDown(conn *nats.Conn, times int) brokertest.Fault {
+	stop := make(chan struct{})
+	var stepping sync.WaitGroup
+	downs := 0
+	return brokertest.Fault{Name: "a leader that steps down each second", For: time.Duration(times) * time.Second,
+		Begin: func() error {
+			stepping.Go(func() {
+				for {
+					if m, err := conn.Request("$JS.API.STREAM.LEADER.STEPDOWN.realtime", nil, time.Second); err == nil && strings.Contains(string(m.Data), `"success":true`) {
+						downs++
+					}
+					select {
+					case <-time.After(time.Second):
+					case <-stop:
+						return
+					}
+				}
+			})
+			return nil
+		},
+		End: func() error {
+			close(stop)
+			stepping.Wait()
+			if downs == 0 {
+				return errors.New("the leader has never stepped down")
+			}
+			return nil
+		},
+	}
+}
+
+// copyDir replaces a directory by a copy of another.
+func copyDir(to, from string) error {
+	entries, err := os.ReadDir(to)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries { // the directory itself may be a mount
+		if err := os.RemoveAll(filepath.Join(to, e.Name())); err != nil {
+			return err
+		}
+	}
+	return os.CopyFS(to, os.DirFS(from))
+}
+
+// Three nodes start on a history of 100,000 records, and each starts again on it.
+func TestNodesOnALargeHistory(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	writeHistory(t, engine)
+	var cluster brokertest.Cluster
+	for i := range cluster.Config {
+		cluster.Config[i] = nodeConfig{History: true, URL: engine.url(0)}.String()
+	}
+	brokertest.RunNodes(t, true, cluster)
+}
+
+// writeHistory makes a stream, and writes 10,000 records to it, each ten times as if
+// its node had tried again. A hub makes them, for an engine in this process.
+func writeHistory(t *testing.T, engine *servers) {
+	t.Helper()
+	b := engine.HistoryBroker()
+	defer b.Close()
+	var got diary
+	if err := b.Start(new(log)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Follow(&got, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "stream", func() bool { return strings.Contains(got.all(), "current:0") })
+	js := streams(t, engine)
+	hub := realtime.NewHub()
+	hub.History.Events = 1
+	hub.Broker = &copier{brokertest.NewMemory().HistoryBroker(), js}
+	for i := range 10_000 {
+		if err := hub.Publish(t.Context(), "x", realtime.Event{Data: fmt.Append(nil, i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := hub.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-js.PublishAsyncComplete()
+}
+
+// A copier writes the records that are appended to its broker to a stream too.
+type copier struct {
+	realtime.HistoryBroker
+	js jetstream.JetStream
+}
+
+func (c *copier) Append(ctx context.Context, record []byte) error {
+	for range 10 {
+		if _, err := c.js.PublishAsync("realtime.=log.records", bytes.Clone(record)); err != nil {
+			return err
+		}
+	}
+	return c.HistoryBroker.Append(ctx, record)
 }
 
 // Three nodes have an embedded server each, which is killed with its node. With a
