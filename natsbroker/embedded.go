@@ -112,10 +112,10 @@ func Embedded(config Config) (*Broker, error) {
 type host struct {
 	options *server.Options // never changed once the first server runs
 	log     *slog.Logger
-	stuck   atomic.Bool // the server that runs has had an error of its disk
+	server  atomic.Pointer[server.Server]
+	stuck   atomic.Bool // a store of the server has had an error
 
-	mu      sync.Mutex // guards the fields below, and is held while a server is started
-	server  *server.Server
+	mu      sync.Mutex // guards the field below, and is held while a server is started
 	stopped bool
 }
 
@@ -138,7 +138,7 @@ func (h *host) start(timeout time.Duration) error {
 		s.WaitForShutdown()
 		return fmt.Errorf("it is not ready after %v: its log says why", timeout)
 	}
-	h.server = s
+	h.server.Store(s)
 	if c := s.JetStreamConfig(); c != nil && h.options.JetStreamMaxStore == 0 {
 		h.options.JetStreamMaxStore = c.MaxStore // a restart would find less, where the disk is full
 	}
@@ -155,8 +155,8 @@ func (h *host) restart() error {
 	if h.stopped {
 		return ErrClosed
 	}
-	h.server.Shutdown()
-	h.server.WaitForShutdown()
+	h.running().Shutdown()
+	h.running().WaitForShutdown()
 	return h.start(restartTimeout)
 }
 
@@ -164,16 +164,13 @@ func (h *host) shutdown() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.stopped = true
-	h.server.Shutdown()
-	h.server.WaitForShutdown()
+	h.running().Shutdown()
+	h.running().WaitForShutdown()
 }
 
-// running returns the server.
-func (h *host) running() *server.Server {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.server
-}
+// running returns the server. While another is started in its place, and where that
+// has failed, it is shut down.
+func (h *host) running() *server.Server { return h.server.Load() }
 
 // InProcessConn makes a connection to the server that runs. The connection's
 // reconnects call it.
@@ -182,7 +179,7 @@ func (h *host) InProcessConn() (net.Conn, error) { return h.running().InProcessC
 // connect returns a connection within the process.
 func (h *host) connect() (*nats.Conn, error) {
 	for deadline := time.Now().Add(routeTimeout); len(h.options.Routes) > 0 && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if h.server.NumRemotes() > 0 {
+		if h.running().NumRemotes() > 0 {
 			time.Sleep(spread) // for the other routes, and the subscriptions of each server
 			break
 		}
@@ -194,18 +191,25 @@ func (h *host) connect() (*nats.Conn, error) {
 	)...)
 }
 
-// reviveWait is the time between two restarts of a server.
-const reviveWait = 3 * time.Second
+const (
+	reviveWait   = 3 * time.Second // between two restarts of a server
+	restartNeeds = 1 << 20         // bytes of room
+)
 
 var errStuck = errors.New("JetStream could not write to its disk, and the embedded server is started again")
 
-// revive starts an embedded server again whose JetStream could not write. The
-// goroutine read alone calls it.
+// revive starts an embedded server again whose JetStream could not write, once it
+// can. It is also called where the last try has left no server. Until then a node
+// alone has no history. One among others goes on, as they may have it. The goroutine
+// read alone calls it.
 func (b *HistoryBroker) revive() error {
-	if b.host == nil || b.host.running().JetStreamEnabled() && !b.host.stuck.Load() {
+	switch {
+	case !b.host.isIll():
 		return nil
-	}
-	if time.Since(b.revived) < reviveWait {
+	case time.Since(b.revived) < reviveWait || b.host.tryDisk() != nil:
+		if len(b.host.options.Routes) > 0 {
+			return nil
+		}
 		return errStuck
 	}
 	err := b.host.restart()
@@ -214,6 +218,34 @@ func (b *HistoryBroker) revive() error {
 		return fmt.Errorf("the embedded server doesn't start again: %w", err)
 	}
 	return errStuck // and the connection has to be made again
+}
+
+// isIll reports whether the server accepts no records until it is started again.
+// The other servers of its cluster may still do.
+func (h *host) isIll() bool {
+	return h != nil && h.options.JetStream && (h.stuck.Load() || !h.running().JetStreamEnabled())
+}
+
+// because returns what the user has to do about an ill server, or err.
+func (h *host) because(err error) error {
+	if err != nil && h.isIll() {
+		if full := h.tryDisk(); full != nil {
+			return fmt.Errorf("JetStream can't write to its disk: make room in StoreDir, and the embedded server is started again: %w", full)
+		}
+	}
+	return err
+}
+
+// tryDisk returns an error unless the store has room for a restart: without it the
+// server would not start, and would leave empty files behind.
+func (h *host) tryDisk() error {
+	f, err := os.CreateTemp(h.options.StoreDir, "room")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(make([]byte, restartNeeds))
+	return cmp.Or(err, f.Close())
 }
 
 // ClusterAddr returns the host:port at which an embedded server accepts other
@@ -335,7 +367,8 @@ func (thisProcess) Check(c server.ClientAuthentication) bool {
 }
 
 // A serverLog gives a Logger the server's warnings and errors. It notes an error
-// of the disk: a server tells its clients nothing of that, it just doesn't answer.
+// after which a store accepts nothing until the server is started again: clients
+// are told nothing of that, they just get no answer.
 type serverLog struct {
 	*slog.Logger
 	stuck *atomic.Bool
@@ -351,13 +384,7 @@ func (l serverLog) Warnf(format string, v ...any) {
 
 func (l serverLog) Errorf(format string, v ...any) {
 	if strings.Contains(strings.ToLower(format), "critical write error") {
-		for _, arg := range v {
-			if err, is := arg.(error); is {
-				if _, is := errors.AsType[*fs.PathError](err); is {
-					l.stuck.Store(true)
-				}
-			}
-		}
+		l.stuck.Store(true) // of the disk, or of what a full disk has left behind
 	}
 	l.Error("natsbroker: embedded server: " + fmt.Sprintf(format, v...))
 }

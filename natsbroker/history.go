@@ -20,13 +20,14 @@ import (
 )
 
 const (
-	apiTimeout   = 3 * time.Second        // for an answer of JetStream
-	pullBeat     = time.Second            // between heartbeats of an idle server; two missing ones are an outage
-	pullExpiry   = 30 * time.Second       // of one request for messages
-	pullMessages = 64                     // messages that may wait here
-	idleConsumer = 30 * time.Second       // after which a server forgets the place of a silent node
-	historyRetry = 200 * time.Millisecond // between two tries to read the stream
-	currentWait  = 3 * time.Second        // for a record that is due; then the leader is asked whether it still exists
+	apiTimeout   = 3 * time.Second         // for an answer of JetStream
+	lookTimeout  = 1500 * time.Millisecond // the same, where nothing is made or changed: a stream without a leader never answers
+	pullBeat     = time.Second             // between heartbeats of an idle server; two missing ones are an outage
+	pullExpiry   = 30 * time.Second        // of one request for messages
+	pullMessages = 64                      // messages that may wait here
+	idleConsumer = 30 * time.Second        // after which a server forgets the place of a silent node
+	historyRetry = 200 * time.Millisecond  // between two tries to read the stream
+	currentWait  = 3 * time.Second         // for a record that is due; then the leader is asked whether it still exists
 )
 
 // A HistoryBroker is a Broker that has a stream of JetStream for the history of
@@ -182,7 +183,7 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 		default:
 		}
 	}
-	return b.because(err, began)
+	return b.host.because(b.because(err, began))
 }
 
 // maxHeaderBytes is more than the size of a record's headers.
@@ -201,7 +202,7 @@ func (b *HistoryBroker) Close() error {
 func (b *HistoryBroker) read() {
 	for b.ctx.Err() == nil {
 		err := b.session()
-		err = b.because(err, time.Now().Add(-2*apiTimeout))
+		err = b.host.because(b.because(err, time.Now().Add(-2*apiTimeout)))
 		if b.ctx.Err() != nil {
 			return
 		}
@@ -222,10 +223,10 @@ func (b *HistoryBroker) read() {
 func (b *HistoryBroker) session() error {
 	connected, end := b.whileConnected()
 	defer end()
-	if err := b.reachable(); err != nil {
+	if err := b.revive(); err != nil { // first: where there is no server, nothing is reachable
 		return err
 	}
-	if err := b.revive(); err != nil {
+	if err := b.reachable(); err != nil {
 		return err
 	}
 	info, err := b.prepare()
@@ -359,17 +360,25 @@ func (b *HistoryBroker) whileConnected() (ctx context.Context, end func()) {
 	conn := b.conn.Load()
 	status := conn.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED)
 	b.following.Go(func() {
+		looking := time.NewTicker(lookEvery)
+		defer looking.Stop()
 		for {
 			select {
 			case <-status:
 				cancel(errAway)
 				return
 			case <-b.doubts: // a record was not accepted
+				if b.host.isIll() {
+					cancel(errStuck)
+					return
+				}
 				if _, err := b.prepare(); b.unfit.Load() != nil {
 					cancel(err)
 				}
-				if b.host != nil && b.host.stuck.Load() {
+			case <-looking.C: // the others may accept records while this server doesn't
+				if b.host.isIll() && b.host.tryDisk() == nil {
 					cancel(errStuck)
+					return
 				}
 			case <-ctx.Done():
 				return

@@ -91,9 +91,10 @@
 // that has fewer records than a node has read is deleted and created again. One
 // that was written again meanwhile is found out by the records themselves.
 //
-// A server whose disk is full accepts no record, and Publish fails. When there is
-// room again, an embedded server is started again by the broker, and other servers
-// have to be started again by the user.
+// A server whose disk is full accepts no record. Publish fails unless more than half
+// of the servers that have the stream still do. When there is room again, an embedded
+// server is started again by the broker, and other servers have to be started again
+// by the user. Three embedded servers whose disks were full elect a leader then.
 package natsbroker
 
 import (

@@ -34,7 +34,9 @@ func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 	b.preparing.Lock()
 	defer b.preparing.Unlock()
 	var info *jetstream.StreamInfo
-	stream, err := b.js().Stream(ctx, b.stream.Name)
+	looking, looked := context.WithTimeout(ctx, lookTimeout)
+	stream, err := b.js().Stream(looking, b.stream.Name)
+	looked()
 	switch {
 	case err == nil:
 		info, err = b.raise(ctx, stream.CachedInfo())
