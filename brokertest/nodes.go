@@ -32,6 +32,7 @@ type Fault struct {
 	Begin, End func() error  // called by the goroutine of RunNodes; nil: nothing is done
 	For        time.Duration // the time between the two calls
 	Large      int           // bytes of one event that each node publishes after Begin, and that nobody has; zero: none
+	Kill       bool          // all nodes are killed after Begin, and start again after End
 }
 
 const (
@@ -97,8 +98,18 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		if fault.Large > 0 {
 			s.publishLarge(fault.Large)
 		}
+		if fault.Kill {
+			for i := range s.nodes {
+				s.kill(i)
+			}
+		}
 		time.Sleep(fault.For)
 		s.do(fault.Name+" is over", fault.End)
+		if fault.Kill {
+			for i := range s.nodes {
+				s.boot(i)
+			}
+		}
 		s.settle("after " + fault.Name)
 		s.counted("after " + fault.Name)
 		s.inCalm("after " + fault.Name)
@@ -368,9 +379,9 @@ type client struct {
 // A sighting is an event that a client got, or a reset.
 type sighting struct {
 	publisher, number int
-	reset             bool     // a reset, or the first connection
-	node              int      // to which the client was connected
-	process           *process // of that node
+	reset             bool      // a reset, or the first connection
+	node              int       // to which the client was connected
+	process           *process  // of that node
 	joined, at        time.Time // when it was connected; when it got the event
 }
 

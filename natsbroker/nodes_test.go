@@ -154,7 +154,8 @@ func runNodes(t *testing.T, steady bool, start func(t *testing.T, history bool) 
 }
 
 // Three nodes have one server. It is killed, it is stopped for a while, and one
-// node is cut off from it. With a history its store is put back to an older state.
+// node is cut off from it. With a history its store is put back to an older state,
+// also while no node runs that knows what was lost.
 func TestNodesOnAServer(t *testing.T) {
 	runNodes(t, false, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
 		s := newServerProcess(t, freePort(t), t.TempDir())
@@ -173,21 +174,22 @@ func TestNodesOnAServer(t *testing.T) {
 				End:   func() error { w.setDead(false); return nil }, For: 9 * time.Second},
 		}
 		if history {
-			faults = append(faults, brokertest.Fault{Name: "a store that is put back",
-				Begin: func() error {
-					backup := filepath.Join(t.TempDir(), "backup")
-					s.kill()
-					if err := copyDir(backup, s.dir); err != nil {
-						return err
-					}
-					if err := s.start(); err != nil {
-						return err
-					}
-					time.Sleep(3 * time.Second) // records are lost that come meanwhile
-					s.kill()
-					return copyDir(s.dir, backup)
-				},
-				End: s.start, For: time.Second})
+			putBack := func() error {
+				backup := filepath.Join(t.TempDir(), "backup")
+				s.kill()
+				if err := copyDir(backup, s.dir); err != nil {
+					return err
+				}
+				if err := s.start(); err != nil {
+					return err
+				}
+				time.Sleep(3 * time.Second) // records are lost that come meanwhile
+				s.kill()
+				return copyDir(s.dir, backup)
+			}
+			faults = append(faults,
+				brokertest.Fault{Name: "a store that is put back", Begin: putBack, End: s.start, For: time.Second},
+				brokertest.Fault{Name: "the same, under nodes that don't know", Begin: putBack, End: s.start, Kill: true})
 		}
 		return configs, faults
 	})
