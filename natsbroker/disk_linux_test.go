@@ -73,6 +73,7 @@ func TestDiskIsFull(t *testing.T) {
 // One disk is full for a while, then each. An embedded server is started again by its
 // broker when there is room, and another one by its user.
 func TestNodesOnSmallDisks(t *testing.T) {
+	t.Parallel()
 	full := func(name string, end func() error, dirs ...string) brokertest.Fault {
 		return brokertest.Fault{Name: name, For: 4 * time.Second,
 			Begin: func() error {

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	brokertest.Main(newNode)
 	serveNATS()
 	flag.Parse()
-	flag.Set("test.parallel", "8") // the tests wait more than they work
+	flag.Set("test.parallel", "6") // the tests wait more than they work
 	code := m.Run()
 	for deadline := time.Now().Add(patience); code == 0 && runtime.NumGoroutine() > 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {

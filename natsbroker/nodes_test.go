@@ -139,6 +139,7 @@ func (s *serverProcess) kill() error {
 // runNodes runs three nodes on servers, with a history and without. start starts
 // the servers, and returns the configuration of each node and the faults.
 func runNodes(t *testing.T, steady bool, start func(t *testing.T, history bool) ([3]nodeConfig, []brokertest.Fault)) {
+	t.Parallel()
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
 			t.Parallel() // the test mostly waits
@@ -409,6 +410,7 @@ func (c *copier) Append(ctx context.Context, record []byte) error {
 // Three nodes have an embedded server each, which is killed with its node. With a
 // history the others may have to elect another leader then.
 func TestNodesWithServers(t *testing.T) {
+	t.Parallel()
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
 			t.Parallel() // the test mostly waits

@@ -106,6 +106,7 @@ func (g *guarded) broker(user string, history bool) (realtime.Broker, *nats.Conn
 // it is down, in the log by the name of the subject, and counts a gap. When it has
 // everything back it works again, in both directions.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name    string
 		history bool
@@ -165,6 +166,7 @@ func TestRefusals(t *testing.T) {
 // A max_payload is lowered while a server runs. It closes the connection of a node
 // that publishes more, for good as nats.go sees it. The broker makes another.
 func TestPayloadIsLowered(t *testing.T) {
+	t.Parallel()
 	for _, history := range []bool{false, true} {
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
 			t.Parallel() // the test mostly waits

@@ -152,6 +152,7 @@ func (c *chain) block(i int) string {
 // a lost one gets a reset, or all events behind the one that it had last: on each
 // node, whether the hubs died with the servers or not.
 func TestStoreIsPutBack(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		embedded     bool
 		nodes, back  int

@@ -40,6 +40,7 @@ func streams(t *testing.T, engine *servers) jetstream.JetStream {
 // Another program's stream has the name of the history, or its subject. Nothing of
 // it is changed. The log says that it wants another Prefix.
 func TestStreamOfAnotherProgram(t *testing.T) {
+	t.Parallel()
 	for _, config := range []jetstream.StreamConfig{
 		{Name: "realtime", Subjects: []string{"orders.>"}},
 		{Name: "other", Subjects: []string{"realtime.>"}},
@@ -78,6 +79,7 @@ func TestStreamOfAnotherProgram(t *testing.T) {
 // Nodes with different settings share a stream. It has the longest Age and the
 // highest MaxBytes, whoever starts first, and stays so. The others say so once.
 func TestStreamKeepsTheLongest(t *testing.T) {
+	t.Parallel()
 	for _, shortFirst := range []bool{false, true} {
 		t.Run(fmt.Sprint("shortFirst=", shortFirst), func(t *testing.T) {
 			t.Parallel() // the test mostly waits
@@ -118,6 +120,7 @@ func TestStreamKeepsTheLongest(t *testing.T) {
 // Somebody has changed the stream, before the hub starts or while it runs. The log
 // names what, once, and what to do. The hub works again when that is done.
 func TestStreamIsChanged(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name, want string
 		change     func(c *jetstream.StreamConfig)
