@@ -227,6 +227,7 @@ func TestSubprotocolOffers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
+				hub.PingInterval = -1 // no heartbeat comes first
 				hub.OnConnect = func(c *realtime.Client, _ *http.Request) error { return c.Send([]byte("hi")) }
 				s := newPipeSite(t, hub)
 				conn := s.connection()

@@ -185,6 +185,11 @@ func TestVisibleHeartbeats(t *testing.T) {
 					if got := next(); got != `{"data":"hello"}` {
 						t.Errorf("got %s, want hello", got)
 					}
+					if hub.History.Age > 0 {
+						if got := next(); !strings.HasPrefix(got, `{"id":`) {
+							t.Errorf("got %s, want the position", got)
+						}
+					}
 					if interval == "" {
 						time.Sleep(2 * time.Hour)
 						client.Send([]byte("end"))
