@@ -433,6 +433,7 @@ func (c *Client) park() bool {
 	if p == nil {
 		return false
 	}
+	c.leaveSeat() // now: the next reading goroutine may run in a moment
 	w.parked.Store(true)
 	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
 }

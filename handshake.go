@@ -92,7 +92,7 @@ func cutUnquoted(s, separators string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// shakeHands answers the handshake and takes a seat. net/http would have to
+// shakeHands answers the handshake. net/http would have to
 // answer before the takeover, which may then fail. Middleware that holds headers
 // back, such as one that compresses, would never let the answer out. header is
 // the ResponseWriter's, with what middleware has put in.
@@ -114,9 +114,7 @@ func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err 
 			f.deflate = true
 		}
 	}
-	if err := c.takeSeat(f.deflate); err != nil {
-		return f, err
-	}
+	c.wire.inflates = f.deflate
 	return f, c.wire.answer(http.StatusSwitchingProtocols, header, nil)
 }
 

@@ -162,6 +162,7 @@ type Hub struct {
 
 	registry     registry
 	own          sync.WaitGroup // shards, sweeper and parker
+	seats        seats          // that nobody uses
 	parkOnce     sync.Once      // guards parker
 	parker       *parker        // nil: there is none
 	lastPosition *event         // owned by the sweeper: the position that it sent last

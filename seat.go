@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -14,24 +15,121 @@ import (
 // A seat is a Conn of coder/websocket, with the buffers that it reads and writes
 // through. The Conn reaches its client through the seat alone. Between two
 // messages it has no state but the bytes in its buffer, compressed messages or
-// not: see deflate.go. After an error or a close frame it is of no more use.
+// not: see deflate.go. So a client has one only while a goroutine reads for it,
+// and a parked client gives it back. After an error or a close frame a seat is of
+// no more use.
 type seat struct {
-	*wire           // the client's
-	client  *Client // whose it is
-	conn    *websocket.Conn
-	in      *bufio.Reader // the Conn's
-	deflate *marks        // of compressed messages; nil: none may come
-	drained bool          // the last Read got all that had come
+	conn *websocket.Conn
+	in   *bufio.Reader // the Conn's
+
+	mu     sync.Mutex // guards changes of the fields below, and closed
+	closed bool       // by the Conn
+	client *Client    // who sits here; nil: nobody
+	*wire             // the client's
+
+	// Owned by the client's reading goroutine.
+	marks   marks // of compressed messages
+	drained bool  // the last Read got all that had come
 }
 
 // Read is the Conn's.
 func (s *seat) Read(p []byte) (int, error) {
 	n, err := s.wire.Read(p)
 	s.drained = n < len(p)
-	if s.deflate != nil {
-		s.deflate.scan(p[:n])
+	if s.inflates {
+		s.marks.scan(p[:n])
 	}
 	return n, err
+}
+
+// Close is called when the Conn is done with the connection, also by its timer
+// for a control frame.
+func (s *seat) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.wire == nil {
+		return nil
+	}
+	return s.wire.Close()
+}
+
+// sit puts a client here, or with nil nobody, and reports whether the Conn can
+// still be used. It forgets what it knew of another client.
+func (s *seat) sit(c *Client) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.client, s.wire, s.marks, s.drained = c, nil, marks{}, false
+	if c != nil {
+		s.wire = &c.wire
+	}
+	return !s.closed
+}
+
+// seats are those of a hub on which nobody sits.
+type seats struct {
+	mu   sync.Mutex // guards the field below
+	free []*seat
+}
+
+// maxFreeSeats is enough for many clients: most are parked most of the time. A
+// seat has 2.5 KB. A pool of package sync would keep it through two collections.
+const maxFreeSeats = 64
+
+// take returns a free seat, or a new one.
+func (p *seats) take() (*seat, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.free); n > 0 {
+		s := p.free[n-1]
+		p.free = slices.Delete(p.free, n-1, n)
+		return s, nil
+	}
+	return newSeat()
+}
+
+// give takes back a seat between two messages. It was read from for parkAfter
+// at least since the last control frame, so no timer of the Conn is left.
+func (p *seats) give(s *seat) {
+	usable := s.sit(nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if usable && len(p.free) < maxFreeSeats {
+		p.free = append(p.free, s)
+	} else {
+		s.conn.CloseNow() // its finalizer would keep it until the collection after the next
+	}
+}
+
+// clear drops all seats. They serve again if there are clients again.
+func (p *seats) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.free {
+		s.conn.CloseNow()
+	}
+	p.free = nil
+}
+
+// takeSeat gives the client a seat, unless it has one.
+func (c *Client) takeSeat() error {
+	if c.seat != nil {
+		return nil
+	}
+	s, err := c.hub.seats.take()
+	if err == nil {
+		s.sit(c)
+		c.seat = s
+	}
+	return err
+}
+
+// leaveSeat gives the client's seat back, if it has one.
+func (c *Client) leaveSeat() {
+	if c.seat != nil {
+		c.hub.seats.give(c.seat)
+		c.seat = nil
+	}
 }
 
 // Small buffers: they hold frame headers and short messages in, a close frame
@@ -41,15 +139,11 @@ const (
 	seatWriteBytes = 2 + maxControlPayload
 )
 
-// takeSeat puts a Conn on the client's wire. deflate: compressed messages may
-// come. The handshake is the hub's own, so the library gets one that is always
-// the same.
-func (c *Client) takeSeat(deflate bool) error {
-	s := &seat{wire: &c.wire, client: c}
+// newSeat returns a seat on which nobody sits. The handshake is the hub's own, so
+// the library gets one that is always the same.
+func newSeat() (*seat, error) {
+	s := new(seat)
 	s.in = bufio.NewReaderSize(s, seatReadBytes)
-	if deflate {
-		s.deflate = new(marks)
-	}
 	u := ushers.Get().(*usher)
 	defer ushers.Put(u)
 	u.seat = s
@@ -58,15 +152,14 @@ func (c *Client) takeSeat(deflate bool) error {
 		OnPingReceived:     s.gotPing,
 		OnPongReceived:     s.gotPong,
 	})
+	u.seat = nil
 	if err != nil {
-		return err
+		return nil, err
 	}
 	conn.SetReadLimit(-1) // readMessage has one
-	u.seat = nil
-	s.in.Reset(s) // without the library's reader of bytes that it thinks were read already
+	s.in.Reset(s)         // without the library's reader of bytes that it thinks were read already
 	s.conn = conn
-	c.seat = s
-	return nil
+	return s, nil
 }
 
 // sameHandshake is a request that websocket.Accept accepts. It only reads it.

@@ -53,6 +53,7 @@ func (c *clock) wind() {
 // goroutine that the first client starts. It ends when there are no clients, or
 // the hub stops. It never blocks: an overdue client's goroutines do the rest.
 func (h *Hub) sweep() {
+	defer h.seats.clear()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	h.shared.clock.wind()

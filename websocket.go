@@ -63,6 +63,9 @@ func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (sta
 }
 
 func (webSocket) read(c *Client) error {
+	if err := c.takeSeat(); err != nil {
+		return err
+	}
 	for {
 		// A context that can be canceled would cost an allocation for each
 		// frame, and its cancellation would cost the close frame.
@@ -160,7 +163,7 @@ var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 // it may take some kilobytes more, because that is read in large steps.
 func (c *Client) readMessage(r io.Reader, text bool) ([]byte, error) {
 	inSteps := text
-	if marks := c.seat.deflate; marks != nil && marks.next() {
+	if c.wire.inflates && c.seat.marks.next() {
 		z := newInflater(r)
 		defer z.free()
 		r, inSteps = z, false

@@ -42,6 +42,7 @@ type wire struct {
 	parked    atomic.Bool // no goroutine reads; who unsets it starts one
 	parkable  bool        // set by attach
 	wasParked bool        // the parker's set has the descriptor; owned by the reading goroutine
+	inflates  bool        // compressed messages may come; set before the reading
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool       // the library is done with it
