@@ -373,6 +373,8 @@ func (c *Client) gone() {
 	c.unlist()
 	if c.seat != nil {
 		c.seat.conn.CloseNow()
+	} else if c.wire.Conn != nil {
+		c.wire.Close()
 	}
 	c.wire.hangUp(c.out.flushed())
 }
@@ -433,7 +435,6 @@ func (c *Client) park() bool {
 	if p == nil {
 		return false
 	}
-	c.leaveSeat() // now: the next reading goroutine may run in a moment
 	w.parked.Store(true)
 	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
 }
@@ -446,7 +447,7 @@ func (c *Client) handle(msg Message) {
 	c.inHandler.Store(true)
 	defer func() {
 		c.wire.heard.Store(int64(c.hub.shared.clock.now()))
-		c.seat.between()
+		c.between()
 		c.inHandler.Store(false)
 	}()
 	defer c.hub.catch("OnMessage", c, func(panicked error) {

@@ -3,6 +3,7 @@ package realtime
 import (
 	"bufio"
 	"context"
+	"errors"
 	"math"
 	"net"
 	"net/http"
@@ -15,9 +16,8 @@ import (
 // A seat is a Conn of coder/websocket, with the buffers that it reads and writes
 // through. The Conn reaches its client through the seat alone. Between two
 // messages it has no state but the bytes in its buffer, compressed messages or
-// not: see deflate.go. So a client has one only while a goroutine reads for it,
-// and a parked client gives it back. After an error or a close frame a seat is of
-// no more use.
+// not: see deflate.go. So a client has one only while it has bytes to read. After
+// an error or a close frame a seat is of no more use.
 type seat struct {
 	conn *websocket.Conn
 	in   *bufio.Reader // the Conn's
@@ -28,13 +28,29 @@ type seat struct {
 	*wire             // the client's
 
 	// Owned by the client's reading goroutine.
-	marks   marks // of compressed messages
-	drained bool  // the last Read got all that had come
+	came    []byte // was read before the client sat down
+	marks   marks  // of compressed messages
+	drained bool   // the last Read got all that had come
+	waited  bool   // a Read went to the connection
+	worn    bool   // a timer of the Conn may be running
 }
 
+// errNothingCame ends a Read between two frames. The client waits elsewhere. The
+// Conn stays usable: it has begun nothing.
+var errNothingCame = errors.New("nothing came")
+
 // Read is the Conn's.
-func (s *seat) Read(p []byte) (int, error) {
-	n, err := s.wire.Read(p)
+func (s *seat) Read(p []byte) (n int, err error) {
+	switch {
+	case len(s.came) > 0:
+		n = copy(p, s.came)
+		s.came = s.came[n:]
+	case s.partial.Load() == 0:
+		return 0, errNothingCame
+	default:
+		s.waited = true
+		n, err = s.wire.Read(p)
+	}
 	s.drained = n < len(p)
 	if s.inflates {
 		s.marks.scan(p[:n])
@@ -54,16 +70,22 @@ func (s *seat) Close() error {
 	return s.wire.Close()
 }
 
-// sit puts a client here, or with nil nobody, and reports whether the Conn can
-// still be used. It forgets what it knew of another client.
-func (s *seat) sit(c *Client) bool {
+// sit puts a client here, or with nil nobody. It forgets all of another client.
+func (s *seat) sit(c *Client, came []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.client, s.wire, s.marks, s.drained = c, nil, marks{}, false
+	s.client, s.wire = c, nil
 	if c != nil {
 		s.wire = &c.wire
 	}
-	return !s.closed
+	s.came, s.marks, s.drained, s.waited = came, marks{}, false, false
+}
+
+// isUsable reports whether a client can still sit here.
+func (s *seat) isUsable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.closed && !s.worn
 }
 
 // seats are those of a hub on which nobody sits.
@@ -72,8 +94,9 @@ type seats struct {
 	free []*seat
 }
 
-// maxFreeSeats is enough for many clients: most are parked most of the time. A
-// seat has 2.5 KB. A pool of package sync would keep it through two collections.
+// maxFreeSeats is enough for many clients, because most have nothing to read most
+// of the time. A seat has 2.5 KB. A pool of package sync would keep it through two
+// collections.
 const maxFreeSeats = 64
 
 // take returns a free seat, or a new one.
@@ -88,13 +111,12 @@ func (p *seats) take() (*seat, error) {
 	return newSeat()
 }
 
-// give takes back a seat between two messages. It was read from for parkAfter
-// at least since the last control frame, so no timer of the Conn is left.
+// give takes back a seat between two frames.
 func (p *seats) give(s *seat) {
-	usable := s.sit(nil)
+	s.sit(nil, nil)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if usable && len(p.free) < maxFreeSeats {
+	if s.isUsable() && len(p.free) < maxFreeSeats {
 		p.free = append(p.free, s)
 	} else {
 		s.conn.CloseNow() // its finalizer would keep it until the collection after the next
@@ -111,24 +133,29 @@ func (p *seats) clear() {
 	p.free = nil
 }
 
-// takeSeat gives the client a seat, unless it has one.
-func (c *Client) takeSeat() error {
-	if c.seat != nil {
-		return nil
-	}
+// takeSeat gives the client a seat, where it reads what came and then more.
+func (c *Client) takeSeat(came []byte) error {
 	s, err := c.hub.seats.take()
 	if err == nil {
-		s.sit(c)
+		s.sit(c, came)
 		c.seat = s
 	}
 	return err
 }
 
-// leaveSeat gives the client's seat back, if it has one.
+// leaveSeat gives the client's seat back.
 func (c *Client) leaveSeat() {
-	if c.seat != nil {
-		c.hub.seats.give(c.seat)
-		c.seat = nil
+	c.hub.seats.give(c.seat)
+	c.seat = nil
+}
+
+// between notes that a message, or a control frame outside of one, is complete.
+// The next one may have begun in the bytes that were read.
+func (c *Client) between() {
+	if c.seat == nil || c.seat.in.Buffered() == 0 {
+		c.wire.partial.Store(0)
+	} else {
+		c.wire.partial.Store(int64(c.wire.clock.now()))
 	}
 }
 
@@ -200,20 +227,13 @@ func (s *seat) gotPing(_ context.Context, payload []byte) bool {
 func (s *seat) gotPong(context.Context, []byte) { s.gotControl() }
 
 // gotControl notes a control frame. Within a fragmented message it changes
-// nothing: that message has to end in its time.
+// nothing: that message has to end in its time. The Conn's timer for the frame
+// may fire late and close the Conn. If the frame didn't come at once, that could
+// be while the next client sits here.
 func (s *seat) gotControl() {
+	s.worn = s.worn || s.waited
 	if !s.client.inMessage {
-		s.between()
-	}
-}
-
-// between notes that a message, or a control frame outside of one, is complete.
-// The next one may have begun in the bytes that were read.
-func (s *seat) between() {
-	if s.in.Buffered() == 0 {
-		s.partial.Store(0)
-	} else {
-		s.partial.Store(int64(s.clock.now()))
+		s.client.between()
 	}
 }
 

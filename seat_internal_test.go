@@ -14,7 +14,7 @@ import (
 )
 
 // A scripted is a connection from which pieces come. After each of them, one Read
-// ends as if the sweeper had kicked the client, and the last is followed by the
+// ends as if the sweeper had kicked the client. The last is followed by the
 // connection's end.
 type scripted struct {
 	net.Conn
@@ -58,12 +58,11 @@ func newSitter(h *Hub, inflates bool, pieces [][]byte) *sitter {
 	return c
 }
 
-// read reads until the sitter could be parked, and then gives its seat back. At
-// the end it notes what else is to be seen.
+// read reads until the sitter could be parked. At the end it notes what else is
+// to be seen.
 func (c *sitter) read() {
 	err := c.transport.read(c.Client)
 	if errors.Is(err, errPark) {
-		c.leaveSeat()
 		return
 	}
 	c.over = true
@@ -81,15 +80,11 @@ func newSeatHub() *Hub {
 	return h
 }
 
-// alone returns what comes of a script for a client that has its own seat.
+// alone returns what comes of a script for a client of a hub of its own.
 func alone(inflates bool, pieces [][]byte) []string {
 	c := newSitter(newSeatHub(), inflates, pieces)
 	for !c.over {
-		if err := c.transport.read(c.Client); !errors.Is(err, errPark) {
-			c.over = true
-			c.got = append(c.got, c.transport.ended(c.Client, err).Error(), fmt.Sprintf("%x", c.conn.got))
-			c.seat.conn.CloseNow()
-		}
+		c.read()
 	}
 	return c.got
 }

@@ -62,14 +62,27 @@ func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (sta
 	return nil, c.accept(conn, rest, func() (format, error) { return c.shakeHands(w.Header(), r) })
 }
 
+// read waits for messages without a seat, and takes one when bytes have come. So
+// a hub needs few seats, however many of its clients are active.
 func (webSocket) read(c *Client) error {
-	if err := c.takeSeat(); err != nil {
-		return err
-	}
+	var came [seatReadBytes]byte
 	for {
+		if c.seat == nil {
+			n, err := c.wire.Read(came[:])
+			if err != nil {
+				return err
+			}
+			if err := c.takeSeat(came[:n]); err != nil {
+				return err
+			}
+		}
 		// A context that can be canceled would cost an allocation for each
 		// frame, and its cancellation would cost the close frame.
 		typ, r, err := c.seat.conn.Reader(context.Background())
+		if errors.Is(err, errNothingCame) {
+			c.leaveSeat()
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -79,11 +92,14 @@ func (webSocket) read(c *Client) error {
 			return err
 		}
 		c.inMessage = false
+		if c.seat.in.Buffered() == 0 {
+			c.leaveSeat() // a handler may block
+		}
 		if !c.out.isClosed() { // else only the peer's close frame matters
 			c.hub.shared.received.Add(1)
 			c.handle(Message{Client: c, Data: data, Binary: typ == websocket.MessageBinary})
 		}
-		c.seat.between()
+		c.between()
 	}
 }
 
