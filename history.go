@@ -60,6 +60,12 @@ type history struct {
 	floor uint64
 
 	last *event // the notice of position seq; nil: not made yet
+
+	// covered returns the position behind which a topic's events of other nodes
+	// are known. Nil means that all are.
+	covered func(topic string) uint64
+
+	partEvents int // the most events in a part of a replay; tests have less
 }
 
 // A topicLog holds the kept events of a topic. The empty topic has the events
@@ -97,7 +103,12 @@ func (m *keptEvent) isValue(id *clientID) bool {
 func newHistory(limit History) *history {
 	var epoch [6]byte
 	rand.Read(epoch[:]) // never fails
-	return &history{limit: limit, epoch: hex.EncodeToString(epoch[:]), topics: make(map[string]*topicLog)}
+	return &history{
+		limit:      limit,
+		epoch:      hex.EncodeToString(epoch[:]),
+		topics:     make(map[string]*topicLog),
+		partEvents: partEvents,
+	}
 }
 
 // id returns the event id of a position: the epoch, the number and, in a log,
@@ -305,6 +316,9 @@ func (h *history) complete(topics []pastTopic, seq uint64) bool {
 		forgot, gap := h.floor, uint64(0)
 		if p := h.topics[t.name]; p != nil {
 			forgot, gap = p.forgot, p.gap
+		}
+		if h.covered != nil && t.since == 0 {
+			gap = max(gap, h.covered(t.name))
 		}
 		if h.unshared[t.name] || max(forgot, gap) > max(seq, t.since) {
 			return false

@@ -35,6 +35,7 @@ type peers struct {
 	cancel  context.CancelFunc
 	calling chan struct{}           // holds a token for each call of Subscribe that runs
 	lost    func(topic, why string) // reports lost events of a topic, or of any if it is empty; nil in a journal
+	begun   func(topic string)      // reports that all events of a topic arrive from now on; nil in a journal
 
 	ledger  ledger
 	own     sync.WaitGroup
@@ -64,6 +65,7 @@ type interest struct {
 	idleSince time.Time     // when clients became zero
 	since     time.Time     // when Subscribe succeeded; zero: it hasn't
 	confirmed chan struct{} // closed when Subscribe has succeeded
+	from      uint64        // the position behind which this node has all events of the topic; zero: to be set by the loop
 }
 
 // A node is what this node knows of another.
@@ -254,9 +256,13 @@ func (p *peers) look(now time.Time) (died bool, idle []string) {
 			delete(p.nodes, id)
 		}
 	}
+	linger := topicLinger
+	if p.shared.history.keeps() { // clients may resume until then
+		linger = max(linger, p.shared.history.Age)
+	}
 	for topic, in := range p.interests {
-		if in.clients == 0 && now.Sub(in.idleSince) > topicLinger && isClosed(in.confirmed) {
-			in.confirmed, in.since = make(chan struct{}), time.Time{}
+		if in.clients == 0 && now.Sub(in.idleSince) > linger && isClosed(in.confirmed) {
+			in.confirmed, in.since, in.from = make(chan struct{}), time.Time{}, 0
 			idle = append(idle, topic)
 		}
 	}
@@ -308,9 +314,12 @@ func (p *peers) subscribe(topic string, in *interest) {
 		if err == nil {
 			p.subscribing.over()
 			p.mu.Lock()
-			in.since = time.Now()
-			close(in.confirmed)
+			in.since, in.from = time.Now(), 0
 			p.mu.Unlock()
+			if p.begun != nil {
+				p.begun(topic)
+			}
+			close(in.confirmed)
 			return
 		}
 		p.subscribing.failed(err)

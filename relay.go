@@ -1,6 +1,9 @@
 package realtime
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // maxSentTopics is the most topics whose last event a relay remembers.
 const maxSentTopics = 100_000
@@ -20,7 +23,8 @@ type relay struct {
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
-	r.peers.lost = r.gap
+	r.peers.lost, r.peers.begun = r.gap, r.begun
+	r.past.covered = r.covered
 	r.peers.start(r)
 	r.peers.watch("") // events to all clients
 	return r
@@ -61,10 +65,56 @@ func (r *relay) isFull() bool { return r.peers.isBehind() }
 
 func (r *relay) arrivals() <-chan arrival { return r.peers.in }
 
-func (r *relay) want(topics []string) []<-chan struct{} { return r.peers.watch(topics...) }
-func (r *relay) unwant(topics []string)                 { r.peers.unwatch(topics) }
-func (r *relay) elsewhere() (clients int, down bool)    { return r.peers.clients(), r.peers.down.Load() }
-func (r *relay) close()                                 { r.peers.close() }
+// fill also makes sure that the positions are set from which the topics' events
+// are complete.
+func (r *relay) fill(p *replay) {
+	for _, t := range p.topics {
+		r.cover(t.name)
+	}
+	r.local.fill(p)
+}
+
+// cover sets the position behind which this node has all events of a topic,
+// unless it is set. It is a new position, which no client knows yet.
+func (r *relay) cover(topic string) {
+	r.peers.mu.Lock()
+	defer r.peers.mu.Unlock()
+	if in := r.peers.interests[topic]; in != nil && in.from == 0 {
+		r.past.move(r.past.seq + 1)
+		in.from = r.past.seq
+	}
+}
+
+// covered returns the position behind which this node has all events of a topic.
+func (r *relay) covered(topic string) uint64 {
+	r.peers.mu.Lock()
+	defer r.peers.mu.Unlock()
+	if in := r.peers.interests[topic]; in != nil {
+		return in.from
+	}
+	return math.MaxUint64
+}
+
+// begun has the loop note that all events of a topic arrive from now on.
+func (r *relay) begun(topic string) {
+	if r.shared.history.keeps() {
+		r.peers.pass(func(time.Time, *batch) { r.cover(topic) })
+	}
+}
+
+func (r *relay) want(topics []string) []<-chan struct{} {
+	confirmed := r.peers.watch(topics...)
+	for i, topic := range topics {
+		if !isClosed(confirmed[i]) {
+			r.begun(topic) // and again when it is confirmed: ids from before must not resume
+		}
+	}
+	return confirmed
+}
+
+func (r *relay) unwant(topics []string)              { r.peers.unwatch(topics) }
+func (r *relay) elsewhere() (clients int, down bool) { return r.peers.clients(), r.peers.down.Load() }
+func (r *relay) close()                              { r.peers.close() }
 
 // Deliver accepts a message of another node; see [BrokerHandler].
 func (r *relay) Deliver(name string, msg []byte) {

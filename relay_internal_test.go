@@ -132,6 +132,8 @@ func TestRelayEventTooLarge(t *testing.T) {
 func TestRelayBehindAnEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
+		synctest.Wait()
+		d.arrive()  // that it is subscribed to events to all clients
 		b.mu.Lock() // the engine doesn't answer
 		n := 0
 		for ; !r.isFull(); n++ {

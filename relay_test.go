@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -455,4 +456,42 @@ func (b smallBroker) Publish(ctx context.Context, topic string, msg []byte) erro
 		return fmt.Errorf("too large: %w", realtime.ErrEventTooLarge)
 	}
 	return b.Broker.Publish(ctx, topic, msg)
+}
+
+// A topic without clients stays subscribed as long as ids resume. A client that
+// has a topic which its node did not hear of when it was away gets a reset.
+func TestResumeTopicsOfOtherNodes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		before, after string // the client's topics
+		away          time.Duration
+		want          string
+	}{
+		"a minute later":        {"topic=a", "topic=a", time.Minute, "2"},
+		"another topic as well": {"topic=b", "topic=b&topic=a", time.Second, "reset"},
+		"long after":            {"topic=a", "topic=a", time.Hour, "reset"},
+	} {
+		eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+			sites := nodes(t, brokertest.NewMemory(), 2, func(hub *realtime.Hub) { hub.History.Events = 100 })
+			near, far := sites[0], sites[1]
+			c := join(near, tt.before)
+			publish(t, far.hub, "b", "not for all")
+			publish(t, near.hub, strings.TrimPrefix(tt.before, "topic="), "1")
+			for {
+				if ev, err := c.event(); err != nil {
+					t.Fatal(err)
+				} else if ev.data == "1" {
+					break
+				}
+			}
+			id := c.last()
+			c.cut()
+			time.Sleep(tt.away)
+			publish(t, far.hub, "a", "2")
+			time.Sleep(time.Second)
+			c = back(near, join, tt.after, id)
+			if ev, err := c.event(); err != nil || ev.data+ev.name != tt.want {
+				t.Errorf("%s: got %+v, %v, want %s", name, ev, err, tt.want)
+			}
+		})
+	}
 }
