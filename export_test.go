@@ -24,3 +24,17 @@ func Kept(h *Hub) (n int) {
 	}
 	return n
 }
+
+// StartWithParts starts a hub whose replays come in parts of n events.
+func StartWithParts(h *Hub, n int) {
+	h.settle()
+	switch o := h.order.(type) {
+	case *local:
+		o.past.partEvents = n
+	case *relay:
+		o.past.partEvents = n
+	case *journal:
+		o.past.partEvents = n
+	}
+	h.start()
+}

@@ -29,6 +29,7 @@ type replay struct {
 	begun    bool   // there was a part
 	from     uint64 // the position of last, or that of the first part
 	at       uint64 // the position up to which parts have been filled
+	base     uint64 // of the history's sequence then
 	lost     bool   // before this part, the client may have lost events
 	resumed  bool   // in the first part: the client gets all events since last
 	values   bool   // this part has values
@@ -59,7 +60,7 @@ func (h *history) fill(r *replay) {
 	r.position = h.position()
 	switch seq, ok := h.seqOf(r.last); {
 	case !first:
-		r.lost = r.at >= r.from && !h.complete(r.topics, r.at)
+		r.lost = r.base != h.base || r.at >= r.from && !h.complete(r.topics, r.at)
 	case r.last == "":
 		r.from = h.seq
 	case ok && h.complete(r.topics, seq):
@@ -70,6 +71,7 @@ func (h *history) fill(r *replay) {
 	if r.lost {
 		r.from, r.at = h.seq, 0
 	}
+	r.base = h.base
 	r.values = r.at < r.from
 	if r.values {
 		if r.more = !h.take(r, r.from, func(m *keptEvent) bool { return m.isValue(&r.id) }); !r.more {
@@ -93,7 +95,7 @@ func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) boo
 	heap.Init(&due)
 	for size := 0; len(due) > 0 && due[0][0].event.seq <= to; {
 		m := due[0][0]
-		if !r.whole && (len(r.part) >= partEvents || size >= partBytes) && m.event.seq > r.at { // some share a position
+		if !r.whole && (len(r.part) >= h.partEvents || size >= partBytes) && m.event.seq > r.at { // some share a position
 			return false
 		}
 		r.at = m.event.seq

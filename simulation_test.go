@@ -174,6 +174,9 @@ func (s *simulation) startNode(i int) {
 		hub.Broker = simBroker{s.engine.Broker(), n}
 	}
 	n.site = newPipeSite(s.t, hub)
+	if n := s.rnd.IntN(4); n > 0 { // others start with their first client
+		realtime.StartWithParts(hub, n) // so that more happens between the parts of a replay
+	}
 	s.nodes[i] = n
 	go func() {
 		for task := range n.tasks {
