@@ -41,7 +41,8 @@ type HistoryBroker struct {
 	// stream. Where nodes have different values, as with Age and Replicas, the
 	// highest holds. To lower it, change the stream. It may be assigned until the
 	// hub is used. Zero and less mean what the stream has. A stream that isn't
-	// there is made with 1 GiB, or less if JetStream has no room for that.
+	// there is made with 1 GiB, or less if JetStream has no room for that: then each
+	// node that has no MaxBytes logs a warning.
 	MaxBytes int64
 
 	// Replicas is the number of servers of a cluster that keep the stream: 1, 3

@@ -20,6 +20,8 @@ const (
 	description = "the history of realtime hubs"
 	mark        = "realtime" // in the Metadata of a stream; its value is markValue
 	markValue   = "history"
+	lack        = "realtime.room" // the same, of a stream that was made smaller than by default
+	lackValue   = "little"
 
 	historyBytes = 1 << 30  // of a stream, by default
 	leastBytes   = 16 << 20 // the same where JetStream has not that much
@@ -51,6 +53,11 @@ func (b *HistoryBroker) prepare() (*jetstream.StreamInfo, error) {
 		return nil, err
 	}
 	b.unfit.Store(nil)
+	// create doesn't say it: JetStream's answer may get lost. So may the node.
+	if c := &info.Config; b.MaxBytes <= 0 && c.Metadata[lack] == lackValue && c.MaxBytes < historyBytes {
+		b.warn("room", "natsbroker: JetStream has less room than a history has by default: set HistoryBroker.MaxBytes, or give it more",
+			"stream", c.Name, "bytes", c.MaxBytes, "default", int64(historyBytes))
+	}
 	b.maxBytes.Store(unlimited(info.Config.MaxBytes))
 	return info, nil
 }
@@ -69,10 +76,6 @@ func (b *HistoryBroker) create(ctx context.Context) (*jetstream.StreamInfo, erro
 	for {
 		stream, err := b.js().CreateStream(ctx, config)
 		switch {
-		case err == nil && config.MaxBytes < b.stream.MaxBytes:
-			b.warn("room", "natsbroker: JetStream has less room than a history has by default: set HistoryBroker.MaxBytes, or give it more",
-				"stream", config.Name, "bytes", config.MaxBytes, "default", int64(historyBytes))
-			return stream.CachedInfo(), nil
 		case err == nil:
 			return stream.CachedInfo(), nil
 		case isOverlap(err):
@@ -85,6 +88,7 @@ func (b *HistoryBroker) create(ctx context.Context) (*jetstream.StreamInfo, erro
 			return nil, unfit("JetStream has no room for %d bytes: give it more, or set MaxBytes to less: %w", config.MaxBytes, err)
 		}
 		config.MaxBytes /= 2
+		config.Metadata = map[string]string{mark: markValue, lack: lackValue}
 	}
 }
 

@@ -205,7 +205,14 @@ func TestLittleRoom(t *testing.T) {
 		t.Errorf("the stream has %d bytes, want 128 MB", n)
 	}
 
-	// A second node asks for more than there is: the stream stays as it is.
+	// A node that finds the stream says so too, as one whose answer was lost does.
+	c, logged := newHistoryHub(t, engine, time.Minute, 0)
+	c.expectAny(t, "1b", a)
+	if n := strings.Count(logged.String(), "less room than a history has by default"); n != 1 {
+		t.Errorf("%d lines of a node that finds the stream say that there is little room, want 1:\n%s", n, logged)
+	}
+
+	// Another node asks for more than there is: the stream stays as it is.
 	b, logged := newHistoryHub(t, engine, time.Minute, 300<<20)
 	b.expectAny(t, "2", a)
 	if n := strings.Count(logged.String(), "no room for MaxBytes"); n != 1 {
@@ -215,6 +222,20 @@ func TestLittleRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.expectAny(t, "3", a)
+}
+
+// A stream that is smaller than by default because somebody wants it so is not worth
+// a line.
+func TestSmallOnPurpose(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	a, _ := newHistoryHub(t, engine, time.Minute, 128<<20)
+	a.expectAny(t, "1", a)
+	b, logged := newHistoryHub(t, engine, time.Minute, 0)
+	b.expectAny(t, "2", a)
+	if strings.Contains(logged.String(), "less room") {
+		t.Errorf("a line says that there is little room:\n%s", logged)
+	}
 }
 
 func TestNoRoom(t *testing.T) {
