@@ -77,7 +77,8 @@ type Hub struct {
 	// once. SlowAfter starts over when they have shrunk by 1 MiB. What waits for
 	// a client that is disconnected is dropped. One that has accepted bytes
 	// within SlowAfter, or the last second if that is less, is told and has 5 s
-	// to read that; any other is cut off. Zero and negative mean 256.
+	// to read that; any other is cut off. A replay doesn't count, see History.
+	// Zero and negative mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages
@@ -94,8 +95,10 @@ type Hub struct {
 	// hub looks at each client once a second, so both come up to 1.1 s early.
 	// A PingInterval below 2.1 s means once a second. Clients of the
 	// [Subprotocol] get a heartbeat that a page can see, on both transports. If
-	// two are missing, a page that uses [Script] reconnects. Zero means 54 s,
-	// negative never.
+	// two are missing, a page that uses [Script] reconnects. A third of
+	// History.Age is the limit for comments and heartbeats. If the client lacks
+	// the newest position, it gets that instead. Zero means 54 s. Negative means
+	// never, but positions still come.
 	PingInterval time.Duration
 
 	// PongTimeout is how long a ping may stay unanswered, or a message
@@ -117,10 +120,17 @@ type Hub struct {
 	// If the hub can't tell what the client lost, because that is no longer
 	// kept or was another process's, the client gets instead a reset (on an
 	// event stream an event of that name), the newest event of each Key, and
-	// the live ones. A new client gets no reset. The id comes from the header
-	// Last-Event-ID, which a browser's EventSource sends, or from the query's
-	// lastEventId. It is valid for this hub alone, or on all nodes if Broker is
-	// a [HistoryBroker].
+	// the live ones. A new client gets no reset.
+	//
+	// Kept events come in parts of some 32 KB, each when the one before is
+	// written. The rest waits in the history. If the history forgets it, the
+	// client gets a reset. A client that needs longer than WriteTimeout for a
+	// part, and as much again for each full 32 KB of it, is disconnected with
+	// [ErrSlowClient].
+	//
+	// The id comes from the header Last-Event-ID, which a browser's EventSource
+	// sends, or from the query's lastEventId. It is valid for this hub alone, or
+	// on all nodes if Broker is a [HistoryBroker].
 	History History
 
 	// Compression compresses what goes to WebSocket clients that support it

@@ -20,7 +20,7 @@ var (
 	// [Hub.SendBuffer]), and is the cause for which that client left. A client
 	// that still reads is told: a WebSocket gets close code 1013 (try again
 	// later) behind what its connection has accepted, an event stream ends with a
-	// longer retry. 1008 would end a page that uses [Script] for good.
+	// retry of 5 to 9 s. 1008 would end a page that uses [Script] for good.
 	ErrSlowClient = errors.New("realtime: client reads too slowly")
 )
 
@@ -83,7 +83,8 @@ type Message struct {
 // data is a string; for Binary events it is base64 and "encoding" is "base64".
 // The others are omitted where empty. With [Hub.History], an object with an id
 // alone tells how far the client has come, and one with "reset": true that it
-// may have lost events. The newest id of any object is the one to reconnect with.
+// may have lost events. The newest id of any object is the one to reconnect with,
+// as lastEventId in the URL's query.
 // An object with "interval" alone is a heartbeat: the first object of all is one,
 // unless [Hub.PingInterval] is negative. From then on the client gets some object
 // before each interval, in milliseconds, is over. Ignore what you don't know. An

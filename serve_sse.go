@@ -18,10 +18,11 @@ import (
 
 // ServeSSE makes the request an event-stream client of the hub: a [Client] that
 // sends no messages. A browser's EventSource is enough. It reconnects by
-// itself, also after Close. With [Hub.History] it then gets missed events. If it
-// has got no event for a while, an event named realtime.position, with empty
-// data, gives it an id. A page doesn't see that event unless it listens for the
-// name. A reader that hands on the events of all names must skip it.
+// itself, also after Close. With [Hub.History] it then gets missed events. An
+// event named realtime.position, with empty data, gives it an id when it joins
+// and when its topics are quiet. A page doesn't see that event unless it listens
+// for the name. A reader that hands on the events of all names must skip it.
+// [Hub.PingInterval] says when comments come.
 //
 // On HTTP/1.1 without TLS, ServeSSE takes the connection over from net/http and
 // returns at once; the client then takes little memory. Headers that are

@@ -147,7 +147,7 @@ func (s *Stream) Comment(text string) error {
 // It sends that at once. Without it a browser has its own time, some seconds. d
 // is rounded down to milliseconds. Zero and negative mean not to wait; a browser
 // may have a minimum. More than 24 days count as 24 days, because the timers of
-// scripts can't be set to more.
+// scripts can't be set to more. It blocks and fails as a send does.
 func (s *Stream) SetRetry(d time.Duration) error {
 	return s.send(func(b []byte) ([]byte, error) { return appendRetryField(b, d), nil })
 }
