@@ -36,7 +36,8 @@
 //     have lost some, it is told so.
 //   - Slow clients: up to 256 messages may wait for a client. One that stays
 //     above that for a second, without catching up, is disconnected with
-//     [ErrSlowClient]. It costs nobody else anything. See [Hub.SendBuffer].
+//     [ErrSlowClient], and told if it still reads. It costs nobody else
+//     anything. See [Hub.SendBuffer].
 //   - Loss is never silent: it is an error, a figure in [Stats], a line in the
 //     log, or a reset that the client gets.
 //   - Blocking: publishing and Subscribe wait until the hub accepts the call,
@@ -68,15 +69,16 @@
 // this one, use NATS and Redis. Each publisher's events keep their order in a
 // topic. Lost events are counted, and clients that reconnect are told. With a
 // [HistoryBroker] all events have one order on all nodes, and clients resume on
-// any of them. Connected clients are then told, too, of events that the engine
-// has lost.
+// any of them. Connected clients are then told, too, if the engine may have
+// lost events.
 //
 // # Memory and time
 //
-// An event is encoded and compressed at most once for each form, not for each
-// client. On TCP and Unix sockets it is written at once, by the goroutine that
-// has it. Elsewhere (TLS, Windows), and where a client reads too slowly, a
-// goroutine writes for that client until nothing waits.
+// An event is encoded and compressed once for each form, not for each client.
+// Only a later replay may do it again. On TCP and Unix sockets it is written at
+// once, by the goroutine that has it. Elsewhere (TLS, Windows), and where a
+// client reads too slowly, a goroutine writes for that client until nothing
+// waits.
 //
 // A client has one goroutine more, which reads. An idle one on Linux, on TCP or
 // a Unix socket, has none: a WebSocket takes about 4.5 KB in all, an event
@@ -109,7 +111,8 @@
 //	event.go, frame.go     an event in each format; the bytes of frames
 //	fanout.go              shards, which hand events to clients
 //	outbox.go, backlog.go  what waits for a client; whether it is too slow
-//	history.go, sweep.go   what is kept for replays; what is due by time
+//	history.go, replay.go  what is kept; how a client gets it, in parts
+//	sweep.go               what is due by time
 //	origin.go, sse.go      origin checks; event streams by hand
 //
 // What may wait for what stands in CONTRIBUTING.md and above loop in loop.go.
