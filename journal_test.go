@@ -427,6 +427,7 @@ func TestJournalEngineForgets(t *testing.T) {
 		expect(t, back(first, join, "topic=a", id), "reset", "1")
 		keyed(2)
 		expect(t, c, "reset", "2")
+		synctest.Wait() // until second has it too: else its clients get the 1 before it
 		fresh, _ := newNode(t, engine)
 		for _, s := range []*site{first, second, fresh} {
 			expect(t, back(s, join, "topic=a", id), "reset", "2")
