@@ -81,8 +81,7 @@
 // waits.
 //
 // A client has one goroutine more, which reads. An idle one on Linux, on TCP or
-// a Unix socket, has none: a WebSocket takes about 4.5 KB in all, an event
-// stream 2 KB. No client has a timer. The hub looks at each once a second, so
+// a Unix socket, has none, and takes about 2 KB in all. No client has a timer. The hub looks at each once a second, so
 // what is due happens at most a second late. Pings and heartbeats come early
 // instead.
 //
