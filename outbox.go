@@ -589,7 +589,8 @@ func (o *outbox) makeRoomLocked() {
 			busy = kept + 1
 		}
 		if q.event != nil {
-			if key := q.event.topicKey(); o.latest[key] == i {
+			key := q.event.topicKey()
+			if at, is := o.latest[key]; is && at == i {
 				o.latest[key] = kept
 			}
 		}

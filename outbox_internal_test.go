@@ -450,6 +450,30 @@ func TestOutboxCut(t *testing.T) {
 	}
 }
 
+// A cut may find a full queue, of which most is replaced and all is being
+// written. Making room for the last bytes must not need what the cut has dropped.
+func TestCutWithAFullQueue(t *testing.T) {
+	o := stuck(format{})
+	push := func(key string) {
+		var r run
+		r.add(&event{Event: Event{Key: key, Data: []byte("x")}})
+		o.push(&r)
+	}
+	push("first")
+	for push("other"); len(o.queue) < cap(o.queue) || int(o.replaced) <= len(o.queue)/2; push("other") {
+	}
+	o.nextLocked(new([maxWrite]byte))
+	o.progress, o.moved = o.shared.clock.now(), true
+	last := closeFrame(1013, "later")
+	if !o.cut(last, func() {}) {
+		t.Fatal("the outbox has failed")
+	}
+	b := o.nextLocked(new([maxWrite]byte))
+	if want := append(frames(opText, "x", "x"), last.b...); !bytes.Equal(b, want) {
+		t.Errorf("%q is written, want %q", b, want)
+	}
+}
+
 // SlowAfter begins above SendBuffer, starts over when the backlog has shrunk by
 // SendBuffer messages, and ends at SendBuffer.
 func TestOutboxPatience(t *testing.T) {
