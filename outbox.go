@@ -261,9 +261,18 @@ func (o *outbox) nextPartLocked() bool {
 	has := o.owner.outboxEmpty(r)
 	o.mu.Lock()
 	if !has {
-		o.past = nil
+		o.endPastLocked()
 	}
 	return has
+}
+
+// endPastLocked gives up the next parts of a replay. What came while the client
+// joined, and waits for them, is lost.
+func (o *outbox) endPastLocked() {
+	if o.past != nil {
+		o.backlog.lost(o.shared, countMessages(o.past.early))
+		o.past = nil
+	}
 }
 
 // position sends ev, a position, unless the client has been sent later events,
@@ -424,6 +433,7 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 		return false
 	}
 	o.state, o.closed = outboxClosed, true
+	o.endPastLocked()
 	closed()
 	if o.conn == nil {
 		o.holdLocked()
@@ -463,8 +473,9 @@ func (o *outbox) cut(last *buffer, closed func()) bool {
 		}
 	}
 	clear(o.queue[kept:])
-	o.queue, o.latest, o.past, o.pongs = o.queue[:kept], nil, nil, nil
+	o.queue, o.latest, o.pongs = o.queue[:kept], nil, nil
 	o.backlog.lost(o.shared, lost)
+	o.endPastLocked()
 	o.state, o.closed = outboxClosed, true
 	closed()
 	o.sendLocked(last)
@@ -785,6 +796,7 @@ func (o *outbox) flushed() <-chan struct{} {
 		o.failLocked(nil) // it will never be opened
 	case o.state == outboxOpen:
 		o.state, o.closed = outboxClosed, true
+		o.endPastLocked()
 	}
 	if !o.writing {
 		return ended

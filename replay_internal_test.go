@@ -22,6 +22,7 @@ type follower struct {
 	o      *outbox
 	topics []string
 	parts  int
+	ended  bool // there are no more parts
 }
 
 func newFollower(h *history, topics ...string) *follower {
@@ -33,6 +34,9 @@ func newFollower(h *history, topics ...string) *follower {
 func (f *follower) outboxEmpty(r *replay) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.ended {
+		return false
+	}
 	r.topics = nil
 	for _, topic := range f.topics {
 		r.topics = append(r.topics, pastTopic{name: topic})
@@ -274,4 +278,47 @@ func TestTricklingReaderLosesItsReplay(t *testing.T) {
 		}
 		t.Error("it was not disconnected within a minute")
 	})
+}
+
+// valuesFollower returns a follower that lacks values for two parts, and nothing
+// else. Its outbox is held.
+func valuesFollower() *follower {
+	f := newFollower(newHistory(History{Events: 2 * partEvents, Age: time.Hour}), "a", "")
+	for i := range 2 * partEvents {
+		f.h.add(newEvent("a", Event{Key: fmt.Sprint(i), Data: []byte("v")}), time.Now())
+	}
+	return f
+}
+
+// What came while a client joined counts as lost if the client ends before its
+// replay.
+func TestReplayEndsEarly(t *testing.T) {
+	for name, end := range map[string]func(f *follower){
+		"closed": func(f *follower) { f.o.closeWith(new(buffer)) },
+		"cut": func(f *follower) {
+			f.o.mu.Lock()
+			f.o.moved, f.o.progress = true, f.o.shared.clock.now()
+			f.o.mu.Unlock()
+			f.o.cut(new(buffer), func() {})
+		},
+		"flushed": func(f *follower) { f.o.flushed() },
+		"failed":  func(f *follower) { f.o.fail() },
+		"no hub":  func(f *follower) { f.ended = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := valuesFollower()
+				f.publish("", Event{Data: []byte("early")})
+				f.outboxEmpty(&replay{})
+				f.o.open(&slowConn{rate: 1 << 10}, nil, format{})
+				synctest.Wait()
+				end(f)
+				time.Sleep(time.Minute)
+				s := f.o.shared
+				if s.queued.Load() != 0 || f.o.backlog.messages != 0 || s.dropped.Load() == 0 {
+					t.Errorf("%d messages are queued, %d of them here, and %d dropped; want 0, 0 and some", s.queued.Load(), f.o.backlog.messages, s.dropped.Load())
+				}
+			})
+		})
+	}
 }
