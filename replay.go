@@ -30,6 +30,7 @@ type replay struct {
 	from     uint64 // the position of last, or that of the first part
 	at       uint64 // the position up to which parts have been filled
 	base     uint64 // of the history's sequence then
+	unshared uint64 // how many events the engine lacked at from
 	lost     bool   // before this part, the client may have lost events
 	resumed  bool   // in the first part: the client gets all events since last
 	values   bool   // this part has values
@@ -62,21 +63,21 @@ func (h *history) fill(r *replay) {
 	case !first:
 		r.lost = r.base != h.base || r.at >= r.from && !h.complete(r.topics, r.at)
 	case r.last == "":
-		r.from = h.seq
+		r.from, r.unshared = h.seq, h.unsharedEvents
 	case ok && h.complete(r.topics, seq):
 		r.from, r.at, r.resumed = seq, seq, true
 	default:
 		r.lost = true
 	}
 	if r.lost {
-		r.from, r.at = h.seq, 0
+		r.from, r.at, r.unshared = h.seq, 0, h.unsharedEvents
 	}
 	r.base = h.base
 	r.values = r.at < r.from
 	if r.values {
 		if r.more = !h.take(r, r.from, func(m *keptEvent) bool { return m.isValue(&r.id) }); !r.more {
 			r.at = r.from
-			r.more = r.from < h.seq
+			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // which may share from's position
 		}
 	} else {
 		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 })

@@ -322,3 +322,32 @@ func TestReplayEndsEarly(t *testing.T) {
 		})
 	}
 }
+
+// A client that gets values in parts, while the engine is away, doesn't lose
+// what is published to this node's clients alone. Such events may have the
+// position of the event before.
+func TestUnsharedEventDuringReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := valuesFollower()
+		f.h.move(f.h.seq | wholeRecord)
+		unshared := func(topic, data string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			ev := newEvent(topic, Event{Data: []byte(data)})
+			f.h.addUnshared(ev, time.Now())
+			var r run
+			r.add(ev)
+			f.o.push(&r)
+		}
+		unshared("another", "before")
+		f.outboxEmpty(&replay{})
+		conn := &slowConn{rate: 1 << 10}
+		f.o.open(conn, nil, format{encoding: plainStream})
+		synctest.Wait()
+		unshared("a", "during")
+		time.Sleep(time.Minute)
+		if !strings.Contains(string(conn.all), "event: reset\n") && !strings.Contains(string(conn.all), "during") {
+			t.Error("the client got neither the event nor a reset")
+		}
+	})
+}
