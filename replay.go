@@ -39,8 +39,8 @@ type replay struct {
 	position *event // that of the hub; nil: there is no history
 
 	// Owned by the outbox.
-	early []*event        // came while the client joined, to be sent behind the values
-	own   map[string]bool // the Keys of what was sent to this client alone while it joined
+	early []*event          // came while the client joined, to be sent behind the values
+	own   map[string]uint64 // the Keys of what was sent to this client alone while it joined, and the hub's position then
 }
 
 // A pastTopic is a topic of a replay. Only events behind since are replayed,
@@ -142,11 +142,11 @@ func (r *replay) events(early []*event, last bool) []*event {
 		case ev.seq > 0:
 			r.early = append(r.early, ev)
 			continue
-		case ev.Key != "" && ev.topic == "":
+		case ev.Key != "" && ev.topic == "" && r.position != nil:
 			if r.own == nil {
-				r.own = make(map[string]bool)
+				r.own = make(map[string]uint64)
 			}
-			r.own[ev.Key] = true
+			r.own[ev.Key] = r.position.seq
 		}
 		all = append(all, ev)
 	}
@@ -154,7 +154,7 @@ func (r *replay) events(early []*event, last bool) []*event {
 	replaced := make(map[topicKey]bool)
 	for _, ev := range r.part {
 		if r.values {
-			if _, comes := slices.BinarySearchFunc(r.early, ev, (*event).compare); comes || ev.topic == "" && r.own[ev.Key] {
+			if _, comes := slices.BinarySearchFunc(r.early, ev, (*event).compare); comes || ev.topic == "" && ev.seq <= r.own[ev.Key] {
 				continue // it comes below with its id, or the client was sent a newer one
 			}
 			if len(r.early) > 0 {

@@ -351,3 +351,24 @@ func TestUnsharedEventDuringReplay(t *testing.T) {
 		}
 	})
 }
+
+// A client that loses events during its replay gets the newest event of a Key,
+// also if an older one was sent to it alone while it joined.
+func TestReplayedValueAfterAPrivateOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := valuesFollower()
+		f.o.post(&Event{Key: "k", Data: []byte("private")})
+		f.outboxEmpty(&replay{})
+		conn := &slowConn{rate: 1 << 10}
+		f.o.open(conn, nil, format{})
+		synctest.Wait()
+		f.publish("", Event{Key: "k", Data: []byte("public")})
+		for range 3 * partEvents {
+			f.publish("a", Event{Data: []byte("x")}) // more than is kept
+		}
+		time.Sleep(time.Minute)
+		if all := string(conn.all); !strings.Contains(all, "private") || !strings.Contains(all, "public") {
+			t.Errorf("the client got %.100q, want the private and then the public value", all)
+		}
+	})
+}
