@@ -40,15 +40,16 @@ func (b *backlog) add(s *shared, n int) {
 // replay is exempt: a client gains nothing by asking again and again.
 func (b *backlog) exemptReplay(n int) { b.exempt = max(b.exempt, int32(min(n, b.messages))) }
 
-// limitReplay bounds the time for a replay of size bytes: WriteTimeout, and as
-// much again for each partBytes. Otherwise a client that reads a byte now and
-// then could keep what waits.
-func (b *backlog) limitReplay(s *shared, size int) {
+// limitReplay bounds the time for a replay of size bytes, and for the bytes that
+// wait before it: WriteTimeout, and as much again for each partBytes. Otherwise a
+// client that reads a byte now and then could keep what waits.
+func (b *backlog) limitReplay(s *shared, before, size int) {
 	if b.exempt == 0 {
 		return
 	}
 	if b.exemptBy == 0 {
 		b.exemptBy = s.clock.now() + s.writeTimeout
+		size += before // else the limit has that already
 	}
 	b.exemptBy += s.writeTimeout * time.Duration(size/partBytes)
 }

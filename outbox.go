@@ -295,7 +295,11 @@ func (o *outbox) sendEachLocked(events []*event) {
 	for _, ev := range events {
 		size += len(ev.buffer(o.format).b)
 	}
-	o.backlog.limitReplay(o.shared, size)
+	before := 0
+	for _, q := range o.queue[o.head:] {
+		before += len(q.b)
+	}
+	o.backlog.limitReplay(o.shared, before, size)
 	if len(events) == 1 {
 		o.sendLocked(events[0].buffer(o.format))
 		return

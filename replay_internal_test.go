@@ -372,3 +372,27 @@ func TestReplayedValueAfterAPrivateOne(t *testing.T) {
 		}
 	})
 }
+
+// The time for a replay includes that for what waits before it.
+func TestReplayBehindLargeEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(keyedHistory("b"), "a")
+		conn := &slowConn{rate: 100 << 10}
+		f.o.open(conn, nil, format{})
+		for range 200 {
+			f.publish("a", Event{Data: make([]byte, 100<<10)})
+		}
+		r := &replay{topics: []pastTopic{{name: "b"}}, whole: true}
+		f.h.fill(r)
+		f.o.replay(r)
+		for i := range 210 {
+			time.Sleep(time.Second)
+			if err := f.o.overdue(f.o.shared.clock.now()); err != nil {
+				t.Fatalf("after %d s: %v", i+1, err)
+			}
+		}
+		if n := f.o.shared.delivered.Load(); n != 300 {
+			t.Errorf("%d messages are delivered, want 300", n)
+		}
+	})
+}
