@@ -59,6 +59,7 @@ type outbox struct {
 	closed   bool // this side has closed o; stays when o fails
 	blind    bool // unsent doesn't work on conn
 	writing  bool // the drain goroutine is running
+	fetching bool // it waits for the hub, not for the peer
 	moved    bool // the peer has accepted bytes since that goroutine's start, or just before
 }
 
@@ -257,9 +258,11 @@ func (o *outbox) lacksPartLocked() bool {
 // it.
 func (o *outbox) nextPartLocked() bool {
 	r := o.past
+	o.fetching = true
 	o.mu.Unlock()
 	has := o.owner.outboxEmpty(r)
 	o.mu.Lock()
+	o.fetching, o.progress = false, o.shared.clock.now()
 	if !has {
 		o.endPastLocked()
 	}
@@ -814,7 +817,7 @@ func (o *outbox) overdue(now time.Duration) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
-	case o.writing && !o.movesLocked(now) && now-o.progress >= o.shared.writeTimeout:
+	case o.writing && !o.fetching && !o.movesLocked(now) && now-o.progress >= o.shared.writeTimeout:
 		return errWriteTimeout
 	case o.isTooSlowLocked():
 		return ErrSlowClient

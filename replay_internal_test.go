@@ -22,7 +22,8 @@ type follower struct {
 	o      *outbox
 	topics []string
 	parts  int
-	ended  bool // there are no more parts
+	delay  time.Duration // of each part
+	ended  bool          // there are no more parts
 }
 
 func newFollower(h *history, topics ...string) *follower {
@@ -32,6 +33,7 @@ func newFollower(h *history, topics ...string) *follower {
 }
 
 func (f *follower) outboxEmpty(r *replay) bool {
+	time.Sleep(f.delay)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ended {
@@ -303,7 +305,11 @@ func TestReplayEndsEarly(t *testing.T) {
 		},
 		"flushed": func(f *follower) { f.o.flushed() },
 		"failed":  func(f *follower) { f.o.fail() },
-		"no hub":  func(f *follower) { f.ended = true },
+		"no hub": func(f *follower) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.ended = true
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -314,6 +320,7 @@ func TestReplayEndsEarly(t *testing.T) {
 				synctest.Wait()
 				end(f)
 				time.Sleep(time.Minute)
+				synctest.Wait()
 				s := f.o.shared
 				if s.queued.Load() != 0 || f.o.backlog.messages != 0 || s.dropped.Load() == 0 {
 					t.Errorf("%d messages are queued, %d of them here, and %d dropped; want 0, 0 and some", s.queued.Load(), f.o.backlog.messages, s.dropped.Load())
@@ -346,6 +353,7 @@ func TestUnsharedEventDuringReplay(t *testing.T) {
 		synctest.Wait()
 		unshared("a", "during")
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if !strings.Contains(string(conn.all), "event: reset\n") && !strings.Contains(string(conn.all), "during") {
 			t.Error("the client got neither the event nor a reset")
 		}
@@ -367,6 +375,7 @@ func TestReplayedValueAfterAPrivateOne(t *testing.T) {
 			f.publish("a", Event{Data: []byte("x")}) // more than is kept
 		}
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if all := string(conn.all); !strings.Contains(all, "private") || !strings.Contains(all, "public") {
 			t.Errorf("the client got %.100q, want the private and then the public value", all)
 		}
@@ -393,6 +402,29 @@ func TestReplayBehindLargeEvents(t *testing.T) {
 		}
 		if n := f.o.shared.delivered.Load(); n != 300 {
 			t.Errorf("%d messages are delivered, want 300", n)
+		}
+	})
+}
+
+// A client isn't at fault if a busy hub makes it wait for the next part.
+func TestReplayOfABusyHub(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(longHistory(), "1")
+		f.outboxEmpty(&replay{last: f.h.id(1)})
+		f.delay = f.o.shared.writeTimeout + 2*time.Second
+		f.o.open(&slowConn{rate: 20 << 10}, nil, format{})
+		for range 40 {
+			time.Sleep(time.Second)
+			if err := f.o.overdue(f.o.shared.clock.now()); err != nil {
+				t.Error(err)
+				break
+			}
+		}
+		f.o.fail()
+		time.Sleep(time.Minute) // until the part or the write ends
+		synctest.Wait()
+		if f.parts < 4 {
+			t.Errorf("%d parts came", f.parts)
 		}
 	})
 }
