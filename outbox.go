@@ -87,7 +87,8 @@ type outboxOwner interface {
 	outboxFinished()
 
 	// outboxEmpty waits until the outbox has the next part of a replay, and
-	// reports whether it has. The drain goroutine calls it.
+	// reports whether it has. If not, the outbox closes. The drain goroutine
+	// calls it.
 	outboxEmpty(r *replay) bool
 }
 
@@ -263,7 +264,8 @@ func (o *outbox) nextPartLocked() bool {
 	has := o.owner.outboxEmpty(r)
 	o.mu.Lock()
 	o.fetching, o.progress = false, o.shared.clock.now()
-	if !has {
+	if !has && o.state == outboxOpen { // later events must not follow
+		o.state, o.closed = outboxClosed, true
 		o.endPastLocked()
 	}
 	return has

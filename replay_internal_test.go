@@ -428,3 +428,25 @@ func TestReplayOfABusyHub(t *testing.T) {
 		}
 	})
 }
+
+// A client that gets no more of its replay gets no later event either: it would
+// resume behind that, and never get those between.
+func TestNothingFollowsHalfAReplay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(longHistory(), "1")
+		f.outboxEmpty(&replay{last: f.h.id(1)})
+		conn := &slowConn{rate: 1 << 20}
+		f.o.open(conn, nil, format{encoding: plainStream})
+		f.mu.Lock()
+		f.ended = true
+		f.mu.Unlock()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		ev := f.publish("1", Event{Data: []byte("late")})
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if strings.Contains(string(conn.all), ev.ID) || f.o.position(f.h.position()) {
+			t.Error("the client got an id behind events that it lacks")
+		}
+	})
+}
