@@ -255,9 +255,9 @@ func (o *outbox) lacksPartLocked() bool {
 	return o.past != nil && o.conn != nil && o.state == outboxOpen
 }
 
-// nextPartLocked waits for the next part of a replay, and reports whether o has
-// it.
-func (o *outbox) nextPartLocked() bool {
+// nextPartLocked waits until o has the next part of a replay. If there is none, o
+// closes.
+func (o *outbox) nextPartLocked() {
 	r := o.past
 	o.fetching = true
 	o.mu.Unlock()
@@ -268,7 +268,6 @@ func (o *outbox) nextPartLocked() bool {
 		o.state, o.closed = outboxClosed, true
 		o.endPastLocked()
 	}
-	return has
 }
 
 // endPastLocked gives up the next parts of a replay. What came while the client
@@ -655,10 +654,11 @@ func (o *outbox) drain() {
 		}
 		if len(b) == 0 {
 			release()
-			if o.lacksPartLocked() && o.nextPartLocked() {
-				continue
+			if !o.lacksPartLocked() {
+				return
 			}
-			return
+			o.nextPartLocked()
+			continue // also without a part: something may have come in the meantime
 		}
 		o.mu.Unlock()
 		var n int

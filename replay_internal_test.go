@@ -450,3 +450,21 @@ func TestNothingFollowsHalfAReplay(t *testing.T) {
 		}
 	})
 }
+
+// What is sent while a client waits for a part that never comes is written before
+// the outbox counts as flushed: nothing may use the connection after that.
+func TestFlushedWhileAPartIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFollower(longHistory(), "1")
+		f.outboxEmpty(&replay{last: f.h.id(1)})
+		f.ended, f.delay = true, time.Hour
+		f.o.open(&slowConn{rate: 1 << 20}, nil, format{})
+		time.Sleep(time.Minute)
+		f.o.post(&Event{Data: []byte("sent")})
+		<-f.o.flushed()
+		if s := f.o.shared; f.o.isWriting() || s.queued.Load() != 0 || s.dropped.Load() != 0 {
+			t.Errorf("writing %v, %d queued, %d dropped; want none", f.o.isWriting(), s.queued.Load(), s.dropped.Load())
+		}
+		time.Sleep(time.Hour)
+	})
+}
