@@ -10,12 +10,13 @@ import (
 )
 
 // Compressed messages that come in (RFC 7692), and the agreement on both ways.
-// The library has no part in it: its Conn keeps what its inflater has read too
-// much, and begins the next message with that. So the Conn reads messages as
-// they are on the wire, and an inflater reads what the Conn returns.
+// The library has no part in it. Its inflater may read beyond the end of a
+// message's data, and its Conn begins the next message with those bytes. That
+// message could be another client's. So the Conn reads messages as they are on the
+// wire, and an inflater of the hub reads what the Conn returns.
 
 // agreeOnDeflate returns what answers the first offer of permessage-deflate that
-// the hub can keep to, or "" if there is none. Each side compresses each message
+// the hub can keep, or "" if there is none. Each side compresses each message
 // by itself, with the whole window.
 func agreeOnDeflate(header []string) (agreed string) {
 	for offer := range listed(header) {
@@ -79,17 +80,17 @@ func unquoted(s string) string {
 	return s
 }
 
-// marks takes the bit that says that a message is compressed (RSV1) from the
-// frames that come, and keeps it until the message is read. Of frames in which
-// the bit has no place it stays, for the library to refuse them.
+// marks removes the bit RSV1 from the frames that come. It says that a message is
+// compressed, and marks keeps it until that message is read. Frames in which the
+// bit has no place keep it, so that the library refuses them.
 type marks struct {
 	field  field
 	extra  uint8  // bytes of the frame's length that are still to come
 	length uint64 // the frame's, as far as it has come; in payload, what is still to come
 
-	// A bit for each message whose first byte was read and which was not handed
-	// on yet, the next one lowest. The library reads at most seatReadBytes
-	// ahead: with that, fewer than 64 masked frames can begin.
+	// The bits of messages that have begun to come and were not asked for by next,
+	// the oldest lowest. The library reads at most seatReadBytes ahead, and in so
+	// many bytes fewer than 64 masked frames begin.
 	set uint64
 	n   uint8
 }

@@ -81,9 +81,9 @@
 // waits.
 //
 // A client has one goroutine more, which reads. An idle one on Linux, on TCP or
-// a Unix socket, has none, and takes about 2 KB in all. No client has a timer. The hub looks at each once a second, so
-// what is due happens at most a second late. Pings and heartbeats come early
-// instead.
+// a Unix socket, has none, and takes about 2 KB in all. No client has a timer.
+// The hub looks at each once a second, so what is due happens at most a second
+// late. Pings and heartbeats come early instead.
 //
 // # Inside
 //

@@ -60,9 +60,9 @@ func (f format) index() int {
 	return 2 * int(f.encoding)
 }
 
-// An event is an Event on its way to clients. It is encoded once for each
-// format, at first use, and again only for clients that get it from the history
-// when it waits for nobody any more.
+// An event is an Event on its way to clients. It is encoded once for each format,
+// at first use. The outboxes in which it waits keep the encoding. Later clients,
+// which get the event from the history, may need another.
 type event struct {
 	Event              // with an ID where the hub keeps a history
 	topic    string    // whose subscribers get it; empty: all clients do
@@ -114,8 +114,8 @@ const (
 // resetEvent tells a client that it may have lost events.
 var resetEvent = newReset("")
 
-// newReset returns a reset with the id from which its client resumes now; empty:
-// that is told behind it.
+// newReset returns a reset. Its client resumes after id from now on. An empty id
+// means that a later event or position tells one.
 func newReset(id string) *event {
 	return &event{Event: Event{Name: "reset", ID: id}, notice: resetNotice}
 }

@@ -76,10 +76,10 @@ func validReason(reason string) bool {
 	return len(reason) <= maxCloseReason && utf8.ValidString(reason)
 }
 
-// Fields of an event stream, WHATWG HTML §9.2.5. An empty line ends an event, so
-// none is behind a comment or a retry, which count as they are read. A reader
-// that hands on every block, such as @microsoft/fetch-event-source, would make
-// an empty event of it.
+// Fields of an event stream, WHATWG HTML §9.2.5. An empty line ends an event.
+// None is behind a comment or a retry: these count without it. A reader that hands
+// on every block, such as @microsoft/fetch-event-source, would make an empty event
+// of it.
 
 // validEventID reports whether id survives as a field on the way to a client
 // and as a header on the way back. Browsers ignore ids with NUL (WHATWG HTML

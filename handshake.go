@@ -92,10 +92,10 @@ func cutUnquoted(s, separators string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// shakeHands answers the handshake. net/http would have to
-// answer before the takeover, which may then fail. Middleware that holds headers
-// back, such as one that compresses, would never let the answer out. header is
-// the ResponseWriter's, with what middleware has put in.
+// shakeHands answers the handshake itself. net/http would have to answer before
+// the takeover, which may then fail. And middleware that holds headers back, such
+// as one that compresses, would never let the answer out. header is that of the
+// ResponseWriter, with what middleware has put in.
 func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err error) {
 	header.Del("Content-Type") // there is no content
 	header.Set("Connection", "Upgrade")

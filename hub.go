@@ -75,10 +75,10 @@ type Hub struct {
 	// sent to one client alone are also bounded in bytes. More than 8 MiB in
 	// several messages count as too many, and more than 32 MiB disconnect at
 	// once. SlowAfter starts over when they have shrunk by 1 MiB. What waits for
-	// a client that is disconnected is dropped. One that has accepted bytes
-	// within SlowAfter, or the last second if that is less, is told and has 5 s
-	// to read that; any other is cut off. A replay doesn't count, see History.
-	// Zero and negative mean 256.
+	// a client that is disconnected is dropped. A client that has accepted bytes
+	// within SlowAfter, or within the last second if that is shorter, is told
+	// why and has 5 s to read that. Any other is cut off. A replay doesn't count,
+	// see History. Zero and negative mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages

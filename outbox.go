@@ -27,7 +27,9 @@ const (
 //	  │                │
 //	  └────────────────┴──fail, or an error──▶ failed
 //
-// cut does what close does, but drops most of what waits, or what fail does.
+// cut does what close does, but drops most of what waits. If the peer is stuck,
+// it does what fail does.
+//
 // An open outbox accepts messages. A closed one accepts none, but still sends
 // those that wait. A finished or failed one has nothing left to do.
 type outbox struct {
@@ -453,10 +455,10 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 }
 
 // cut ends o for a client that is too slow. What is being written still goes
-// out, and then last, as with close. All else that waits is dropped. But if the
-// peer has accepted nothing for a while, or SlowAfter is negative, o fails: a
-// peer that is stuck would not read last either, and must not hold memory. cut
-// reports whether o ends by itself, with this last or an earlier one.
+// out, and then last, as with close. All else that waits is dropped. But o fails
+// if the peer has accepted nothing for a while, or SlowAfter is negative. A peer
+// that is stuck would not read last either, and must not hold memory. cut reports
+// whether o ends by itself. It then sends last, unless it was closed before.
 func (o *outbox) cut(last *buffer, closed func()) bool {
 	o.mu.Lock()
 	defer o.unlock()

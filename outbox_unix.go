@@ -26,8 +26,8 @@ func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 }
 
 // patientWriter returns a function that writes some of b. If conn is a socket
-// that accepts nothing now, it calls release, from where on it needs no b. Then
-// it waits until the socket accepts something, and returns zero.
+// that accepts nothing now, the function calls release, because it needs b no
+// longer. Then it waits until the socket accepts something, and returns zero.
 func patientWriter(conn io.Writer) func(b []byte, release func()) (n int, err error) {
 	if c, ok := conn.(net.Conn); ok {
 		if s := asSocket(c); s != nil {

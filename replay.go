@@ -11,10 +11,10 @@ const (
 	partBytes  = 32 << 10
 )
 
-// A replay gives a client the kept events that it lacks. It comes in parts, each
-// when the one before is written, so that what waits for a slow reader waits in
-// the history. Before the last part the client gets no live events with a
-// position: the later parts have them.
+// A replay gives a client the kept events that it lacks. It comes in parts. Each
+// is filled when the one before is written, so the rest waits in the history and
+// not in a slow client's outbox. Before the last part the client gets no live
+// events with a position. The later parts have them.
 //
 // First come values, the newest event of each Key, unless the client resumes.
 // Then comes all that is behind from.
@@ -30,7 +30,7 @@ type replay struct {
 	from     uint64 // the position of last, or that of the first part
 	at       uint64 // the position up to which parts have been filled
 	base     uint64 // of the history's sequence then
-	unshared uint64 // how many events the engine lacked at from
+	unshared uint64 // history.unsharedEvents when from was set
 	lost     bool   // before this part, the client may have lost events
 	resumed  bool   // in the first part: the client gets all events since last
 	values   bool   // this part has values
@@ -40,7 +40,7 @@ type replay struct {
 
 	// Owned by the outbox.
 	early []*event          // came while the client joined, to be sent behind the values
-	own   map[string]uint64 // the Keys of what was sent to this client alone while it joined, and the hub's position then
+	own   map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
 }
 
 // A pastTopic is a topic of a replay. Only events behind since are replayed,
@@ -77,7 +77,7 @@ func (h *history) fill(r *replay) {
 	if r.values {
 		if r.more = !h.take(r, r.from, func(m *keptEvent) bool { return m.isValue(&r.id) }); !r.more {
 			r.at = r.from
-			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // which may share from's position
+			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // newer ones may have the position from
 		}
 	} else {
 		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 })
@@ -128,10 +128,10 @@ func (d *dueEvents) Pop() any {
 	return events
 }
 
-// events returns what the client gets of the part, and behind the last one its
-// position. early has the events that came while it joined. Events to the client
-// alone come first. The others come behind the values; a client that resumes
-// gets them from the history.
+// events returns what to send of the part. The hub's position follows the last
+// part. early has the events that came while the client joined. Those for this
+// client alone come first. The others come behind the values. A client that
+// resumes gets these from the history instead.
 func (r *replay) events(early []*event, last bool) []*event {
 	var all []*event
 	if r.lost {

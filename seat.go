@@ -70,7 +70,7 @@ func (s *seat) Close() error {
 	return s.wire.Close()
 }
 
-// sit puts a client here, or with nil nobody. It forgets all of another client.
+// sit puts a client here, or nobody if c is nil. Nothing of the one before stays.
 func (s *seat) sit(c *Client, came []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -88,15 +88,15 @@ func (s *seat) isUsable() bool {
 	return !s.closed && !s.worn
 }
 
-// seats are those of a hub on which nobody sits.
+// seats are the seats of a hub on which nobody sits.
 type seats struct {
 	mu   sync.Mutex // guards the field below
 	free []*seat
 }
 
-// maxFreeSeats is enough for many clients, because most have nothing to read most
-// of the time. A seat has 2.5 KB. A pool of package sync would keep it through two
-// collections.
+// maxFreeSeats is the most seats that are kept. A few serve many clients, because
+// most clients have nothing to read most of the time. A seat has 2.5 KB, and a
+// sync.Pool would keep all of them through a collection.
 const maxFreeSeats = 64
 
 // take returns a free seat, or a new one.
@@ -227,9 +227,9 @@ func (s *seat) gotPing(_ context.Context, payload []byte) bool {
 func (s *seat) gotPong(context.Context, []byte) { s.gotControl() }
 
 // gotControl notes a control frame. Within a fragmented message it changes
-// nothing: that message has to end in its time. The Conn's timer for the frame
-// may fire late and close the Conn. If the frame didn't come at once, that could
-// be while the next client sits here.
+// nothing: that message has to end in its time. The Conn has a timer for the
+// frame. If the frame didn't come at once, the timer may still fire and close the
+// Conn, while the next client sits here. So such a seat is not lent again.
 func (s *seat) gotControl() {
 	s.worn = s.worn || s.waited
 	if !s.client.inMessage {
@@ -237,9 +237,9 @@ func (s *seat) gotControl() {
 	}
 }
 
-// ready returns how many bytes a Read of a message should ask for in order to
-// wait as little as it can. The Conn waits until it has all it was asked for, or
-// the frame's end.
+// ready returns how many bytes a Read of a message should ask for. The Conn waits
+// until it has all that it was asked for, or the frame's end. Bytes that have come
+// should not wait for others.
 func (s *seat) ready() int {
 	switch n := s.in.Buffered(); {
 	case n > 0:

@@ -13,8 +13,8 @@ const revolution = time.Second
 // them, so that clients are pinged at different times.
 const phases = 16
 
-// ahead is how long before its time a ping or a heartbeat is sent. After the
-// sweeper's next look it would be late. That look itself may be late by a phase.
+// ahead is how long before its time a ping or a heartbeat is sent. At the
+// sweeper's next look it could be late, and that look itself may be a phase late.
 const ahead = revolution + revolution/phases
 
 // parkAfter is the silence after which a connection is parked, if it can be. It

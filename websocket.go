@@ -175,8 +175,8 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 var messages = sync.Pool{New: func() any { return new(make([]byte, 0, 4<<10)) }}
 
 // readMessage reads a message to its end, or returns what is wrong with it. Text
-// that is not UTF-8 is refused as soon as it has come. Only within a large frame
-// it may take some kilobytes more, because that is read in large steps.
+// that is not UTF-8 is refused as soon as it has come. A large frame is read in
+// large steps, so there it may be refused some kilobytes later.
 func (c *Client) readMessage(r io.Reader, text bool) ([]byte, error) {
 	inSteps := text
 	if c.wire.inflates && c.seat.marks.next() {
@@ -187,7 +187,7 @@ func (c *Client) readMessage(r io.Reader, text bool) ([]byte, error) {
 	mem := messages.Get().(*[]byte)
 	defer messages.Put(mem)
 	b := (*mem)[:0]
-	valid := 0 // so many bytes of a text are whole characters, checked
+	valid := 0 // how many bytes of a text have been checked
 	for {
 		most := cap(b)
 		if inSteps {

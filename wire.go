@@ -17,11 +17,11 @@ import (
 	"time"
 )
 
-// A wire is the net.Conn under coder/websocket, which reads from it and does the
-// close handshake. Outgoing frames are the hub's, and wait in the client's
+// A wire is a client's connection. A Conn of coder/websocket reads from it, while
+// it is lent to the client, and does the close handshake. Outgoing frames are the hub's, and wait in the client's
 // outbox. The library writes only close frames, each in one Write of at most
 // 127 bytes, as Write asserts. They join the outbox, and nothing follows them.
-// This holds because nobody else has the library's Conn.
+// This holds because no user has the library's Conn.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
 // calls abort, which wakes that goroutine. A parked connection waits for its
@@ -303,8 +303,8 @@ func unwrapped(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
 	}
 }
 
-// haveDeadlines returns an error if set can set none on its connection, as that
-// of x/crypto/ssh. What waits on such a connection can't be woken.
+// haveDeadlines returns an error if set can't set a deadline. The connections of
+// x/crypto/ssh have none. What waits on such a connection can't be woken.
 func haveDeadlines(set func(time.Time) error) error {
 	err := set(time.Time{})
 	if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {
@@ -313,8 +313,8 @@ func haveDeadlines(set func(time.Time) error) error {
 	return err
 }
 
-// canHijack returns an error if Hijack would wait for ever: net/http ends a Read
-// of its own by a deadline.
+// canHijack returns an error if Hijack would wait for ever. It waits for a Read of
+// net/http's own, which net/http ends by a deadline.
 func canHijack(w http.ResponseWriter) error {
 	err := haveDeadlines(http.NewResponseController(w).SetReadDeadline) // which Hijack takes off as well
 	if err == nil || errors.Is(err, http.ErrNotSupported) {             // it isn't the connection's error
