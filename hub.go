@@ -120,11 +120,11 @@ type Hub struct {
 	// If the hub can't tell what the client lost, because that is no longer
 	// kept or was another process's, the client gets instead a reset (on an
 	// event stream an event of that name), the newest event of each Key, and
-	// the live ones. A new client gets no reset.
+	// the live ones. A new client gets no reset at first.
 	//
 	// Kept events come in parts of some 32 KB, each when the one before is
 	// written. The rest waits in the history. If the history forgets it, the
-	// client gets a reset. A client that needs longer than WriteTimeout for a
+	// client gets a reset, even a new one. A client that needs longer than WriteTimeout for a
 	// part, and as much again for each full 32 KB of it, is disconnected with
 	// [ErrSlowClient].
 	//

@@ -651,6 +651,7 @@ func (o *outbox) drain() {
 		pongs := o.pongs != nil && o.off == 0 // between two buffers
 		if pongs {
 			b = o.takePongsLocked()
+			release()
 		} else {
 			b = o.nextLocked(mem)
 		}
