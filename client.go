@@ -126,7 +126,8 @@ type transport interface {
 	// finished is called when all is written and nothing more will be.
 	finished(c *Client)
 
-	// sweep does what is due for a connected client, but for heartbeats.
+	// sweep does what is due for a connected client, but for heartbeats and
+	// parking.
 	sweep(c *Client, now time.Duration)
 }
 

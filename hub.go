@@ -173,9 +173,8 @@ type Hub struct {
 	registry     registry
 	own          sync.WaitGroup // shards, sweeper and parker
 	seats        seats          // that nobody uses
-	parkOnce     sync.Once      // guards parker
-	parker       *parker        // nil: there is none
-	lastPosition *event         // owned by the sweeper: the position that it sent last
+	park         parking
+	lastPosition *event // owned by the sweeper: the position that it sent last
 }
 
 // NewHub returns a hub. Until it is used it costs about 7 KB and no goroutine,
@@ -195,6 +194,7 @@ func NewHub() *Hub {
 	}
 	h.shared.clock.start = time.Now()
 	h.shared.done = h.done
+	h.park.outage = outage{log: &h.shared.log, what: "parking of idle clients"}
 	return h
 }
 
@@ -351,9 +351,7 @@ func (h *Hub) end() {
 	for _, s := range h.registry.allShards() {
 		s.inbox.close()
 	}
-	if h.parker != nil { // only clients make it, and they are gone
-		h.parker.close()
-	}
+	h.park.close()
 	h.own.Wait()
 	<-h.shared.log.written()
 	close(h.finished)

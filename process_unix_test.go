@@ -30,6 +30,8 @@ func childProcess(role string) int {
 		return childClient(os.Getenv("REALTIME_TEST_URL"))
 	case "unplugged":
 		return childUnplugged()
+	case "starved":
+		return childStarved()
 	}
 	return 2
 }

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 )
 
 // A registry has the clients of a hub, each in a slot that never changes, and
@@ -113,19 +114,45 @@ func (g *registry) close() bool {
 	return true
 }
 
-// parking returns the hub's parker, or nil where it can have none. The first
-// client that can be parked makes it: other hubs don't need one.
+// A parking has a hub's parker.
+type parking struct {
+	mu     sync.Mutex // guards the fields below
+	parker *parker    // nil: there is none
+	again  time.Time  // when to try again to make it
+	outage outage
+	closed bool
+}
+
+// parking returns the hub's parker, or nil while it can have none. The first
+// client that can be parked makes it: other hubs don't need one. It takes a
+// descriptor. If the process has none left, a later call tries again.
 func (h *Hub) parking() *parker {
-	h.parkOnce.Do(func() {
-		p, err := newParker(&h.registry)
-		if err != nil {
-			h.shared.log.error(logSetup, "idle clients can't be parked, so each keeps a goroutine", "err", err)
-			return
-		}
-		h.parker = p
-		h.own.Go(p.loop) // there is a client, so that Shutdown doesn't wait for own yet
-	})
-	return h.parker
+	p := &h.park
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.parker != nil || p.closed || time.Now().Before(p.again) {
+		return p.parker
+	}
+	made, err := newParker(&h.registry)
+	if err != nil {
+		p.again = time.Now().Add(revolution)
+		p.outage.failed(err)
+		return nil
+	}
+	p.outage.over()
+	p.parker = made
+	h.own.Go(made.loop) // the caller is a client or the sweeper, so Shutdown still waits
+	return made
+}
+
+// close ends the parker. None is made afterwards.
+func (p *parking) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.parker != nil {
+		p.parker.close()
+	}
 }
 
 // allShards returns the shards: none before the first client.

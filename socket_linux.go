@@ -2,6 +2,8 @@ package realtime
 
 import (
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"math"
 	"net"
@@ -59,18 +61,35 @@ type parker struct {
 func newParker(clients *registry) (*parker, error) {
 	fd, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
+		return nil, unparked(os.NewSyscallError("epoll_create1", err))
 	}
 	if err := syscall.SetNonblock(fd, true); err != nil {
 		syscall.Close(fd)
 		return nil, os.NewSyscallError("setnonblock", err)
 	}
 	p := &parker{clients: clients, set: os.NewFile(uintptr(fd), "epoll")}
-	if p.wait, err = p.set.SyscallConn(); err != nil {
+	if p.wait, err = p.set.SyscallConn(); err == nil {
+		err = p.set.SetDeadline(time.Time{}) // fails if the netpoller had no room for the set (ENOSPC)
+	}
+	if err != nil {
 		p.set.Close()
-		return nil, err
+		return nil, unparked(err)
 	}
 	return p, nil
+}
+
+// unparked says what err means, and its cure where that is a limit.
+func unparked(err error) error {
+	cure := ""
+	switch {
+	case errors.Is(err, syscall.EMFILE):
+		cure = ": raise the process's limit of open files (ulimit -n)"
+	case errors.Is(err, syscall.ENFILE):
+		cure = ": raise the system's limit of open files (sysctl fs.file-max)"
+	case errors.Is(err, os.ErrNoDeadline):
+		cure = ": raise the user's limit of epoll (sysctl fs.epoll.max_user_watches)"
+	}
+	return fmt.Errorf("each idle client keeps a goroutine: %w%s", err, cure)
 }
 
 // arm starts c's reading goroutine at the next input or the connection's end,

@@ -107,7 +107,17 @@ func (c *Client) sweep(now time.Duration) {
 			c.out.beat(s.heartbeat)
 		}
 	}
+	if c.couldPark(now) && c.hub.parking() != nil {
+		c.wire.kick()
+	}
 	c.transport.sweep(c, now)
+}
+
+// couldPark reports whether a goroutine reads from a connection that could wait
+// without one. That of an event stream does only if its parking has failed.
+func (c *Client) couldPark(now time.Duration) bool {
+	w := &c.wire
+	return w.parkable && !w.parked.Load() && w.partial.Load() == 0 && !c.inHandler.Load() && now-time.Duration(w.heard.Load()) >= parkAfter
 }
 
 // beatInterval returns the time between a client's heartbeats. Zero or less

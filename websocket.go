@@ -144,8 +144,8 @@ func (c *Client) libraryCloses(frame []byte) {
 	c.limitClosing()
 }
 
-// sweep parks an idle client, pings one from which nothing comes, and ends one
-// that leaves a ping unanswered or a message incomplete.
+// sweep pings a client from which nothing comes, and ends one that leaves a
+// ping unanswered or a message incomplete.
 func (webSocket) sweep(c *Client, now time.Duration) {
 	s := &c.hub.shared
 	heard := time.Duration(c.wire.heard.Load())
@@ -153,9 +153,6 @@ func (webSocket) sweep(c *Client, now time.Duration) {
 	if since := time.Duration(c.wire.partial.Load()); since != 0 && !busy && now-since >= s.pongTimeout {
 		c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "message takes too long"}, errIncomplete)
 		return
-	}
-	if !busy && now-heard >= parkAfter && !c.wire.parked.Load() && c.wire.partial.Load() == 0 {
-		c.wire.kick()
 	}
 	switch pinged := time.Duration(c.pinged.Load()); {
 	case pinged <= heard:
