@@ -2,6 +2,9 @@ package realtime
 
 import "time"
 
+// A hub of few clients has several shards in tests.
+func init() { shardClients = 2 }
+
 // Kick does to all clients what the sweeper does to those that have been idle.
 func Kick(h *Hub) {
 	for _, c := range h.registry.all() {

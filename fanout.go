@@ -7,13 +7,16 @@ import (
 	"sync/atomic"
 )
 
-// A shard gives events to some of a hub's clients. All that concerns them comes
+// A shard gives events to some of a hub's clients: to the same ones as long as
+// they live. All that concerns them comes
 // through one inbox. One goroutine handles it in order, and waits for nothing
 // else: no client, no handler, no other shard.
 type shard struct {
 	inbox inbox
 	last  atomic.Pointer[event] // the last event with a position that the outboxes have; nil: none
 	stats *shared
+
+	members int // clients that have it as their home; guarded by the registry's mutex
 
 	// Owned by the shard's goroutine.
 	clients []*Client
@@ -48,8 +51,8 @@ type subscription struct {
 	since uint64 // the position where it began, if later than a replay's; guarded by the client's tmu
 }
 
-// loop is the shard's goroutine. The hub's first client starts it. It ends when
-// the inbox is closed, and Shutdown waits for it.
+// loop is the shard's goroutine. The shard's first client starts it. It ends
+// when the inbox is closed, and Shutdown waits for it.
 func (s *shard) loop() {
 	for batch := s.inbox.take(); batch != nil; batch = s.inbox.take() {
 		for i := range batch {
