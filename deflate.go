@@ -34,7 +34,7 @@ func acceptDeflate(offer string) string {
 	if strings.TrimSpace(name) != "permessage-deflate" {
 		return ""
 	}
-	agreed := "permessage-deflate; client_no_context_takeover; server_no_context_takeover"
+	window := ""
 	seen := make([]string, 0, 4)
 	for more {
 		var param string
@@ -58,12 +58,12 @@ func acceptDeflate(offer string) string {
 			if value != "15" { // compress/flate has no smaller window
 				return ""
 			}
-			agreed += "; server_max_window_bits=15" // without it, the client would have to give up (§7.1.2.1)
+			window = "; server_max_window_bits=15" // without it, the client would have to give up (§7.1.2.1)
 		default:
 			return ""
 		}
 	}
-	return agreed
+	return "permessage-deflate; client_no_context_takeover; server_no_context_takeover" + window
 }
 
 // isWindowBits reports whether s is a window's size as RFC 7692 §7.1.2 writes it.
