@@ -336,7 +336,7 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		if !j.isNew(r.node, r.number+uint64(i)) {
 			continue
 		}
-		ev, live := j.claim(r, i, ev, now, out)
+		ev, live := j.claim(r, i, ev, start, now, out)
 		at := start + uint64(i) + 1
 		if i == len(r.events)-1 {
 			at = end
@@ -372,8 +372,9 @@ func (j *journal) tellShards(out *batch) {
 
 // claim returns event i of a record, or the pending own event that it encodes.
 // It reports whether clients get the event now. They don't if it is older than
-// this node's start, or if they have it already.
-func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) (_ *event, live bool) {
+// this node's start, or if they have it already. Own events that the log lacks
+// get the position start, between two records.
+func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time, out *batch) (_ *event, live bool) {
 	live = isClosed(j.current)
 	if r.node != j.peers.node {
 		return ev, live
@@ -382,7 +383,7 @@ func (j *journal) claim(r *record, i int, ev *event, now time.Time, out *batch) 
 	live = live && number > j.passed
 	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
 		lost := j.own[0].event
-		j.past.addAt(lost, j.past.seq, now)
+		j.past.addAt(lost, start, now)
 		out.add(lost)
 		j.own = j.own[1:]
 	}

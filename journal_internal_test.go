@@ -64,6 +64,28 @@ func TestJournalOrder(t *testing.T) {
 	})
 }
 
+// An own event that the engine accepted and lost has a place of its own: a client
+// that was cut off right before it gets it.
+func TestJournalLosesAnOwnEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 1, "1"))
+		j.Current("e", 1)
+		d.arrive()
+		id := d.id(1, wholeRecord)
+		for _, data := range []string{"first", "second"} {
+			d.publish("a", data)
+			synctest.Wait()
+		}
+		j.Record("e", 2, b.records()[1])
+		d.arrive()
+		d.want("first", "second")
+		if got := d.since(id, "a"); got != "first second" {
+			t.Errorf("a client that comes back has missed %q, want both", got)
+		}
+	})
+}
+
 // If the engine has lost records, connected clients get a reset, too. A record
 // forged in this node's name isn't accepted as its own.
 func TestJournalLoses(t *testing.T) {
