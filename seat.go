@@ -102,25 +102,34 @@ const maxFreeSeats = 64
 // take returns a free seat, or a new one.
 func (p *seats) take() (*seat, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if n := len(p.free); n > 0 {
-		s := p.free[n-1]
-		p.free = slices.Delete(p.free, n-1, n)
-		return s, nil
+	n := len(p.free)
+	if n == 0 {
+		p.mu.Unlock()
+		return newSeat() // which takes microseconds
 	}
-	return newSeat()
+	defer p.mu.Unlock()
+	s := p.free[n-1]
+	p.free = slices.Delete(p.free, n-1, n)
+	return s, nil
 }
 
 // give takes back a seat between two frames.
 func (p *seats) give(s *seat) {
 	s.sit(nil, nil)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if s.isUsable() && len(p.free) < maxFreeSeats {
-		p.free = append(p.free, s)
-	} else {
+	if !s.isUsable() || !p.keep(s) {
 		s.conn.CloseNow() // its finalizer would keep it until the collection after the next
 	}
+}
+
+// keep adds a seat, unless there are enough.
+func (p *seats) keep(s *seat) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.free) == maxFreeSeats {
+		return false
+	}
+	p.free = append(p.free, s)
+	return true
 }
 
 // clear drops all seats. They serve again if there are clients again.
