@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,11 +109,11 @@ func (s *servers) begin() {
 
 // freePort returns a free port. It is below 32768, because from there on the
 // system chooses ports for connections, and a server needs its port again after a
-// restart.
+// restart. For the same reason no two calls return the same port.
 func freePort(t testing.TB) int {
 	t.Helper()
 	for range 100 {
-		port := 20000 + rand.IntN(10000)
+		port := 20000 + int(lastPort.Add(1)%10000)
 		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			l.Close()
 			return port
@@ -121,6 +122,10 @@ func freePort(t testing.TB) int {
 	t.Fatal("no port is free")
 	return 0
 }
+
+var lastPort atomic.Uint32 // begins at random, as other processes test, too
+
+func init() { lastPort.Store(rand.Uint32N(10000)) }
 
 func (s *servers) url(i int) string {
 	return fmt.Sprintf("nats://127.0.0.1:%d", s.options[i].Port)
