@@ -75,11 +75,12 @@ func (r *relay) fill(p *replay) {
 }
 
 // cover sets the position behind which this node has all events of a topic,
-// unless it is set. It is a new position, which no client knows yet.
+// unless it is set. It is a new position, which no client knows yet. Until the
+// subscription is confirmed, events may be missing up to now.
 func (r *relay) cover(topic string) {
 	r.peers.mu.Lock()
 	defer r.peers.mu.Unlock()
-	if in := r.peers.interests[topic]; in != nil && in.from == 0 {
+	if in := r.peers.interests[topic]; in != nil && (in.from == 0 || !isClosed(in.confirmed)) {
 		r.past.move(r.past.seq + 1)
 		in.from = r.past.seq
 	}

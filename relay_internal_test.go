@@ -51,6 +51,35 @@ func TestRelayOrder(t *testing.T) {
 	})
 }
 
+// While the subscription to a topic is not confirmed, events of other nodes may
+// be missing. No id resumes over that time.
+func TestRelayUnconfirmedTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		b.setAway(true)
+		r.want([]string{"a"})
+		newest := func() string {
+			d.arrive()
+			client := &replay{topics: []pastTopic{{name: "a"}, {}}}
+			r.fill(client)
+			return client.position.ID
+		}
+		unconfirmed := newest()
+		if got := d.since(unconfirmed, "a"); got != "lost" {
+			t.Errorf("before the subscription, a client that comes back has missed %q", got)
+		}
+		b.setAway(false)
+		time.Sleep(time.Minute)
+		confirmed := newest()
+		if got := d.since(unconfirmed, "a"); got != "lost" {
+			t.Errorf("behind the subscription, a client from before it has missed %q", got)
+		}
+		if got := d.since(confirmed, "a"); got != "" {
+			t.Errorf("behind the subscription, a client that comes back has missed %q", got)
+		}
+	})
+}
+
 // After a loss, clients of the topic that reconnect get a reset.
 func TestRelayGap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
