@@ -59,7 +59,7 @@ type Client struct {
 	wire wire
 
 	// Owned by the goroutine that answers the request, then by the reading one.
-	seat      *seat // nil: it is no WebSocket, or not yet
+	seat      *seat // nil: there is nothing to read
 	admitted  bool  // OnConnect has returned nil: OnDisconnect is to follow
 	inMessage bool  // between the first frame of a message and its end
 	junk      int32 // bytes that came on an event stream
@@ -375,7 +375,7 @@ func (c *Client) gone() {
 	if c.seat != nil {
 		c.seat.conn.CloseNow()
 	} else if c.wire.Conn != nil {
-		c.wire.Close()
+		c.wire.Close() // as a Conn does: the sweeper must not kick linger
 	}
 	c.wire.hangUp(c.out.flushed())
 }

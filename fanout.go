@@ -8,9 +8,9 @@ import (
 )
 
 // A shard gives events to some of a hub's clients: to the same ones as long as
-// they live. All that concerns them comes
-// through one inbox. One goroutine handles it in order, and waits for nothing
-// else: no client, no handler, no other shard.
+// they live. All that concerns them comes through one inbox. One goroutine
+// handles it in order, and waits for nothing else: no client, no handler, no
+// other shard.
 type shard struct {
 	inbox inbox
 	last  atomic.Pointer[event] // the last event with a position that the outboxes have; nil: none

@@ -18,10 +18,10 @@ import (
 )
 
 // A wire is a client's connection. A Conn of coder/websocket reads from it, while
-// it is lent to the client, and does the close handshake. Outgoing frames are the hub's, and wait in the client's
-// outbox. The library writes only close frames, each in one Write of at most
-// 127 bytes, as Write asserts. They join the outbox, and nothing follows them.
-// This holds because no user has the library's Conn.
+// it is lent to the client, and does the close handshake. Outgoing frames are the
+// hub's, and wait in the client's outbox. The library writes only close frames,
+// each in one Write of at most 127 bytes, as Write asserts. They join the outbox,
+// and nothing follows them. This holds because no user has the library's Conn.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
 // calls abort, which wakes that goroutine. A parked connection waits for its
