@@ -91,7 +91,7 @@ func (m brokered) size() int {
 
 // appendHead appends an event without its data.
 func appendHead(b []byte, e *Event) []byte {
-	b = append(b, flag(e.Binary))
+	b = append(b, flag(e.Binary)|flag(e.Gone)<<1)
 	for _, text := range []string{e.Name, e.Key, e.Except} {
 		b = appendText(b, text)
 	}
@@ -186,14 +186,16 @@ func (p *parser) age() time.Duration {
 	return time.Duration(min(p.number(), math.MaxInt32)) * time.Millisecond
 }
 
-func (p *parser) flag() bool {
-	if len(p.b) == 0 || p.b[0] > 1 {
+func (p *parser) flag() bool { return p.bits(1) == 1 }
+
+// bits parses a byte that has n flags.
+func (p *parser) bits(n int) (flags byte) {
+	if len(p.b) == 0 || p.b[0]>>n != 0 {
 		p.fail()
-		return false
+		return 0
 	}
-	set := p.b[0] == 1
-	p.b = p.b[1:]
-	return set
+	flags, p.b = p.b[0], p.b[1:]
+	return flags
 }
 
 func (p *parser) hash() (hash uint64) {
@@ -207,7 +209,8 @@ func (p *parser) hash() (hash uint64) {
 
 // head parses an event without its data.
 func (p *parser) head() (e Event) {
-	e.Binary = p.flag()
+	flags := p.bits(2)
+	e.Binary, e.Gone = flags&1 != 0, flags&2 != 0
 	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
 	return e
 }

@@ -13,6 +13,8 @@ func TestBrokered(t *testing.T) {
 		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1, time.Second}, {0, 1 << 63, 0}}},
 		{kind: brokeredEvent, node: nodeID{15: 9}, seq: 1, event: Event{Data: []byte{}}},
 		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
+		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true}},
+		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true, Binary: true}},
 	} {
 		b := m.append(nil)
 		got, err := parseBrokered(bytes.Clone(b))
@@ -55,7 +57,7 @@ func FuzzBrokered(f *testing.F) {
 func records() (all [][]byte) {
 	node := nodeID{1, 2, 3}
 	var events []*ownEvent
-	for i, e := range []Event{{Data: []byte("d")}, {}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
+	for i, e := range []Event{{Data: []byte("d")}, {Key: "k", Gone: true}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
 		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
 		all = append(all, encodeRecord(node, events))
 	}

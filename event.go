@@ -211,6 +211,8 @@ type envelope struct {
 	ID       string          `json:"id,omitempty"`
 	Topic    string          `json:"topic,omitempty"`
 	Event    string          `json:"event,omitempty"`
+	Key      string          `json:"key,omitempty"`
+	Gone     bool            `json:"gone,omitempty"`
 	Data     *string         `json:"data,omitempty"` // nil in a position and in a heartbeat
 	Encoding string          `json:"encoding,omitempty"`
 	Reset    bool            `json:"reset,omitempty"`    // this is the hub's reset, not a user's event of that name
@@ -218,7 +220,7 @@ type envelope struct {
 }
 
 func (ev *event) envelope() []byte {
-	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Reset: ev.notice == resetNotice}
+	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Key: ev.Key, Gone: ev.Gone, Reset: ev.notice == resetNotice}
 	switch ev.notice {
 	case positionNotice:
 	case beatNotice:

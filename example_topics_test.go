@@ -196,3 +196,22 @@ func (s *source) next() string {
 	}
 	return "the end"
 }
+
+// The newest event of each Key stays, so a page has the whole board at once. An
+// event that is Gone takes a value away.
+func ExampleHub_Latest() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 100}
+	defer hub.Shutdown(context.Background())
+
+	ctx := context.Background()
+	hub.Publish(ctx, "stocks", realtime.Event{Key: "ACME", Data: []byte("10.00")})
+	hub.Publish(ctx, "stocks", realtime.Event{Key: "XYZ", Data: []byte("7.00")})
+	hub.Publish(ctx, "stocks", realtime.Event{Key: "ACME", Data: []byte("10.50")})
+	hub.Publish(ctx, "stocks", realtime.Event{Key: "XYZ", Gone: true})
+
+	for e := range hub.Latest("stocks") {
+		fmt.Println(e.Key, string(e.Data))
+	}
+	// Output: ACME 10.50
+}

@@ -12,8 +12,8 @@ import (
 
 // History sets how many events a hub keeps, and for how long. Clients that
 // reconnect get them, and new clients get the latest values. The zero History
-// keeps nothing. If one field is set, the other one has its default. Negative
-// values count as zero.
+// keeps nothing. If one field is set, the others have their defaults. Negative
+// values count as zero, but see Values.
 type History struct {
 	// Events is how many events are kept of each topic, and of the events to
 	// all clients. The default is 100.
@@ -21,6 +21,13 @@ type History struct {
 
 	// Age is how long an event is kept. The default is 5 minutes.
 	Age time.Duration
+
+	// Values is how many latest values the whole hub keeps beyond Events and
+	// Age. The newest event of each Key stays until a newer one replaces it, or
+	// one that is [Event.Gone] takes it away. If there are more, those that have
+	// stayed longest are dropped: Stats.Forgotten counts them, and the log says
+	// so. The default is 100,000. A negative number keeps none.
+	Values int
 }
 
 // keeps reports whether h, which is settled, keeps events.
@@ -29,9 +36,11 @@ func (h History) keeps() bool { return h.Events > 0 }
 // settled returns h with its defaults.
 func (h History) settled() History {
 	h.Events, h.Age = max(h.Events, 0), max(h.Age, 0)
-	if h != (History{}) {
-		h.Events, h.Age = cmp.Or(h.Events, 100), cmp.Or(h.Age, 5*time.Minute)
+	if h.Events == 0 && h.Age == 0 && h.Values <= 0 {
+		return History{}
 	}
+	h.Events, h.Age = cmp.Or(h.Events, 100), cmp.Or(h.Age, 5*time.Minute)
+	h.Values = max(cmp.Or(h.Values, 100_000), 0)
 	return h
 }
 
@@ -53,8 +62,9 @@ type history struct {
 	unshared       map[string]bool
 	unsharedEvents uint64 // the number of such events so far
 	topics         map[string]*topicLog
-	oldest         *keptEvent // of all topics; newer events follow it
-	newest         *keptEvent
+	recent         eventList // of all topics
+	stayed         eventList // the values that are no longer recent, in the order in which they became so
+	forgotten      func()    // called when a value is dropped because there are too many
 
 	// floor is the highest position of an event of a topic no longer in topics.
 	floor uint64
@@ -72,24 +82,59 @@ type history struct {
 // to all clients.
 type topicLog struct {
 	topic  string
-	kept   []*keptEvent          // oldest first
+	recent []*keptEvent          // oldest first
+	stayed []*keptEvent          // values that are no longer recent, oldest first; some are stale
+	stale  int                   // how many of them
 	keys   map[string]*keptEvent // the newest of each Key
-	forgot uint64                // the highest position of an event that is no longer kept
+	forgot uint64                // the highest position of an event that is no longer recent
 	gap    uint64                // the position of the newest gap; zero: there is none
 }
 
-// A keptEvent is an event in a list by age, of all topics.
+// A keptEvent is a recent event, or a value that stays when it is no longer one.
 type keptEvent struct {
 	event        *event
 	log          *topicLog
 	at           time.Time
-	older, newer *keptEvent
+	stays        bool       // it is in history.stayed
+	stale        bool       // it was, until it was replaced or dropped
+	older, newer *keptEvent // in an eventList
 	replacement  *keptEvent // the next one of the same topic and Key; nil: there is none
+}
+
+// An eventList is a list of kept events. Each is in one list at most.
+type eventList struct {
+	oldest, newest *keptEvent
+	len            int
+}
+
+func (l *eventList) push(m *keptEvent) {
+	m.older, m.newer = l.newest, nil
+	if l.newest != nil {
+		l.newest.newer = m
+	} else {
+		l.oldest = m
+	}
+	l.newest = m
+	l.len++
+}
+
+func (l *eventList) remove(m *keptEvent) {
+	if m.older != nil {
+		m.older.newer = m.newer
+	} else {
+		l.oldest = m.newer
+	}
+	if m.newer != nil {
+		m.newer.older = m.older
+	} else {
+		l.newest = m.older
+	}
+	l.len--
 }
 
 // isValue reports whether m is the newest event of its Key for a client.
 func (m *keptEvent) isValue(id *clientID) bool {
-	if m.event.Key == "" || !m.event.isFor(id) {
+	if m.event.Key == "" || m.event.Gone || m.stale || !m.event.isFor(id) {
 		return false
 	}
 	for m = m.replacement; m != nil; m = m.replacement {
@@ -107,6 +152,7 @@ func newHistory(limit History) *history {
 		limit:      limit,
 		epoch:      hex.EncodeToString(epoch[:]),
 		topics:     make(map[string]*topicLog),
+		forgotten:  func() {},
 		partEvents: partEvents,
 	}
 }
@@ -202,28 +248,32 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 		p = &topicLog{topic: ev.topic, forgot: h.floor}
 		h.topics[ev.topic] = p
 	}
-	m := &keptEvent{event: ev, log: p, at: now, older: h.newest}
-	if h.newest != nil {
-		h.newest.newer = m
-	} else {
-		h.oldest = m
-	}
-	h.newest = m
-	p.kept = append(p.kept, m)
+	m := &keptEvent{event: ev, log: p, at: now}
+	h.recent.push(m)
+	p.recent = append(p.recent, m)
 	if ev.Key != "" {
-		if older := p.keys[ev.Key]; older != nil {
-			older.replacement = m
-		} else if p.keys == nil {
-			p.keys = make(map[string]*keptEvent)
-		}
-		p.keys[ev.Key] = m
+		h.replace(m)
 	}
 	if ev.notice == gapNotice {
 		p.gap = seq
 	}
-	if len(p.kept) > h.limit.Events {
-		h.forget(p.kept[0])
+	if len(p.recent) > h.limit.Events {
+		h.forget(p.recent[0])
 	}
+}
+
+// replace makes m the newest event of its Key.
+func (h *history) replace(m *keptEvent) {
+	p := m.log
+	if older := p.keys[m.event.Key]; older != nil {
+		older.replacement = m
+		if older.stays {
+			h.unstay(older)
+		}
+	} else if p.keys == nil {
+		p.keys = make(map[string]*keptEvent)
+	}
+	p.keys[m.event.Key] = m
 }
 
 // addUnshared keeps an event that the engine lacks, for its Key alone. Its
@@ -255,42 +305,73 @@ func (h *history) restart(epoch string) {
 // move makes seq the newest position. Its event need not be kept.
 func (h *history) move(seq uint64) { h.seq, h.last = seq, nil }
 
-// forget drops m, the oldest of its topic.
+// forget makes m, the oldest of its topic's recent events, no longer recent. If
+// it is a value, it stays.
 func (h *history) forget(m *keptEvent) {
 	p := m.log
 	p.forgot = m.event.seq
-	p.kept[0] = nil
-	p.kept = p.kept[1:]
+	p.recent[0] = nil
+	p.recent = p.recent[1:]
+	h.recent.remove(m)
 	if p.keys[m.event.Key] == m {
-		delete(p.keys, m.event.Key)
-	}
-	if len(p.kept) == 0 {
-		h.floor = max(h.floor, p.forgot)
-		delete(h.topics, p.topic)
-		if len(h.topics) == 0 {
-			h.topics = make(map[string]*topicLog) // a map never shrinks
+		if m.event.Gone || h.limit.Values == 0 {
+			delete(p.keys, m.event.Key)
+		} else {
+			h.stay(m)
 		}
 	}
-	if m.older != nil {
-		m.older.newer = m.newer
-	} else {
-		h.oldest = m.newer
-	}
-	if m.newer != nil {
-		m.newer.older = m.older
-	} else {
-		h.newest = m.older
+	h.clean(p)
+}
+
+// stay keeps a value that is no longer recent.
+func (h *history) stay(m *keptEvent) {
+	p := m.log
+	m.stays = true
+	h.stayed.push(m)
+	i, _ := slices.BinarySearchFunc(p.stayed, m, (*keptEvent).compare) // most often at the end
+	p.stayed = slices.Insert(p.stayed, i, m)
+	if h.stayed.len > h.limit.Values {
+		oldest := h.stayed.oldest
+		delete(oldest.log.keys, oldest.event.Key)
+		h.unstay(oldest)
+		h.clean(oldest.log)
+		h.forgotten()
 	}
 }
 
+// unstay ends what stay began, for a value that was replaced or dropped.
+func (h *history) unstay(m *keptEvent) {
+	p := m.log
+	m.stays, m.stale = false, true
+	h.stayed.remove(m)
+	if p.stale++; p.stale > len(p.stayed)/2 {
+		p.stayed = slices.DeleteFunc(p.stayed, func(m *keptEvent) bool { return m.stale })
+		p.stale = 0
+	}
+}
+
+// clean drops p if it has no events.
+func (h *history) clean(p *topicLog) {
+	if len(p.recent) > 0 || len(p.stayed) > p.stale {
+		return
+	}
+	h.floor = max(h.floor, p.forgot)
+	delete(h.topics, p.topic)
+	if len(h.topics) == 0 {
+		h.topics = make(map[string]*topicLog) // a map never shrinks
+	}
+}
+
+func (m *keptEvent) compare(other *keptEvent) int { return m.event.compare(other.event) }
+
 // expire drops events that are too old; see order.expire.
 func (h *history) expire(now time.Time) time.Duration {
-	for h.oldest != nil {
-		left := h.limit.Age - now.Sub(h.oldest.at)
+	for h.recent.oldest != nil {
+		left := h.limit.Age - now.Sub(h.recent.oldest.at)
 		if left > 0 {
 			return left
 		}
-		h.forget(h.oldest)
+		h.forget(h.recent.oldest)
 	}
 	return 0
 }
@@ -307,7 +388,7 @@ func newPosition(seq uint64, id string) *event {
 	return &event{Event: Event{ID: id}, seq: seq, notice: positionNotice}
 }
 
-// complete reports whether all events of topics behind seq are kept.
+// complete reports whether all events of topics behind seq are recent.
 func (h *history) complete(topics []pastTopic, seq uint64) bool {
 	if seq < h.begin {
 		return false
@@ -327,12 +408,8 @@ func (h *history) complete(topics []pastTopic, seq uint64) bool {
 	return true
 }
 
-// after returns the kept events of a topic behind seq.
-func (h *history) after(topic string, seq uint64) []*keptEvent {
-	p := h.topics[topic]
-	if p == nil {
-		return nil
-	}
-	i, _ := slices.BinarySearchFunc(p.kept, seq+1, func(m *keptEvent, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
-	return p.kept[i:]
+// after returns the events of a list behind seq.
+func after(list []*keptEvent, seq uint64) []*keptEvent {
+	i, _ := slices.BinarySearchFunc(list, seq+1, func(m *keptEvent, seq uint64) int { return cmp.Compare(m.event.seq, seq) })
+	return list[i:]
 }

@@ -82,6 +82,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 		numbers: make(map[nodeID]uint64),
 	}
 	j.reached.Store(&progress{over: make(chan struct{})})
+	j.past.forgotten = s.forgot
 	j.past.epoch = ""
 	j.past.prints = new(prints)
 	j.past.seq = wholeRecord // zero is no position

@@ -17,6 +17,7 @@ const (
 	logSlow
 	logPanic
 	logText
+	logHistory
 	logBroker
 	logOutage
 	logKinds

@@ -79,7 +79,7 @@ type publication struct {
 // A change is what a client wants of its shard. The client waits until taken is
 // closed: it could leave its shard before it has joined otherwise.
 type change struct {
-	client *Client
+	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing
 	replay *replay        // nil, or filled in by the loop; it goes behind do
 	taken  chan struct{}
@@ -198,6 +198,10 @@ func (h *Hub) change(c *change) {
 		case r.resumed:
 			h.shared.resumed.Add(1)
 		}
+	}
+	if c.client == nil {
+		close(c.taken)
+		return
 	}
 	c.client.home.inbox.put(entry{do: func(s *shard) {
 		if c.do != nil {

@@ -74,6 +74,7 @@ type local struct {
 
 func newLocal(s *shared) local {
 	past := newHistory(s.history)
+	past.forgotten = s.forgot
 	past.base, past.seq = 1, 1 // zero is no position
 	return local{shared: s, past: past}
 }

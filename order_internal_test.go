@@ -192,7 +192,7 @@ func TestLocalOrder(t *testing.T) {
 	none := newLocal(newOrderShared(History{}))
 	d = &driver{t: t, o: &none}
 	d.publish("", "1")
-	if d.last() != "" || none.past.newest != nil {
+	if d.last() != "" || none.past.recent.newest != nil {
 		t.Error("an event has an id though there is no history")
 	}
 }

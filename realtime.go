@@ -45,6 +45,11 @@ type Event struct {
 	// client that subscribes first gets the newest event of each Key.
 	Key string
 
+	// Gone takes the latest value of Key away: this event is not kept as one.
+	// Clients get it as any other; those of the [Subprotocol] are told that the
+	// value is gone.
+	Gone bool
+
 	// Except is the ID of a client that doesn't get the event: usually its
 	// sender, who has it already. A client that reconnects has a new ID.
 	Except string
@@ -62,6 +67,9 @@ func (e *Event) check() error {
 	if e.ID != "" {
 		return fmt.Errorf("realtime: event has the id %q: ids are for Stream.SendEvent; a hub assigns its own", e.ID)
 	}
+	if e.Gone && e.Key == "" {
+		return errors.New("realtime: event is Gone but has no Key: which value is gone?")
+	}
 	if !e.Binary && !utf8.Valid(e.Data) {
 		return errors.New("realtime: event data is not valid UTF-8, which no browser accepts as text: set Binary")
 	}
@@ -78,10 +86,11 @@ type Message struct {
 // Subprotocol is the WebSocket subprotocol of clients that want more of an
 // event than its data. They get each event as a text message, a JSON object:
 //
-//	{"id": "…", "topic": "…", "event": "…", "data": "…"}
+//	{"id": "…", "topic": "…", "event": "…", "key": "…", "data": "…"}
 //
 // data is a string; for Binary events it is base64 and "encoding" is "base64".
-// The others are omitted where empty. With [Hub.History], an object with an id
+// The others are omitted where empty. An event that is Gone has "gone": true.
+// With [Hub.History], an object with an id
 // alone tells how far the client has come, and one with "reset": true that it
 // may have lost events. The newest id of any object is the one to reconnect with,
 // as lastEventId in the URL's query.

@@ -88,9 +88,17 @@ func (h *history) fill(r *replay) {
 // order. It reports whether the part has all of them.
 func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) bool {
 	var due dueEvents
-	for _, t := range r.topics {
-		if events := h.after(t.name, max(r.at, t.since)); len(events) > 0 {
+	add := func(list []*keptEvent, since uint64) {
+		if events := after(list, max(r.at, since)); len(events) > 0 {
 			due = append(due, events)
+		}
+	}
+	for _, t := range r.topics {
+		if p := h.topics[t.name]; p != nil {
+			add(p.recent, t.since)
+			if r.values {
+				add(p.stayed, t.since)
+			}
 		}
 	}
 	heap.Init(&due)

@@ -201,7 +201,7 @@ func testReplay(t *testing.T, seed uint64) {
 	}
 	newest := make(map[topicKey]*event)
 	for _, topic := range f.topics {
-		for _, m := range h.topics[topic].kept {
+		for _, m := range h.topics[topic].recent {
 			if m.event.Key != "" && m.event.Except == "" {
 				newest[m.event.topicKey()] = m.event
 			}

@@ -14,6 +14,7 @@ type Stats struct {
 	Delivered      int64 // messages written to a client's connection
 	Received       int64 // messages from clients
 	Replaced       int64 // messages that a newer one of their Key replaced
+	Forgotten      int64 // latest values dropped because there were more than History.Values
 	Resumed        int64 // clients that reconnected and got every event since
 	Resets         int64 // clients that reconnected and may have lost events
 	Dropped        int64 // messages still queued when their client went, and events sent to Broadcast after Shutdown had begun
@@ -45,6 +46,7 @@ func (h *Hub) Stats() Stats {
 		Delivered:      s.delivered.Load(),
 		Received:       s.received.Load(),
 		Replaced:       s.replaced.Load(),
+		Forgotten:      s.forgotten.Load(),
 		Resumed:        s.resumed.Load(),
 		Resets:         s.resets.Load(),
 		Gaps:           s.gaps.Load(),
@@ -85,6 +87,7 @@ type shared struct {
 	received    atomic.Int64
 	dropped     atomic.Int64
 	replaced    atomic.Int64
+	forgotten   atomic.Int64
 	gaps        atomic.Int64
 	brokerLost  atomic.Int64
 	resumed     atomic.Int64
@@ -93,4 +96,10 @@ type shared struct {
 	refused     atomic.Int64
 	invalidText atomic.Int64
 	panics      atomic.Int64
+}
+
+// forgot counts and logs a latest value for which there is no room.
+func (s *shared) forgot() {
+	s.forgotten.Add(1)
+	s.log.warn(logHistory, "latest value dropped: there are more than History.Values", "values", s.history.Values)
 }

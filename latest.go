@@ -1,0 +1,28 @@
+package realtime
+
+import "iter"
+
+// Latest iterates over the latest values of a topic when the iteration starts,
+// oldest first: the newest event of each Key, as a client gets them that
+// subscribes now. The empty topic has those of the events to all clients.
+// Without a [History] there are none, and after Shutdown neither. Don't modify
+// their Data. With a [Broker] that keeps no history, a node knows the values of
+// the topics that its own clients have.
+func (h *Hub) Latest(topic string) iter.Seq[Event] {
+	return func(yield func(Event) bool) {
+		if h.usable() != nil || h.closing() {
+			return
+		}
+		h.start()
+		h.settle()
+		r := &replay{topics: []pastTopic{{name: topic}}, whole: true}
+		if !h.hand(change{replay: r}) {
+			return
+		}
+		for _, ev := range r.part {
+			if !yield(ev.withoutID().Event) {
+				return
+			}
+		}
+	}
+}
