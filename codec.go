@@ -40,8 +40,8 @@ func brokerTopicOf(name string) (topic string, ok bool) {
 type brokered struct {
 	kind   brokeredKind
 	node   nodeID
-	seq    uint64        // counts the node's events, or its heartbeats
-	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten
+	seq    uint64        // counts the node's events, or its heartbeats, or the messages of an answer
+	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten. In values: how many messages there are
 	age    time.Duration // the time since that event, in whole ms
 	event  Event
 
@@ -49,6 +49,19 @@ type brokered struct {
 	clients int         // how many clients the node has
 	leaving bool        // the node shuts down
 	sent    []sentEntry // the last event to each topic since the previous heartbeat
+
+	digest uint64 // in a question: of the values that the node has
+
+	// In values alone, an answer to a question.
+	asker  nodeID
+	sure   bool // the node itself has no question about the topic
+	values []agedValue
+}
+
+// An agedValue is the newest event of its Key, and the time since it came.
+type agedValue struct {
+	event Event
+	age   time.Duration // in whole ms
 }
 
 type brokeredKind byte
@@ -56,6 +69,8 @@ type brokeredKind byte
 const (
 	brokeredEvent     brokeredKind = 'e'
 	brokeredHeartbeat brokeredKind = 'h'
+	brokeredQuestion  brokeredKind = 'q' // for a topic's latest values
+	brokeredValues    brokeredKind = 'v'
 )
 
 // brokeredVersion is the first byte. Nodes drop messages with another.
@@ -66,7 +81,19 @@ const brokeredVersion = 1
 func (m brokered) append(b []byte) []byte {
 	b = append(b, brokeredVersion, byte(m.kind))
 	b = append(b, m.node[:]...)
-	if m.kind == brokeredHeartbeat {
+	switch m.kind {
+	case brokeredQuestion:
+		return binary.BigEndian.AppendUint64(b, m.digest)
+	case brokeredValues:
+		b = append(append(b, m.asker[:]...), flag(m.sure))
+		b = binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before)
+		b = binary.AppendUvarint(b, uint64(len(m.values)))
+		for _, v := range m.values {
+			b = appendAge(b, v.age)
+			b = appendText(appendHead(b, &v.event), v.event.Data)
+		}
+		return b
+	case brokeredHeartbeat:
 		b = binary.AppendUvarint(b, uint64(m.clients))
 		b = append(b, flag(m.leaving))
 		b = binary.AppendUvarint(b, m.seq)
@@ -132,6 +159,26 @@ func parseBrokered(b []byte) (m brokered, err error) {
 			m.sent = append(m.sent, sentEntry{p.hash(), p.number(), p.age()})
 		}
 		return m, p.err
+	case brokeredQuestion:
+		m.digest = p.hash()
+		return m, p.err
+	case brokeredValues:
+		p.node(&m.asker)
+		m.sure = p.flag()
+		m.seq, m.before = p.number(), p.number()
+		for range p.number() {
+			v := agedValue{age: p.age()}
+			v.event = p.head()
+			v.event.Data = p.text()
+			if p.err == nil {
+				p.err = v.event.check()
+			}
+			if p.err != nil {
+				break
+			}
+			m.values = append(m.values, v)
+		}
+		return m, p.err
 	case brokeredEvent:
 		m.seq, m.before, m.age = p.number(), p.number(), p.age()
 		m.event = p.head()
@@ -151,13 +198,24 @@ type parser struct {
 
 // begin parses the beginning of a message or record: version, kind and node.
 func (p *parser) begin(node *nodeID) (kind brokeredKind) {
-	if len(p.b) < 2+len(node) || p.b[0] != brokeredVersion {
+	if len(p.b) < 2 || p.b[0] != brokeredVersion {
 		p.fail()
 		return 0
 	}
 	kind = brokeredKind(p.b[1])
-	p.b = p.b[2+copy(node[:], p.b[2:]):]
+	p.b = p.b[2:]
+	if p.node(node); p.err != nil {
+		return 0
+	}
 	return kind
+}
+
+func (p *parser) node(node *nodeID) {
+	if len(p.b) < len(node) {
+		p.fail()
+		return
+	}
+	p.b = p.b[copy(node[:], p.b):]
 }
 
 func (p *parser) fail() { p.b, p.err = nil, errBrokered }

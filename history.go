@@ -66,6 +66,10 @@ type history struct {
 	stayed         eventList // the values that are no longer recent, in the order in which they became so
 	forgotten      func()    // called when a value is dropped because there are too many
 
+	// valued is called when a topic gets its first event with a Key, and when it
+	// has lost the last one.
+	valued func(topic string, has bool)
+
 	// floor is the highest position of an event of a topic no longer in topics.
 	floor uint64
 
@@ -153,6 +157,7 @@ func newHistory(limit History) *history {
 		epoch:      hex.EncodeToString(epoch[:]),
 		topics:     make(map[string]*topicLog),
 		forgotten:  func() {},
+		valued:     func(string, bool) {},
 		partEvents: partEvents,
 	}
 }
@@ -270,10 +275,19 @@ func (h *history) replace(m *keptEvent) {
 		if older.stays {
 			h.unstay(older)
 		}
-	} else if p.keys == nil {
+	} else if len(p.keys) == 0 {
 		p.keys = make(map[string]*keptEvent)
+		h.valued(p.topic, true)
 	}
 	p.keys[m.event.Key] = m
+}
+
+// dropKey drops the newest event of m's Key, which is m.
+func (h *history) dropKey(m *keptEvent) {
+	p := m.log
+	if delete(p.keys, m.event.Key); len(p.keys) == 0 {
+		h.valued(p.topic, false)
+	}
 }
 
 // addUnshared keeps an event that the engine lacks, for its Key alone. Its
@@ -315,7 +329,7 @@ func (h *history) forget(m *keptEvent) {
 	h.recent.remove(m)
 	if p.keys[m.event.Key] == m {
 		if m.event.Gone || h.limit.Values == 0 {
-			delete(p.keys, m.event.Key)
+			h.dropKey(m)
 		} else {
 			h.stay(m)
 		}
@@ -332,7 +346,7 @@ func (h *history) stay(m *keptEvent) {
 	p.stayed = slices.Insert(p.stayed, i, m)
 	if h.stayed.len > h.limit.Values {
 		oldest := h.stayed.oldest
-		delete(oldest.log.keys, oldest.event.Key)
+		h.dropKey(oldest)
 		h.unstay(oldest)
 		h.clean(oldest.log)
 		h.forgotten()

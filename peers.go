@@ -35,7 +35,7 @@ type peers struct {
 	cancel  context.CancelFunc
 	calling chan struct{}           // holds a token for each call of Subscribe that runs
 	lost    func(topic, why string) // reports lost events of a topic, or of any if it is empty; nil in a journal
-	begun   func(topic string)      // reports that all events of a topic arrive from now on; nil in a journal
+	begun   func(topic string)      // reports that all events of a user's topic arrive from now on; nil in a journal
 
 	ledger  ledger
 	own     sync.WaitGroup
@@ -61,7 +61,7 @@ type outgoing struct {
 
 // An interest is this node's subscription to a topic.
 type interest struct {
-	clients   int           // of this node, with the topic
+	clients   int           // of this node, with the topic; one more if it has values
 	idleSince time.Time     // when clients became zero
 	since     time.Time     // when Subscribe succeeded; zero: it hasn't
 	confirmed chan struct{} // closed when Subscribe has succeeded
@@ -316,7 +316,7 @@ func (p *peers) subscribe(topic string, in *interest) {
 			p.mu.Lock()
 			in.since, in.from = time.Now(), 0
 			p.mu.Unlock()
-			if p.begun != nil {
+			if p.begun != nil && topic != nodesTopic {
 				p.begun(topic)
 			}
 			close(in.confirmed)
@@ -377,4 +377,28 @@ func (p *peers) clients() (total int) {
 		}
 	}
 	return total
+}
+
+// topics returns the topics that this node is subscribed to, or is about to be.
+func (p *peers) topics() (all []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for topic := range p.interests {
+		if topic != nodesTopic {
+			all = append(all, topic)
+		}
+	}
+	return all
+}
+
+// hasOthers reports whether another node has been heard lately.
+func (p *peers) hasOthers() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, n := range p.nodes {
+		if time.Since(n.heard) <= nodeTimeout && !n.left {
+			return true
+		}
+	}
+	return false
 }

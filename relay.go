@@ -18,13 +18,14 @@ type relay struct {
 	// Owned by the loop.
 	seq  uint64               // number of this node's last event
 	sent map[string]sentEvent // the last event to each topic
+	survey
 }
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
-	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
+	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent), survey: newSurvey()}
 	r.peers.lost, r.peers.begun = r.gap, r.begun
-	r.past.covered = r.covered
+	r.past.covered, r.past.valued = r.covered, r.valued
 	r.peers.start(r)
 	r.peers.watch("") // events to all clients
 	return r
@@ -96,18 +97,22 @@ func (r *relay) covered(topic string) uint64 {
 	return math.MaxUint64
 }
 
-// begun has the loop note that all events of a topic arrive from now on.
+// begun has the loop note that all events of a topic arrive from now on, and ask
+// for its values.
 func (r *relay) begun(topic string) {
 	if r.shared.history.keeps() {
-		r.peers.pass(func(time.Time, *batch) { r.cover(topic) })
+		r.peers.pass(func(time.Time, *batch) {
+			r.cover(topic)
+			r.ask(topic)
+		})
 	}
 }
 
 func (r *relay) want(topics []string) []<-chan struct{} {
 	confirmed := r.peers.watch(topics...)
 	for i, topic := range topics {
-		if !isClosed(confirmed[i]) {
-			r.begun(topic) // and again when it is confirmed: ids from before must not resume
+		if !isClosed(confirmed[i]) && r.shared.history.keeps() {
+			r.peers.pass(func(time.Time, *batch) { r.cover(topic) }) // and again when it is confirmed: ids from before must not resume
 		}
 	}
 	return confirmed
@@ -127,7 +132,12 @@ func (r *relay) Deliver(name string, msg []byte) {
 	for _, topic := range lost {
 		r.gap(topic, why)
 	}
-	if fresh {
+	switch {
+	case m.kind == brokeredQuestion:
+		r.peers.pass(func(time.Time, *batch) { r.asked(topic, &m) })
+	case m.kind == brokeredValues:
+		r.peers.pass(func(now time.Time, out *batch) { r.told(topic, &m, now, out) })
+	case fresh:
 		ev := newEvent(topic, m.event)
 		r.peers.pass(func(now time.Time, out *batch) {
 			r.keep(ev, now)
@@ -147,7 +157,7 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	switch {
 	case m.kind == brokeredHeartbeat:
 		lost, why = p.trackHeartbeatLocked(n, m, now), "another node sent events that did not arrive"
-	case p.interests[topic] == nil || m.seq <= n.seqs[topic]:
+	case m.kind != brokeredEvent || p.interests[topic] == nil || m.seq <= n.seqs[topic]:
 		// No client has the topic, or it is a duplicate.
 	default:
 		fresh = true
@@ -169,7 +179,10 @@ func (r *relay) Gap(err error) { r.gap("", err.Error()) }
 func (r *relay) gap(topic, why string) {
 	r.shared.gaps.Add(1)
 	r.shared.log.warn(logBroker, "events of other nodes may be missing", "topic", clip(topic), "why", why)
-	r.peers.pass(func(now time.Time, _ *batch) { r.keep(newGap(topic), now) })
+	r.peers.pass(func(now time.Time, _ *batch) {
+		r.keep(newGap(topic), now)
+		r.askAgain(topic)
+	})
 }
 
 func newGap(topic string) *event { return &event{topic: topic, notice: gapNotice} }

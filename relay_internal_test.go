@@ -162,8 +162,10 @@ func TestRelayBehindAnEngine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, r, b := newTestRelay(t)
 		synctest.Wait()
-		d.arrive()  // that it is subscribed to events to all clients
+		d.arrive() // that it is subscribed to events to all clients
+		synctest.Wait()
 		b.mu.Lock() // the engine doesn't answer
+		b.published = nil
 		n := 0
 		for ; !r.isFull(); n++ {
 			if rc := d.publish("a", fmt.Sprint(n)); rc.err != nil {

@@ -28,7 +28,8 @@ var (
 // Nodes, clients and an engine come and go at random. No client loses an event
 // silently: it gets each event of its topics once and in order, or a reset
 // before later events. With a Broker without history a connected client gets no
-// reset, but its node counts a gap.
+// reset, but its node counts a gap. In the end the nodes agree on the latest
+// values of a topic.
 //
 //	go test -run TestSimulation -simulations 100000   # a night
 func TestSimulation(t *testing.T) {
@@ -63,6 +64,7 @@ type simulation struct {
 	total   int
 	clients []*simClient
 	trace   []string
+	values  int // how many values have been published
 
 	mu        sync.Mutex               // guards the field below
 	published map[simStream][]simEvent // in the order of publishing
@@ -219,6 +221,7 @@ func (s *simulation) run() {
 	}
 	time.Sleep(30 * time.Second)
 	synctest.Wait()
+	s.checkValues()
 	for _, n := range s.nodes {
 		n.gaps = n.site.hub.Stats().Gaps
 	}
@@ -264,6 +267,7 @@ var simSteps = []func(s *simulation, i int){
 		s.nodes[i].dropBeats.Store(beats)
 		s.nodes[i].drop.Store(int64(n))
 	},
+	func(s *simulation, i int) { s.setValue(i) },
 	func(s *simulation, i int) { s.restart(i, false) },
 	func(s *simulation, i int) { s.restart(i, true) },
 	// For a log alone.
@@ -343,6 +347,43 @@ func (s *simulation) publish(i, count int) {
 			defer s.mu.Unlock()
 			ev := &s.published[stream][len(events)-1]
 			ev.done, ev.failed = max(1, time.Since(s.start)), err != nil
+		}
+	}
+}
+
+// setValue makes a node publish a value or take it away. Without a log, each Key
+// has one publisher: nodes have no common order otherwise.
+func (s *simulation) setValue(i int) {
+	n := s.nodes[i]
+	key := fmt.Sprint("key", s.rnd.IntN(3))
+	if !s.history {
+		key = n.name
+	}
+	s.values++
+	e := realtime.Event{Key: key, Data: fmt.Append(nil, "value ", s.values), Gone: s.rnd.IntN(4) == 0}
+	s.log("%s sets %s to %s, gone %v", n.name, key, e.Data, e.Gone)
+	n.tasks <- func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		n.site.hub.Publish(ctx, "values", e) // it may fail: then the nodes agree on any value
+	}
+}
+
+// checkValues checks that all nodes have the same values.
+func (s *simulation) checkValues() {
+	for _, n := range s.nodes {
+		n.site.listen("topic=values")
+	}
+	time.Sleep(10 * time.Second)
+	synctest.Wait()
+	var first []string
+	for i, n := range s.nodes {
+		got := latest(n.site.hub, "values")
+		slices.Sort(got)
+		if i == 0 {
+			first = got
+		} else if !slices.Equal(got, first) {
+			s.t.Errorf("%s has the values %q, %s has %q", s.nodes[0].name, first, n.name, got)
 		}
 	}
 }

@@ -1,0 +1,227 @@
+package realtime
+
+import (
+	"bytes"
+	"hash/crc64"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// A survey is how a relay learns the latest values that other nodes have. It
+// asks for those of a topic when its own subscription begins, and after a loss.
+// A node that is sure of its values, because it has no question about the topic,
+// answers for all. The others hear it, and keep quiet. Where no node is sure, as
+// after an outage, each that has other values than the asker answers. What
+// differs is decided by age, because a Broker gives no order.
+//
+//	question ──▶ nodes with the topic ──wait, as others may answer──▶ values
+//
+// A node with values of a topic stays subscribed to it, so that it has the
+// newest and can answer. The loop owns a survey.
+type survey struct {
+	questions map[string]*question // of this node, by topic
+	answers   map[answer]bool      // this node is about to give them
+}
+
+// A question is one of this node that nobody who is sure has answered yet.
+type question struct {
+	tries int
+	from  nodeID // who answers, and is sure
+	next  uint64 // the message of the answer to come
+}
+
+// An answer is to a node, about a topic.
+type answer struct {
+	topic string
+	asker nodeID
+}
+
+const (
+	maxQuestions   = 3                      // tries
+	questionTime   = time.Second            // for an answer, until the next try
+	questionPause  = 100 * time.Millisecond // until the next try if the broker has too much to do
+	maxAnswerDelay = 200 * time.Millisecond // more than maxOnItsWay, at random
+)
+
+func newSurvey() survey {
+	return survey{make(map[string]*question), make(map[answer]bool)}
+}
+
+// valued keeps this node subscribed to a topic with values.
+func (r *relay) valued(topic string, has bool) {
+	if has {
+		r.peers.watch(topic)
+	} else {
+		r.peers.unwatch([]string{topic})
+	}
+}
+
+// ask asks the other nodes for the values of a topic.
+func (r *relay) ask(topic string) {
+	q := new(question)
+	r.questions[topic] = q
+	r.try(topic, q)
+}
+
+// askAgain asks for the values of a topic, or of all this node's topics if it is
+// the empty one: events of any may be lost.
+func (r *relay) askAgain(topic string) {
+	if !r.shared.history.keeps() {
+		return
+	}
+	topics := []string{topic}
+	if topic == "" {
+		topics = r.peers.topics()
+	}
+	for _, topic := range topics {
+		r.ask(topic)
+	}
+}
+
+// try sends a question, and tries again until the answer is there. It gives up
+// when no node answers, or none is known.
+func (r *relay) try(topic string, q *question) {
+	if r.questions[topic] != q {
+		return
+	}
+	if q.tries == maxQuestions || q.tries > 0 && !r.peers.hasOthers() {
+		delete(r.questions, topic)
+		return
+	}
+	pause := questionPause
+	if len(r.peers.queue) < brokerQueue/4 { // events go first
+		r.send(outgoing{brokerName(topic), brokered{kind: brokeredQuestion, node: r.peers.node, digest: r.past.digest(topic)}})
+		q.tries++
+		q.next = 0
+		pause = questionTime
+	}
+	r.later(pause+rand.N(pause), func(time.Time, *batch) { r.try(topic, q) })
+}
+
+// later has the loop call an arrival after a time.
+func (r *relay) later(d time.Duration, a arrival) {
+	time.AfterFunc(d, func() { r.peers.pass(a) })
+}
+
+// send queues a message. Where there is no room it is lost, as in an outage.
+func (r *relay) send(msg outgoing) {
+	select {
+	case r.peers.queue <- msg:
+	default:
+	}
+}
+
+// asked accepts the question of a node. The answer waits until what was
+// published before the question has arrived.
+func (r *relay) asked(topic string, m *brokered) {
+	a := answer{topic, m.node}
+	r.answers[a] = true
+	r.later(maxOnItsWay+rand.N(maxAnswerDelay), func(now time.Time, _ *batch) {
+		if !r.answers[a] { // another node has answered
+			return
+		}
+		delete(r.answers, a)
+		kept := r.past.newest(topic)
+		switch sure := r.questions[topic] == nil; {
+		case m.digest == r.past.digest(topic):
+			r.tell(a, sure, nil, now)
+		case sure || len(kept) > 0:
+			r.tell(a, sure, kept, now)
+		}
+	})
+}
+
+// tell answers a question with the newest events of all Keys. That may take
+// several messages.
+func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
+	most := maxRecordBytes
+	if limit := r.peers.limit(); limit > 0 {
+		most = min(most, limit-256)
+	}
+	messages := [][]agedValue{nil}
+	bytes := 0
+	for _, m := range kept {
+		size := brokered{event: m.event.Event}.size()
+		if last := len(messages) - 1; bytes+size <= most || messages[last] == nil {
+			bytes += size
+		} else {
+			messages, bytes = append(messages, nil), size
+		}
+		last := len(messages) - 1
+		e := m.event.Event
+		e.ID = ""
+		messages[last] = append(messages[last], agedValue{e, max(now.Sub(m.at), 0)})
+	}
+	for i, values := range messages {
+		r.send(outgoing{brokerName(a.topic), brokered{
+			kind: brokeredValues, node: r.peers.node, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
+		}})
+	}
+}
+
+// told accepts the answer of a node. If it is to this node, values that are
+// newer here stay. Clients get the others as events.
+func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
+	if m.asker != r.peers.node {
+		if m.sure {
+			delete(r.answers, answer{topic, m.asker})
+		}
+		return
+	}
+	if q := r.questions[topic]; q != nil && m.sure {
+		if m.seq == 0 && q.next == 0 {
+			q.from = m.node
+		}
+		if m.node == q.from && m.seq == q.next {
+			q.next++
+		}
+		if m.node == q.from && q.next == m.before {
+			delete(r.questions, topic)
+		}
+	}
+	for _, v := range m.values {
+		at := now.Add(-v.age)
+		var here *keptEvent
+		if p := r.past.topics[topic]; p != nil {
+			here = p.keys[v.event.Key]
+		}
+		switch {
+		case here == nil && v.event.Gone:
+			continue
+		case here != nil && (here.event.isLike(&v.event) || !at.After(here.at.Add(maxOnItsWay))):
+			continue
+		}
+		v.event.Data = bytes.Clone(v.event.Data) // it would keep the whole message
+		ev := newEvent(topic, v.event)
+		r.keep(ev, at)
+		out.add(ev)
+	}
+}
+
+// isLike reports whether e and other, of the same Key, say the same.
+func (e *Event) isLike(other *Event) bool {
+	return e.Name == other.Name && e.Binary == other.Binary && e.Gone == other.Gone && bytes.Equal(e.Data, other.Data)
+}
+
+// newest returns the newest event of each Key of a topic, oldest first, also
+// those that are Gone.
+func (h *history) newest(topic string) (kept []*keptEvent) {
+	if p := h.topics[topic]; p != nil {
+		kept = slices.SortedFunc(maps.Values(p.keys), (*keptEvent).compare)
+	}
+	return kept
+}
+
+// digest returns a checksum of a topic's values. It is zero if there are none.
+func (h *history) digest(topic string) (sum uint64) {
+	if p := h.topics[topic]; p != nil {
+		for _, m := range p.keys {
+			if !m.event.Gone {
+				sum += crc64.Checksum(append(appendHead(nil, &m.event.Event), m.event.Data...), topicTable)
+			}
+		}
+	}
+	return sum
+}
