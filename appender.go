@@ -3,6 +3,7 @@ package realtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 )
@@ -34,12 +35,13 @@ type appender struct {
 	wake    chan struct{}  // signals that live or cutSeen has changed; has room for one
 
 	appending outage
+	trimming  outage
+	trims     chan trim     // filled by the loop; has room for one
 	down      atomic.Bool   // there is a cut; stored by the goroutine
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
 	arrived   atomic.Int64  // when the last record arrived, in Unix ns; stored by the broker
 	seen      atomic.Uint64 // number of this node's last event that the log delivered; stored by the loop
 	putBack   atomic.Bool   // the log was put back, and nodes may not know; set by the loop, cleared by both
-	markAt    atomic.Int64  // when to append a mark, in Unix ns; zero: never; set by the loop, cleared by the goroutine
 	cutSeen   atomic.Uint64 // number of the last cut that the log delivered; stored by the loop
 
 	// Owned by the goroutine.
@@ -60,6 +62,8 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		peers:     j.peers,
 		broker:    broker,
 		appending: outage{log: &j.shared.log, what: "broker history"},
+		trimming:  outage{log: &j.shared.log, what: "bound of the broker history"},
+		trims:     make(chan trim, 1),
 		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop accepts 257 at most
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
@@ -92,8 +96,9 @@ func (a *appender) run() {
 		case <-ticker.C:
 			a.checkProgress()
 			a.tellPutBack()
-			a.mark()
 			look = true
+		case t := <-a.trims:
+			a.peers.own.Go(func() { a.trim(t) }) // which may be slow: events don't wait for it
 		case <-a.wake:
 			look = true
 		case <-a.peers.done:
@@ -218,16 +223,23 @@ func (a *appender) tellPutBack() {
 	}
 }
 
-// mark appends a record without events if the log has been quiet for long. So
-// the newest record never expires. A node that starts can then tell its id from
-// that of a lost record with the same number.
-func (a *appender) mark() {
-	at := a.markAt.Load()
-	if at == 0 || time.Now().UnixNano() < at || a.down.Load() || !a.live.Load() {
-		return
-	}
-	if a.append(a.peers.ctx, encodeMark(a.peers.node), appendTry) == nil {
-		a.markAt.CompareAndSwap(at, 0) // until the mark arrives
+// A trim says which records the engine is to forget.
+type trim struct {
+	epoch  string
+	before uint64 // the number of the first one that stays
+}
+
+// trim makes the engine forget old records. If it doesn't, the log grows, and
+// all else works.
+func (a *appender) trim(t trim) {
+	ctx, cancel := context.WithTimeout(a.peers.ctx, brokerTimeout)
+	defer cancel()
+	err := a.broker.Trim(ctx, t.epoch, t.before)
+	switch {
+	case err == nil:
+		a.trimming.over()
+	case a.live.Load(): // otherwise the log tells of an outage already
+		a.trimming.failed(fmt.Errorf("the engine keeps events that are older than History.Age: %w", err))
 	}
 }
 

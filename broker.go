@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 )
 
 // ErrBrokerUnavailable is returned where other nodes can't be reached. Publish
@@ -73,11 +72,11 @@ type HistoryBroker interface {
 
 	// Follow begins to hand the records of the log to h, from the oldest one
 	// that the engine has, and returns without waiting for them. It is called
-	// once, after Start. The engine should keep a record for the given time, as
-	// far as its limits allow, and the newest record for longer. After an
-	// outage the records go on where they stopped, and the last one comes
-	// again: so the hub notices a log that was put back and written again.
-	Follow(h HistoryHandler, keep time.Duration) error
+	// once, after Start. No record expires: the engine keeps each until Trim,
+	// as far as its limits allow, also while no node runs. After an outage the
+	// records go on where they stopped, and the last one comes again: so the
+	// hub notices a log that was put back and written again.
+	Follow(h HistoryHandler) error
 
 	// Append adds a record to the log and returns nil once the engine has it.
 	// One goroutine calls it. While the engine can't be reached it fails at
@@ -85,6 +84,15 @@ type HistoryBroker interface {
 	// it may come twice, as the hub tries again. After [ErrEventTooLarge] it
 	// never comes. record is the caller's again when Append returns.
 	Append(ctx context.Context, record []byte) error
+
+	// Trim makes the engine forget the records of an epoch with numbers below
+	// before, and those of earlier epochs. It returns nil once no node that
+	// starts gets them. The newest record stays, whatever before is: by it a
+	// node that starts tells its id from that of a lost record with the same
+	// number. If the log has another epoch, Trim does nothing and returns nil.
+	// While the engine can't be reached it fails at once. Each node calls it
+	// two or three times in a [History] Age, also while it calls Append.
+	Trim(ctx context.Context, epoch string, before uint64) error
 }
 
 // A HistoryHandler is a node's side of a [HistoryBroker]. Its methods are called

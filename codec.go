@@ -2,7 +2,6 @@ package realtime
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -273,9 +272,9 @@ func (p *parser) head() (e Event) {
 	return e
 }
 
-// A record is an entry of the log: events of a node, a cut, or a mark, which
-// has no events. A cut says that the node's events up to number are lost,
-// unless the log has them before the cut.
+// A record is an entry of the log: events of a node, or a cut. A cut says that
+// the node's events up to number are lost, unless the log has them before the
+// cut.
 type record struct {
 	epoch string // set by Record, like seq and print
 	seq   uint64
@@ -284,7 +283,7 @@ type record struct {
 	kind   brokeredKind
 	node   nodeID
 	number uint64   // of the first event; in a cut, of the last
-	events []*event // nil in a cut or mark
+	events []*event // nil in a cut
 	topics []string // in a cut, those that lose events; the empty one stands for all
 }
 
@@ -311,12 +310,6 @@ func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
 		b = appendText(b, topic)
 	}
 	return b
-}
-
-// encodeMark returns a record without events. No other record is equal to it.
-func encodeMark(node nodeID) []byte {
-	b := beginRecord(brokeredRecord, node, 0, 0)
-	return append(b, rand.Text()...)
 }
 
 // beginRecord returns the beginning of a record. n events or topics follow.

@@ -47,6 +47,8 @@ type journal struct {
 	lastRecord uint64            // number of the newest record that arrived
 	readAway   uint64            // lastRecord when the engine went away; zero: it is back
 	numbers    map[nodeID]uint64 // number of each node's last event
+	milestones []milestone       // oldest first; those that trimTo has yet to use
+	trimAt     time.Time         // when to call trimTo next
 	early      bool              // a client joined before the log was current
 
 	reached atomic.Pointer[progress] // replaced by the loop
@@ -57,6 +59,12 @@ type progress struct {
 	epoch  string
 	number uint64        // the last one in this epoch's ids
 	over   chan struct{} // closed when there is a newer progress
+}
+
+// A milestone is the number of the newest record that this node had at a time.
+type milestone struct {
+	at     time.Time
+	record uint64
 }
 
 // An ownEvent is an event that was published on this node.
@@ -88,7 +96,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 	j.past.seq = wholeRecord // zero is no position
 	j.out = newAppender(j, broker)
 	j.peers.start(j)
-	if err := broker.Follow(j, s.history.Age); err != nil {
+	if err := broker.Follow(j); err != nil {
 		j.out.appending.failed(err)
 	}
 	j.peers.own.Go(j.out.run)
@@ -117,7 +125,37 @@ func (j *journal) fill(r *replay) {
 	j.early = j.early || !isClosed(j.current)
 }
 
-func (j *journal) expire(now time.Time) time.Duration { return j.past.expire(now) }
+// expire also trims the log, two or three times in an Age.
+func (j *journal) expire(now time.Time) time.Duration {
+	age := j.past.limit.Age
+	if !now.Before(j.trimAt) {
+		j.trimAt = now.Add(age/3 + rand.N(age/6+1)) // at random, so that nodes don't do it together
+		if before := j.trimTo(now); before > 0 {
+			select {
+			case j.out.trims <- trim{j.past.epoch, before}:
+			default: // the engine is slow, and a later trim does the same
+			}
+		}
+	}
+	wait := j.trimAt.Sub(now)
+	if next := j.past.expire(now); next > 0 {
+		wait = min(wait, next)
+	}
+	return wait
+}
+
+// trimTo returns the number of the oldest record that the log has to keep. Zero
+// means that it keeps all. This node has had the records before it for an Age. So
+// a record leaves the log an Age to two Ages after it was appended, or after this
+// node was started.
+func (j *journal) trimTo(now time.Time) (before uint64) {
+	j.milestones = append(j.milestones, milestone{now, j.lastRecord})
+	for now.Sub(j.milestones[0].at) >= j.past.limit.Age { // which ends, because the last one is of now
+		before = j.milestones[0].record + 1
+		j.milestones = j.milestones[1:]
+	}
+	return before
+}
 
 // want returns the log's channel: the log has all topics.
 func (j *journal) want([]string) []<-chan struct{} { return []<-chan struct{}{j.current} }
@@ -251,9 +289,6 @@ func (j *journal) catchUp(epoch string, last uint64, out *batch) {
 	j.readAway = 0
 	j.reach(epoch, last, out)
 	j.tellPosition()
-	if _, known := j.past.prints.text(j.lastRecord); !known {
-		j.markIn(0)
-	}
 	j.out.live.Store(true)
 	if !j.out.down.Load() {
 		j.out.appending.over()
@@ -298,6 +333,7 @@ func (j *journal) putBack(last uint64, out *batch) {
 func (j *journal) beginBehind(record uint64) {
 	p := j.past
 	j.lastRecord = record
+	j.milestones = nil // the numbers may stand for other records now
 	p.move(p.base + record<<recordBits | wholeRecord)
 	p.begin = p.seq
 }
@@ -357,11 +393,7 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		j.tellShards(out)
 	}
 	j.tellPosition()
-	j.markIn(j.past.limit.Age/3 + rand.N(j.past.limit.Age/6+1)) // at random, so that mostly one node does it
 }
-
-// markIn makes the appender append a mark in d, unless a record arrives before.
-func (j *journal) markIn(d time.Duration) { j.out.markAt.Store(time.Now().Add(d).UnixNano()) }
 
 // tellShards tells the shards the history's position when no event tells it.
 func (j *journal) tellShards(out *batch) {

@@ -1,7 +1,9 @@
 package realtime
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -279,37 +281,136 @@ func TestJournalNeverStarts(t *testing.T) {
 	}
 }
 
-// A quiet log gets a mark, so that nodes always know its last record.
-func TestJournalMarksTheEnd(t *testing.T) {
+// A node trims the records that it has had for an Age, and no younger ones. They
+// leave the log two Ages after they have come, at the latest.
+func TestJournalTrims(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
-		j.Current("e", 7) // none of them is left
-		d.arrive()
-		if id := d.id(7, wholeRecord); d.since(id, "a") != "lost" {
-			t.Errorf("the id %s resumes, though nobody knows its record", id)
+		const age = time.Minute
+		came := make(map[uint64]time.Time) // by number
+		come := func(seq uint64) {
+			j.Record("e", seq, recordOf(1, seq, "x"))
+			d.arrive()
+			came[seq] = time.Now()
 		}
-		for i := range uint64(3) {
-			time.Sleep(2 * journalTick)
+		come(5)
+		come(6) // from before this node was started
+		j.Current("e", 6)
+		d.arrive()
+		next, expiry, began := uint64(6), time.Now(), time.Now()
+		var before uint64
+		for range 2000 {
+			if !time.Now().Before(expiry) {
+				expiry = time.Now().Add(j.expire(time.Now()))
+				if !expiry.After(time.Now()) {
+					t.Fatal("expire wants to be called at once again")
+				}
+			}
 			synctest.Wait()
-			if n := len(b.records()); n != int(i)+1 {
-				t.Fatalf("%d records appended, want %d marks", n, i+1)
+			for _, trim := range b.trimmed() {
+				if trim.epoch != "e" || trim.before < before {
+					t.Fatalf("Trim(%q, %d) was called behind one to %d", trim.epoch, trim.before, before)
+				}
+				before = trim.before
 			}
-			j.Record("e", 8+i, b.records()[i])
-			d.arrive()
-			if id := d.id(8+i, wholeRecord); d.since(id, "a") != "" {
-				t.Errorf("the id %s doesn't resume", id)
+			for seq, at := range came {
+				switch kept := time.Since(at); {
+				case seq < before && kept < age:
+					t.Fatalf("record %d was trimmed when it was %v old", seq, kept)
+				case seq >= before && kept > 2*age:
+					t.Fatalf("record %d is %v old, and was not trimmed", seq, kept)
+				}
 			}
-			time.Sleep(j.past.limit.Age/3 - 3*journalTick)
-			d.arrive()
-			if n := len(b.records()); n != int(i)+1 {
-				t.Fatalf("%d records appended, want %d: the log has just had one", n, i+1)
+			if next%20 > 0 || time.Since(came[next]) > 5*age { // now and then nothing comes for long
+				next++
+				come(next)
 			}
-			time.Sleep(j.past.limit.Age/6 + journalTick)
+			time.Sleep(time.Second)
+		}
+		if calls, most := b.trimCalls, int(time.Since(began)/(age/3)); calls > most {
+			t.Errorf("Trim was called %d times in %v, want %d at most", calls, time.Since(began), most)
 		}
 	})
 }
 
-// In a cut, events bypass a log that accepts none. When it works again, it gets
+// Numbers of another epoch, and of a log that was put back, stand for other
+// records. These are not trimmed before they are old.
+func TestJournalTrimsNoOtherLog(t *testing.T) {
+	for name, change := range map[string]func(j *journal){
+		"epoch":    func(j *journal) { j.Record("f", 1, recordOf(1, 1, "y")) },
+		"put back": func(j *journal) { j.Record("e", 3, recordOf(2, 1, "y")) },
+		"lost":     func(j *journal) { j.Away(errTestAway); j.Current("e", 2) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			d, j, b := newTestJournal(t)
+			for seq := range uint64(100) {
+				j.Record("e", seq+1, recordOf(1, seq+1, "x"))
+			}
+			j.Current("e", 100)
+			d.arrive()
+			j.expire(time.Now())
+			time.Sleep(30 * time.Second)
+			change(j)
+			d.arrive()
+			last := j.lastRecord
+			for range 29 {
+				time.Sleep(2 * time.Second)
+				j.expire(time.Now())
+				d.arrive()
+			}
+			if trims := b.trimmed(); len(trims) > 0 {
+				t.Errorf("%s: %v was trimmed before it was old", name, trims)
+			}
+			time.Sleep(time.Minute)
+			j.expire(time.Now())
+			d.arrive()
+			if trims, want := b.trimmed(), (trim{j.past.epoch, last + 1}); len(trims) != 1 || trims[0] != want {
+				t.Errorf("%s: %v was trimmed, want %v", name, trims, want)
+			}
+		})
+	}
+}
+
+// A log that can't be trimmed grows. The line says so once, and all else works.
+func TestJournalTrimFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		var lines strings.Builder
+		j.shared.log.logger = slog.New(slog.NewTextHandler(&lines, nil))
+		b.setTrimError(errors.New("no permission for PURGE"))
+		j.Record("e", 1, recordOf(1, 1, "x"))
+		j.Current("e", 1)
+		d.arrive()
+		pass := func(d time.Duration) {
+			for range d / time.Second {
+				j.expire(time.Now())
+				time.Sleep(time.Second)
+			}
+			synctest.Wait()
+		}
+		pass(2 * time.Minute)
+		const lost = "bound of the broker history lost"
+		if got := lines.String(); strings.Count(got, lost) != 1 || !strings.Contains(got, "keeps events that are older than History.Age: no permission for PURGE") {
+			t.Errorf("the log has\n%s, want one line of it", got)
+		}
+		if _, down := j.elsewhere(); down {
+			t.Error("the broker counts as down")
+		}
+		b.setTrimError(nil)
+		pass(time.Minute)
+		if got := lines.String(); !strings.Contains(got, "bound of the broker history is back") {
+			t.Errorf("the log has\n%s, want a line that it is over", got)
+		}
+		j.Away(errTestAway)
+		b.setTrimError(errTestAway)
+		pass(2 * time.Minute)
+		if got := lines.String(); strings.Count(got, lost) != 1 {
+			t.Errorf("the log has\n%s, want no line of it while the engine is away", got)
+		}
+	})
+}
+
+// In a cut, events bypass a log// In a cut, events bypass a log that accepts none. When it works again, it gets
 // a record of the cut.
 func TestJournalCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

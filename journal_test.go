@@ -56,9 +56,9 @@ func (b *flaky) Append(ctx context.Context, record []byte) error {
 	return err
 }
 
-func (b *flaky) Follow(h realtime.HistoryHandler, keep time.Duration) error {
+func (b *flaky) Follow(h realtime.HistoryHandler) error {
 	b.handler = h
-	return b.HistoryBroker.Follow(flakyHandler{h, b}, keep)
+	return b.HistoryBroker.Follow(flakyHandler{h, b})
 }
 
 type flakyHandler struct {

@@ -25,8 +25,8 @@ type order interface {
 	// appended to an out.
 	fill(r *replay)
 
-	// expire drops events that are too old. It returns the time until the next
-	// one is, or zero if none is kept.
+	// expire drops events that are too old. It returns the time until it is to
+	// be called again, or zero if that is not before something arrives.
 	expire(now time.Time) time.Duration
 
 	// These are safe for concurrent use.

@@ -78,9 +78,38 @@ func (b *testBroker) records() [][]byte {
 }
 
 // A testLog is a testBroker with a log.
-type testLog struct{ testBroker }
+type testLog struct {
+	testBroker
+	trims     []trim // guarded by mu, like the fields below
+	trimCalls int
+	trimError error // what Trim returns
+}
 
-func (b *testLog) Follow(HistoryHandler, time.Duration) error { return nil }
+func (b *testLog) Follow(HistoryHandler) error { return nil }
+
+func (b *testLog) Trim(_ context.Context, epoch string, before uint64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.trimCalls++
+	if b.trimError == nil {
+		b.trims = append(b.trims, trim{epoch, before})
+	}
+	return b.trimError
+}
+
+func (b *testLog) setTrimError(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.trimError = err
+}
+
+// trimmed returns what Trim was called with since the last call of trimmed.
+func (b *testLog) trimmed() (trims []trim) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	trims, b.trims = b.trims, nil
+	return trims
+}
 
 func (b *testLog) Append(_ context.Context, record []byte) error {
 	if err := b.do(func() {}); err == nil && b.limit > 0 && len(record) > b.limit {

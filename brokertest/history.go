@@ -34,6 +34,9 @@ func RunHistory(t *testing.T, start func(t *testing.T) HistoryEngine) {
 		{"LogSlowHandler", logSlowHandler},
 		{"LogEngineAway", logEngineAway},
 		{"LogClose", logCloses},
+		{"LogTrim", logTrim},
+		{"LogTrimBusy", logTrimBusy},
+		{"LogTrimOvertakes", logTrimOvertakes},
 	})
 }
 
@@ -45,11 +48,14 @@ type follower struct {
 	mu      sync.Mutex // guards the fields below
 	busy    bool
 	slow    time.Duration
+	hold    <-chan struct{} // Record waits until it is closed; nil: it doesn't
 	epoch   string
 	log     []string // the records
 	first   uint64   // number of the first record in log
 	current bool     // since the last Away
 	again   bool     // the last record is to come a second time
+	lags    bool     // numbers may be missing; log then has the records behind the newest gap
+	gaps    int      // in the numbers
 	away    int
 }
 
@@ -59,7 +65,7 @@ func newFollower(t *testing.T, engine HistoryEngine) *follower {
 	if err := f.Start(handler{&node{t: t, got: make(map[string][]string), busy: make(map[string]bool)}}); err != nil {
 		t.Fatalf("Start: %v", err)
 	}
-	if err := f.Follow(f, time.Hour); err != nil {
+	if err := f.Follow(f); err != nil {
 		t.Fatalf("Follow: %v", err)
 	}
 	t.Cleanup(func() { f.Close() })
@@ -73,9 +79,12 @@ func (f *follower) enter() (leave func()) {
 		f.t.Error("two methods of the handler are called at a time")
 	}
 	f.busy = true
-	slow := f.slow
+	slow, hold := f.slow, f.hold
 	f.mu.Unlock()
 	time.Sleep(slow)
+	if hold != nil {
+		<-hold
+	}
 	f.mu.Lock()
 	return func() {
 		f.busy = false
@@ -90,6 +99,11 @@ func (f *follower) Record(epoch string, seq uint64, record []byte) {
 		f.first = seq
 	}
 	want := f.first + uint64(len(f.log))
+	if f.lags && seq > want {
+		f.gaps++
+		f.log, f.first, f.again = nil, seq, false
+		want = seq
+	}
 	if f.again {
 		f.again = false
 		if want--; seq == want && f.log[len(f.log)-1] == string(record) {
@@ -162,6 +176,21 @@ func (f *follower) add(record string) {
 	for i := range b {
 		b[i] = 'X'
 	}
+}
+
+// trim calls Trim, and tries again for a while, as add does.
+func (f *follower) trim(epoch string, before uint64) {
+	f.t.Helper()
+	var err error
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		err = f.Trim(ctx, epoch, before)
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+	f.t.Fatalf("Trim: %v", err)
 }
 
 // waitFor waits until n records have come and the log is current. It returns the
@@ -307,6 +336,13 @@ func logEngineAway(t *testing.T, engine HistoryEngine) {
 			if err == nil || time.Since(start) > atOnce {
 				t.Errorf("Append: %v after %v, want an error when its context ends after 2 s", err, time.Since(start))
 			}
+			start = time.Now()
+			ctx, cancel = context.WithTimeout(context.Background(), 2*time.Second)
+			err = b.Trim(ctx, "any", 1)
+			cancel()
+			if err == nil || time.Since(start) > atOnce {
+				t.Errorf("Trim: %v after %v, want an error when its context ends after 2 s", err, time.Since(start))
+			}
 		}
 		eventually(t, "a call of Away", func() bool {
 			a.mu.Lock()
@@ -371,5 +407,133 @@ func logCloses(t *testing.T, engine HistoryEngine) {
 	if err := a.Append(ctx, []byte("x")); err == nil {
 		t.Error("Append succeeds after Close")
 	}
+	if err := a.Trim(ctx, "any", 2); err == nil {
+		t.Error("Trim succeeds after Close")
+	}
 	b.add("other brokers still work")
+}
+
+// logTrim tests that Trim takes the records below a number away from nodes that
+// start, and nothing else. Connected nodes notice nothing. The newest record stays.
+func logTrim(t *testing.T, engine HistoryEngine) {
+	a, b := newFollower(t, engine), newFollower(t, engine)
+	var want []string
+	add := func(n int) {
+		for range n {
+			want = append(want, fmt.Sprint(len(want)+1))
+			a.add(want[len(want)-1])
+		}
+	}
+	add(20)
+	a.waitFor(20)
+	b.waitFor(20)
+	for _, tt := range []struct {
+		epoch  string
+		before uint64
+		first  uint64 // the first record that stays
+	}{
+		{a.epoch, 0, 1},
+		{a.epoch, 1, 1},
+		{a.epoch, 2, 2},
+		{"another", 10, 2},
+		{a.epoch, 10, 10},
+		{a.epoch, 10, 10},
+		{a.epoch, 5, 10},
+		{a.epoch, 20, 20},
+		{a.epoch, 21, 20},
+		{a.epoch, 1 << 40, 20},
+		{a.epoch, 1<<64 - 1, 20},
+	} {
+		a.trim(tt.epoch, tt.before)
+		late := newFollower(t, engine)
+		if got := late.waitFor(int(21 - tt.first)); !slices.Equal(got, want[tt.first-1:]) || late.first != tt.first || late.epoch != a.epoch {
+			t.Fatalf("behind Trim(%q, %d) a node gets the records %q from %s-%d on, want those from %s-%d on",
+				tt.epoch, tt.before, got, late.epoch, late.first, a.epoch, tt.first)
+		}
+		late.Close()
+	}
+	add(5)
+	for _, f := range []*follower{a, b} {
+		if got := f.waitFor(25); !slices.Equal(got, want) {
+			t.Errorf("a connected node got the records %q, want %q", got, want)
+		}
+	}
+	if late := newFollower(t, engine); len(late.waitFor(6)) != 6 || late.first != 20 {
+		t.Errorf("a node got the records from %d on, want them from 20 on", late.first)
+	}
+}
+
+// logTrimBusy tests that several nodes call Trim while they append records. No
+// record is lost that is to stay, and connected nodes get all.
+func logTrimBusy(t *testing.T, engine HistoryEngine) {
+	const nodes, records = 3, 300
+	var all []*follower
+	for range nodes {
+		all = append(all, newFollower(t, engine))
+	}
+	for i, f := range all {
+		f.add(fmt.Sprint("warm up ", i))
+	}
+	all[0].waitFor(nodes)
+	epoch := all[0].epoch
+	trim := func(f *follower) (before uint64) {
+		before = 1 << 63
+		for _, other := range all { // which have had what is trimmed
+			before = min(before, uint64(len(other.records())))
+		}
+		f.trim(epoch, before)
+		return before
+	}
+	var working sync.WaitGroup
+	for p, f := range all {
+		working.Go(func() {
+			for i := range records {
+				f.add(fmt.Sprint(p, " ", i))
+			}
+		})
+		working.Go(func() {
+			for trim(f) < nodes*records/2 {
+			}
+		})
+	}
+	working.Wait()
+	want := all[0].waitFor(nodes + nodes*records)
+	for _, f := range all {
+		if got := f.waitFor(len(want)); !slices.Equal(got, want) {
+			t.Error("nodes have different orders")
+		}
+	}
+	late := newFollower(t, engine)
+	got := late.waitFor(0)
+	if n := len(want) - len(got); !slices.Equal(got, want[n:]) || n < nodes*records/2-1 || late.first != uint64(n)+1 {
+		t.Errorf("%d records came to a later node, from %d on, want the newest", len(got), late.first)
+	}
+}
+
+// logTrimOvertakes tests that a node which is behind gets no record that was
+// trimmed, but the later ones with their numbers. So it notices the gap.
+func logTrimOvertakes(t *testing.T, engine HistoryEngine) {
+	slow, fast := newFollower(t, engine), newFollower(t, engine)
+	fast.add("0")
+	slow.waitFor(1)
+	hold := make(chan struct{})
+	slow.mu.Lock()
+	slow.lags, slow.hold = true, hold
+	slow.mu.Unlock()
+	const records = 1000
+	payload := strings.Repeat(".", 10_000)
+	for i := range records {
+		fast.add(fmt.Sprint(i+1, payload))
+	}
+	fast.waitFor(1 + records)
+	fast.trim(fast.epoch, records-10)
+	close(hold)
+	eventually(t, "the last record", func() bool {
+		got := slow.records()
+		return len(got) > 0 && got[len(got)-1] == fmt.Sprint(records, payload)
+	})
+	got := slow.records()
+	if slow.gaps != 1 || slow.first != records-10 || len(got) != 12 || got[0] != fmt.Sprint(records-11, payload) {
+		t.Errorf("there are %d gaps, and behind them %d records from %d on, want one and 12 from %d on", slow.gaps, len(got), slow.first, records-10)
+	}
 }

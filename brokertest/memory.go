@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
@@ -224,7 +223,7 @@ type memoryHistory struct {
 	followed chan struct{} // closed when the goroutine follow has ended; nil: Follow was not called
 }
 
-func (b *memoryHistory) Follow(h realtime.HistoryHandler, _ time.Duration) error {
+func (b *memoryHistory) Follow(h realtime.HistoryHandler) error {
 	b.handler, b.followed = h, make(chan struct{})
 	go b.follow()
 	return nil
@@ -280,6 +279,21 @@ func (b *memoryHistory) Append(ctx context.Context, record []byte) error {
 	}
 	m.log = append(m.log, bytes.Clone(record))
 	m.changed.Broadcast()
+	return ctx.Err()
+}
+
+func (b *memoryHistory) Trim(ctx context.Context, epoch string, before uint64) error {
+	m := b.engine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.stopped || b.closed {
+		return ErrStopped
+	}
+	if last := m.first + uint64(len(m.log)) - 1; epoch == m.epoch && before > m.first && last >= m.first {
+		before = min(before, last)
+		m.log = m.log[before-m.first:]
+		m.first = before
+	}
 	return ctx.Err()
 }
 

@@ -387,7 +387,7 @@ func TestMisuse(t *testing.T) {
 	b := natsbroker.New(conn).WithHistory()
 	expect(b.Publish(t.Context(), "x", nil), "natsbroker: publish: the broker is not started")
 	expect(b.Subscribe(t.Context(), "x"), "natsbroker: subscribe: the broker is not started")
-	expect(b.Follow(nil, 0), "natsbroker: follow: the broker is not started")
+	expect(b.Follow(nil), "natsbroker: follow: the broker is not started")
 	expect(b.Append(t.Context(), nil), "natsbroker: append: the broker is not started")
 	if err := b.Unsubscribe("x"); err != nil {
 		t.Error(err)
@@ -407,7 +407,7 @@ func TestMisuse(t *testing.T) {
 		for what, err := range map[string]error{
 			"Publish":   b.Publish(t.Context(), "x", nil),
 			"Subscribe": b.Subscribe(t.Context(), "x"),
-			"Follow":    b.Follow(nil, 0),
+			"Follow":    b.Follow(nil),
 			"Append":    b.Append(t.Context(), nil),
 		} {
 			if err != natsbroker.ErrClosed {

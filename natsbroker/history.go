@@ -36,9 +36,9 @@ type HistoryBroker struct {
 	*Broker
 
 	// MaxBytes bounds the history: above it the stream drops its oldest
-	// records. As a rule the Age of the hub's [realtime.History] bounds the
-	// history first. JetStream reserves that much on each server that has the
-	// stream. Where nodes have different values, as with Age and Replicas, the
+	// records. As a rule the nodes bound it first, by the Age of the hub's
+	// [realtime.History]. JetStream reserves that much on each server that has
+	// the stream. Where nodes have different values, as with Replicas, the
 	// highest holds. To lower it, change the stream. It may be assigned until the
 	// hub is used. Zero and less mean what the stream has. A stream that isn't
 	// there is made with 1 GiB, or less if JetStream has no room for that: then each
@@ -106,11 +106,11 @@ func (b *Broker) WithHistory() *HistoryBroker {
 }
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
-func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) error {
-	return wrap("follow", b.follow(h, keep))
+func (b *HistoryBroker) Follow(h realtime.HistoryHandler) error {
+	return wrap("follow", b.follow(h))
 }
 
-func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) error {
+func (b *HistoryBroker) follow(h realtime.HistoryHandler) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
@@ -122,7 +122,6 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	}
 	b.followed = true
 	b.asks.Store(true)
-	keep = max(keep, time.Second) // zero is for ever to JetStream
 	b.stream = jetstream.StreamConfig{
 		Name:        streamName(b.prefix),
 		Description: description,
@@ -130,9 +129,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 		Subjects:    []string{b.prefix + logSubject},
 		Storage:     jetstream.FileStorage,
 		Replicas:    cmp.Or(b.Replicas, b.replicas, 1),
-		MaxAge:      keep,
 		MaxBytes:    max(b.MaxBytes, 0),
-		Duplicates:  min(keep, time.Minute),
 	}
 	b.stream.MaxBytes = cmp.Or(b.stream.MaxBytes, historyBytes)
 	b.maxBytes.Store(b.stream.MaxBytes)
@@ -187,6 +184,40 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	return b.host.because(b.because(err, began))
 }
 
+// Trim is called by the hub; see [realtime.HistoryBroker]. It waits for JetStream's
+// answers.
+func (b *HistoryBroker) Trim(ctx context.Context, epoch string, before uint64) error {
+	return wrap("trim", b.trim(ctx, epoch, before))
+}
+
+func (b *HistoryBroker) trim(ctx context.Context, epoch string, before uint64) error {
+	if err := b.reachable(); err != nil {
+		return err
+	}
+	if !b.followed {
+		return errors.New("the history is not followed")
+	}
+	if why := b.unfit.Load(); why != nil {
+		return *why
+	}
+	began := time.Now()
+	stream, err := b.js().Stream(ctx, b.stream.Name)
+	if err == nil && epochOf(stream.CachedInfo()) == epoch {
+		// A purge of more than there is would drop the newest record. If the
+		// stream is deleted and made anew at this moment, nodes notice what is
+		// missing by the numbers.
+		if before = min(before, stream.CachedInfo().State.LastSeq); before > 1 {
+			err = stream.Purge(ctx, jetstream.WithPurgeSequence(before))
+		}
+	}
+	return b.host.because(b.because(err, began))
+}
+
+// epochOf returns the epoch of a stream.
+func epochOf(info *jetstream.StreamInfo) string {
+	return strconv.FormatInt(info.Created.UnixNano(), 36)
+}
+
 // maxHeaderBytes is more than the size of a record's headers.
 const maxHeaderBytes = 1024
 
@@ -234,7 +265,7 @@ func (b *HistoryBroker) session() error {
 	if err != nil {
 		return err
 	}
-	if epoch := strconv.FormatInt(info.Created.UnixNano(), 36); epoch != b.epoch {
+	if epoch := epochOf(info); epoch != b.epoch {
 		b.epoch, b.last = epoch, 0
 	}
 	if info.State.LastSeq < b.last {
@@ -332,8 +363,8 @@ func (b *HistoryBroker) verify(came, print uint64) error {
 }
 
 // missing asks whether the records that are due behind came still exist, and
-// returns due without those that the stream has dropped for their age, or for its
-// size, or because somebody has deleted the last ones.
+// returns due without those that the stream has dropped by a Trim, or for its size,
+// or because somebody has deleted the last ones.
 func (b *HistoryBroker) missing(due jetstream.StreamState, came uint64) (jetstream.StreamState, error) {
 	info, err := b.prepare()
 	if err != nil {

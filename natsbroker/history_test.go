@@ -216,7 +216,7 @@ func TestHistoryConfig(t *testing.T) {
 	if err := h.Start(new(log)); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.Follow(nil, time.Hour); err == nil || !strings.Contains(err.Error(), "StoreDir") {
+	if err := h.Follow(nil); err == nil || !strings.Contains(err.Error(), "StoreDir") {
 		t.Errorf("Follow: %v", err)
 	}
 	if err := h.Append(t.Context(), nil); err == nil {
@@ -393,7 +393,7 @@ func TestLaggingServer(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := &tally{t: t}
-		if err := b.Follow(c, time.Hour); err != nil {
+		if err := b.Follow(c); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { b.Close() })
@@ -472,7 +472,7 @@ func TestLastRecordComesAgain(t *testing.T) {
 	}
 	t.Cleanup(func() { b.Close() })
 	var got diary
-	if err := b.Follow(&got, time.Hour); err != nil {
+	if err := b.Follow(&got); err != nil {
 		t.Fatal(err)
 	}
 	say := func(record string) {

@@ -373,7 +373,7 @@ func writeHistory(t *testing.T, engine *servers) {
 	if err := b.Start(new(log)); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Follow(&got, time.Hour); err != nil {
+	if err := b.Follow(&got); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "stream", func() bool { return strings.Contains(got.all(), "current:0") })

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -99,17 +98,15 @@ func (b *HistoryBroker) raise(ctx context.Context, info *jetstream.StreamInfo) (
 		return nil, err
 	}
 	have, want := info.Config, info.Config
-	age, bytes := time.Duration(unlimited(int64(have.MaxAge))), unlimited(have.MaxBytes)
+	bytes := unlimited(have.MaxBytes)
 	want.Replicas = max(have.Replicas, b.stream.Replicas)
-	if age < b.stream.MaxAge {
-		want.MaxAge = b.stream.MaxAge
-	}
+	want.MaxAge = 0         // an earlier version of this package had set it
 	if bytes < b.MaxBytes { // by default it is as large as it is
 		want.MaxBytes = b.MaxBytes
 	}
-	if age > b.stream.MaxAge || b.MaxBytes > 0 && bytes > b.MaxBytes || have.Replicas > b.stream.Replicas && b.Replicas > 0 {
+	if b.MaxBytes > 0 && bytes > b.MaxBytes || have.Replicas > b.stream.Replicas && b.Replicas > 0 {
 		b.warn("more", "natsbroker: the stream keeps more than this node asks for: other nodes have other settings, or had",
-			"stream", have.Name, "age", have.MaxAge, "bytes", have.MaxBytes, "replicas", have.Replicas)
+			"stream", have.Name, "bytes", have.MaxBytes, "replicas", have.Replicas)
 	}
 	if want.MaxAge == have.MaxAge && want.MaxBytes == have.MaxBytes && want.Replicas == have.Replicas {
 		return info, nil
@@ -128,7 +125,7 @@ func (b *HistoryBroker) raise(ctx context.Context, info *jetstream.StreamInfo) (
 		return nil, err
 	}
 	b.warn("raised", "natsbroker: the stream keeps more than before, as this node asks for it",
-		"stream", have.Name, "age", want.MaxAge, "bytes", want.MaxBytes, "replicas", want.Replicas)
+		"stream", have.Name, "bytes", want.MaxBytes, "replicas", want.Replicas)
 	return stream.CachedInfo(), nil
 }
 

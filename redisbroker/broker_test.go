@@ -569,7 +569,7 @@ func TestMisuse(t *testing.T) {
 	b := newBroker("127.0.0.1:1").WithHistory()
 	expect(b.Publish(t.Context(), "x", nil), "redisbroker: publish: the broker is not started")
 	expect(b.Subscribe(t.Context(), "x"), "redisbroker: subscribe: the broker is not started")
-	expect(b.Follow(nil, 0), "redisbroker: follow: the broker is not started")
+	expect(b.Follow(nil), "redisbroker: follow: the broker is not started")
 	expect(b.Append(t.Context(), nil), "redisbroker: append: the broker is not started")
 	if err := b.Unsubscribe("x"); err != nil {
 		t.Error(err)
@@ -590,7 +590,7 @@ func TestMisuse(t *testing.T) {
 			"Start":     start(b.Broker),
 			"Publish":   b.Publish(t.Context(), "x", nil),
 			"Subscribe": b.Subscribe(t.Context(), "x"),
-			"Follow":    b.Follow(nil, 0),
+			"Follow":    b.Follow(nil),
 			"Append":    b.Append(t.Context(), nil),
 		} {
 			if err != redisbroker.ErrClosed {

@@ -45,7 +45,7 @@ type follower struct {
 	// Owned by the goroutine run.
 	away    bool      // the handler was told so, and Current not since
 	told    bool      // the handler was told that the log is current
-	warned  bool      // that other nodes keep more
+	warned  bool      // that other nodes keep more records
 	witness bool      // the hub had the whole log, of a Redis that waited for its disk
 	unsure  time.Time // since when the log can't be opened, see isUnsure
 
@@ -195,11 +195,10 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 		return logState{}, because(ctx, err)
 	}
 	f.unsure = time.Time{}
-	if !f.warned && (log.keep > f.log.keep || log.max > f.log.max) {
+	if !f.warned && log.max > f.log.max {
 		f.warned = true
-		slog.Warn("redisbroker: nodes of one history differ: the longest Age and the highest MaxRecords rule",
-			"prefix", strings.TrimSuffix(f.b.prefix, ":"), "age", time.Duration(log.keep)*time.Millisecond, "records", log.max,
-			"age of this node", time.Duration(f.log.keep)*time.Millisecond, "records of this node", f.log.max)
+		slog.Warn("redisbroker: nodes of one history differ: the highest MaxRecords rules",
+			"prefix", strings.TrimSuffix(f.b.prefix, ":"), "records", log.max, "records of this node", f.log.max)
 	}
 	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false

@@ -22,10 +22,11 @@ const defaultRecords = 1_000_000
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
-//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +pexpire +info +config|get
+//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +persist +info +config|get
 //
 // Without the last one the broker doesn't learn what [Broker.MaxMessageBytes] says,
 // and each start of Redis counts as a loss. Without +info no start is noticed.
+// Without +xtrim and +persist the history grows up to MaxRecords.
 //
 // In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
 // +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs
@@ -34,16 +35,16 @@ type HistoryBroker struct {
 	*Broker
 
 	// MaxRecords bounds the history: above about that number the stream drops
-	// its oldest records. As a rule the Age of the hub's [realtime.History]
-	// bounds the history first. Where nodes differ the highest number rules, and
+	// its oldest records. As a rule the nodes bound it first, by the Age of the
+	// hub's [realtime.History]. Where nodes differ the highest number rules, and
 	// the others log a warning. It may be assigned until the hub is used. Zero
 	// and less mean 1,000,000.
 	//
 	// A record has the events that a node published while its last record was
-	// on its way, up to 256 KiB and one event. 1,000,000 are 3,300 a second for
-	// the default Age of 5 minutes, and with small events some 300 MB. With
-	// large events choose a number that fits into Redis' memory, because a full
-	// Redis refuses records.
+	// on its way, up to 256 KiB and one event. The stream has those of twice the
+	// Age at most. 1,000,000 are 1,600 a second for the default Age of 5 minutes,
+	// and with small events some 300 MB. With large events choose a number that
+	// fits into Redis' memory, because a full Redis refuses records.
 	MaxRecords int
 
 	follower *follower // set by Follow, never changed; nil before
@@ -58,11 +59,11 @@ var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
 func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
 
 // Follow is called by the hub; see [realtime.HistoryBroker].
-func (b *HistoryBroker) Follow(h realtime.HistoryHandler, keep time.Duration) error {
-	return wrap("follow", b.follow(h, keep))
+func (b *HistoryBroker) Follow(h realtime.HistoryHandler) error {
+	return wrap("follow", b.follow(h))
 }
 
-func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) error {
+func (b *HistoryBroker) follow(h realtime.HistoryHandler) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
@@ -73,7 +74,7 @@ func (b *HistoryBroker) follow(h realtime.HistoryHandler, keep time.Duration) er
 	if maxRecords <= 0 {
 		maxRecords = defaultRecords
 	}
-	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, keep, maxRecords))
+	b.follower = newFollower(b.Broker, h, newRecordLog(b.prefix, maxRecords))
 	b.own.Go(b.follower.run)
 	return nil
 }
@@ -86,14 +87,33 @@ func (b *HistoryBroker) Append(ctx context.Context, record []byte) error {
 }
 
 func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
+	return b.change(ctx, record, func(call context.Context, c rueidis.Client) error {
+		log, err := b.follower.log.append(call, c, b.follower.known(), record)
+		if err == nil {
+			b.follower.appended(log)
+		}
+		return err
+	})
+}
+
+// Trim is called by the hub; see [realtime.HistoryBroker]. It waits for Redis'
+// answer, for 3 s at the most.
+func (b *HistoryBroker) Trim(ctx context.Context, epoch string, before uint64) error {
+	return wrap("trim", b.change(ctx, nil, func(call context.Context, c rueidis.Client) error {
+		return b.follower.log.trim(call, c, epoch, before)
+	}))
+}
+
+// change calls do if Redis can be reached. do changes the log, and may add a
+// record to it.
+func (b *HistoryBroker) change(ctx context.Context, record []byte, do func(ctx context.Context, c rueidis.Client) error) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	f := b.follower
-	if f == nil {
+	if b.follower == nil {
 		return errors.New("the history is not followed")
 	}
-	l, err := b.reach(ctx, f.log.key)
+	l, err := b.reach(ctx, b.follower.log.key)
 	if err != nil {
 		return err
 	}
@@ -109,9 +129,7 @@ func (b *HistoryBroker) append(ctx context.Context, record []byte) error {
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	defer context.AfterFunc(b.ctx, cancel)()
-	log, err := f.log.append(call, out, f.known(), record)
-	if err == nil {
-		f.appended(log)
+	if err = do(call, out); err == nil {
 		return nil
 	}
 	if answer, refused := rueidis.IsRedisErr(err); refused && !isReplicas(answer) || b.ctx.Err() != nil || errors.Is(ctx.Err(), context.Canceled) {

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/redis/rueidis"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -114,7 +113,7 @@ func TestMaxMessageBytes(t *testing.T) {
 		t.Errorf("MaxMessageBytes() = %d without a permission, want 512 MiB", got)
 	}
 	history := newHistory(r.addr)
-	newFollower(t, history, time.Hour).add("1")
+	newFollower(t, history).add("1")
 	if got := history.MaxMessageBytes(); got != 1<<20 {
 		t.Errorf("MaxMessageBytes() = %d with a history, want 1 MiB", got)
 	}
@@ -125,7 +124,7 @@ func TestMaxMessageBytes(t *testing.T) {
 func TestHistoryLimitLowered(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
-	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a := newFollower(t, newHistory(r.addr))
 	a.add("1", strings.Repeat("2", 2<<20))
 	r.do("CONFIG", "SET", "proto-max-bulk-len", "1mb")
 	eventually(t, "ErrEventTooLarge", func() bool {
@@ -137,7 +136,7 @@ func TestHistoryLimitLowered(t *testing.T) {
 	for range records {
 		a.add(strings.Repeat("4", 200<<10))
 	}
-	late := newFollower(t, newHistory(r.addr), time.Hour)
+	late := newFollower(t, newHistory(r.addr))
 	current := fmt.Sprint("current A-", records)
 	eventually(t, current, func() bool { return slices.Contains(late.lines(), current) })
 	if lines := late.lines(); len(lines) != records+1 {

@@ -9,35 +9,22 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/redis/rueidis"
 )
-
-// logExpiry is the time that a log without nodes is kept beyond its records.
-const logExpiry = 24 * time.Hour
 
 // A recordLog is the log of all nodes in Redis: a stream of the records, and a
 // hash with the epoch and the number of the last record. Both keys have the same
 // hash tag, so they are in the same slot of a cluster.
 type recordLog struct {
-	key    string // of the stream
-	head   string // of the hash
-	keep   int64  // how long a record is kept, in milliseconds
-	expiry string // of both keys, in milliseconds
-	max    int64  // number of records
+	key  string // of the stream
+	head string // of the hash
+	max  int64  // number of records
 }
 
-func newRecordLog(prefix string, keep time.Duration, maxRecords int) *recordLog {
+func newRecordLog(prefix string, maxRecords int) *recordLog {
 	key := "{" + prefix + "log}"
-	ms := max(keep, 0).Milliseconds()
-	return &recordLog{
-		key:    key,
-		head:   key + ":head",
-		keep:   ms,
-		expiry: strconv.FormatInt(2*(ms+logExpiry.Milliseconds()), 10), // renewed when half of it is over
-		max:    int64(maxRecords),
-	}
+	return &recordLog{key: key, head: key + ":head", max: int64(maxRecords)}
 }
 
 // A streamID is Redis' own id of a record. The zero streamID is before all
@@ -96,13 +83,11 @@ func (p position) isRetired(epoch string) bool {
 type logState struct {
 	place
 	end  streamID // of its last record
-	keep int64    // the time that rules, in milliseconds
 	max  int64    // the number of records that rules
 	kept bool     // it has the record at the end of the node's position
 }
 
-// logScript is the only writer of the log. Nodes run it to append a record, and
-// to open the log. It is one script, because both begin with the same question:
+// logScript writes the log. Nodes run it to append a record, and to open the log. It is one script, because both begin with the same question:
 // is this the log that the node knows? Redis may have lost the log or its end.
 // It may have started from an older snapshot, or without the last second of its
 // append-only file, or a replica that was behind may have become the master.
@@ -129,10 +114,9 @@ type logState struct {
 // changes nothing. They are the log's if there is no hash, and the newest record
 // of the stream, if there is one, looks like those of a node.
 //
-// Nodes may differ in how long they keep records, and in how many they keep. Each
-// has promised its clients that much. So the hash has the longest time and the
-// highest number of the nodes, with the time at which one of those has been seen
-// last. They rule for as long as the node has promised after that.
+// Nodes may differ in how many records they keep. So the hash has the highest
+// number, with the time at which such a node has been seen last. It rules for ten
+// minutes after that.
 //
 // Nodes that wait in XREAD need no message of a new record: XADD wakes them after
 // the script. A PUBLISH would reach them by another connection, so not in order,
@@ -143,18 +127,18 @@ type logState struct {
 // one.
 //
 // The id of a record in the stream is made from Redis' clock, and not from its
-// number, because MINID trims records by their age.
+// number, because each epoch has the numbers from 1 on.
 const logScript = `
 local log, head = KEYS[1], KEYS[2]
-local fresh, seen, number, at, retired, expiry = unpack(ARGV, 1, 6)
-local keep, max, anew, record = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], ARGV[10]
+local fresh, seen, number, at, retired = unpack(ARGV, 1, 5)
+local max, anew, record = tonumber(ARGV[6]), ARGV[7], ARGV[8]
 
 local function info(section, pattern)
 	local text = redis.pcall('INFO', section)
 	return type(text) == 'string' and string.match(text, pattern) or nil
 end
 
-local state = redis.call('HMGET', head, 'epoch', 'last', 'keep', 'keepAt', 'max', 'maxAt', 'run')
+local state = redis.call('HMGET', head, 'epoch', 'last', 'max', 'maxAt', 'run')
 local epoch, last = state[1], tonumber(state[2] or 0)
 local newest
 if not epoch or not record then
@@ -176,8 +160,8 @@ elseif string.find(retired, epoch, 1, true) then
 elseif epoch == seen then
 	lost = last < tonumber(number) or known and not kept
 end
-local run = (lost or not record) and info('server', 'run_id:(%x+)') or state[7]
-if not lost and run and state[7] and run ~= state[7] then
+local run = (lost or not record) and info('server', 'run_id:(%x+)') or state[5]
+if not lost and run and state[5] and run ~= state[5] then
 	lost = anew == 'lost' or not info('replication', 'second_repl_offset:%-1')
 	if not lost and (anew == 'unsure' or epoch ~= seen) then
 		return redis.error_reply('UNSURE another node may know what this Redis had')
@@ -187,43 +171,75 @@ if lost then
 	epoch, last = fresh, 0
 	redis.call('HSET', head, 'epoch', epoch, 'last', 0)
 end
-if run ~= state[7] then
+if run ~= state[5] then
 	redis.pcall('HSET', head, 'run', run) -- which a full Redis refuses
 end
 
 local now = redis.call('TIME')
 now = now[1] * 1000 + math.floor(now[2] / 1000)
-local valid = math.max(tonumber(state[3]) or 0, 60000)
-local function longest(name, own, value, at)
-	value, at = tonumber(value), tonumber(at)
-	if value and at and own < value and now < at + valid then
-		return value
-	end
-	if own ~= value or not at or now > at + 10000 then
-		redis.pcall('HSET', head, name, own, name .. 'At', now)
-	end
-	return own
+local highest, since = tonumber(state[3]), tonumber(state[4])
+if highest and since and max < highest and now < since + 600000 then
+	max = highest
+elseif max ~= highest or not since or now > since + 10000 then
+	redis.pcall('HSET', head, 'max', max, 'maxAt', now)
 end
-keep = longest('keep', keep, state[3], state[4])
-max = longest('max', max, state[5], state[6])
 
 if record then
 	last = last + 1
 	newest = {redis.call('XADD', log, 'MAXLEN', '~', max, '*', 'epoch', epoch, 'number', last, 'record', record)}
 	redis.call('HSET', head, 'last', last)
-	redis.call('XTRIM', log, 'MINID', '~', math.max(now - keep, 0))
 end
+return {epoch, last, newest and newest[1] or '', max, kept and 1 or 0}
+`
 
-for _, key in ipairs(KEYS) do
-	if redis.call('PTTL', key) < expiry / 2 then
-		redis.call('PEXPIRE', key, expiry)
-	end
+// trimScript drops the records of an epoch with numbers below before, and those of
+// earlier epochs, which are in front of them. The ids of the stream don't tell
+// numbers. So it looks for the first record that stays by bisection: first for its
+// millisecond, then among the records of that. What no node has made stays.
+//
+// An earlier version of this package let the keys expire.
+const trimScript = `
+local log, head = KEYS[1], KEYS[2]
+local epoch, before = ARGV[1], tonumber(ARGV[2])
+
+local state = redis.call('HMGET', head, 'epoch', 'last')
+local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+if state[1] ~= epoch or not newest then
+	return
 end
-return {epoch, last, newest and newest[1] or '', keep, max, kept and 1 or 0}
+for _, key in ipairs(KEYS) do
+	redis.call('PERSIST', key)
+end
+before = math.min(before, tonumber(state[2])) -- the newest record stays
+
+local function parse(id)
+	local ms, n = string.match(id, '^(%d+)-(%d+)$')
+	return tonumber(ms), tonumber(n)
+end
+-- first returns the lowest number above low for which the newest record up to
+-- id(number) stays. It does for high.
+local function first(low, high, id)
+	while high - low > 1 do
+		local middle = math.floor((low + high) / 2)
+		local entry = redis.call('XREVRANGE', log, id(middle), '-', 'COUNT', 1)[1]
+		local fields = entry and entry[2]
+		if not entry or fields[1] == 'epoch' and (fields[2] ~= epoch or tonumber(fields[4]) < before) then
+			low = middle
+		else
+			high = middle
+		end
+	end
+	return high
+end
+local ms = first(-1, parse(newest[1]), function(ms) return string.format('%.0f', ms) end)
+local _, n = parse(redis.call('XREVRANGE', log, string.format('%.0f', ms), '-', 'COUNT', 1)[1][1])
+local function id(n) return string.format('%.0f-%.0f', ms, n) end
+redis.call('XTRIM', log, 'MINID', id(first(-1, n, id)))
 `
 
 var (
 	script    = rueidis.NewLuaScript(logScript)
+	trimmer   = rueidis.NewLuaScript(trimScript)
 	errAnswer = errors.New("the answer of Redis is not understood")
 )
 
@@ -234,9 +250,22 @@ func (l *recordLog) append(ctx context.Context, c rueidis.Client, p position, re
 	return l.run(ctx, c, append(l.args(p, lostAnew), string(record))) // a copy, because it may be sent after ctx has ended
 }
 
-// open returns the state of the log, and renews its expiry. If the epoch isn't
-// the node's, neither is the log. It returns an error that isUnsure if Redis was
-// started anew, and a node that can say keptAnew has to open the log first.
+// trim drops the records of an epoch with numbers below before.
+func (l *recordLog) trim(ctx context.Context, c rueidis.Client, epoch string, before uint64) error {
+	err := trimmer.Exec(ctx, c, []string{l.key, l.head}, []string{epoch, strconv.FormatUint(before, 10)}).Error()
+	if rueidis.IsRedisNil(err) { // the answer of a script that returns nothing
+		return nil
+	}
+	answer, refused := rueidis.IsRedisErr(err)
+	if refused && (strings.Contains(answer.Error(), "NOPERM") || strings.Contains(answer.Error(), "user executing the script")) {
+		return fmt.Errorf("the history grows up to MaxRecords: give the user of Redis +xtrim and +persist: %w", err)
+	}
+	return l.explain(err)
+}
+
+// open returns the state of the log. If the epoch isn't the node's, neither is the
+// log. It returns an error that isUnsure if Redis was started anew, and a node that
+// can say keptAnew has to open the log first.
 func (l *recordLog) open(ctx context.Context, c rueidis.Client, p position, anew string) (logState, error) {
 	return l.run(ctx, c, l.args(p, anew))
 }
@@ -270,20 +299,19 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 	if err != nil {
 		return logState{}, l.explain(err)
 	}
-	if len(answer) != 6 {
+	if len(answer) != 5 {
 		return logState{}, errAnswer
 	}
 	epoch, err1 := answer[0].ToString()
 	last, err2 := answer[1].AsUint64()
 	end, err3 := answer[2].ToString()
-	keep, err4 := answer[3].AsInt64()
-	records, err5 := answer[4].AsInt64()
-	kept, err6 := answer[5].AsInt64()
-	if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
+	records, err4 := answer[3].AsInt64()
+	kept, err5 := answer[4].AsInt64()
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return logState{}, err
 	}
 	s.place = place{epoch, last}
-	s.keep, s.max, s.kept = keep, records, kept == 1
+	s.max, s.kept = records, kept == 1
 	if end != "" {
 		s.end, err = parseStreamID(end)
 	}
@@ -294,7 +322,7 @@ func (l *recordLog) run(ctx context.Context, c rueidis.Client, args []string) (s
 func (l *recordLog) args(p position, anew string) []string {
 	fresh := rand.Text()[:16] // 80 bits
 	return []string{
-		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired, l.expiry,
-		strconv.FormatInt(l.keep, 10), strconv.FormatInt(l.max, 10), anew,
+		fresh, p.epoch, strconv.FormatUint(p.last, 10), p.at.String(), p.retired,
+		strconv.FormatInt(l.max, 10), anew,
 	}
 }

@@ -101,7 +101,7 @@ func TestReplica(t *testing.T) {
 		if err := n.publish("x", "lost"); err == nil || !strings.Contains(err.Error(), "replica") {
 			t.Errorf("Publish: %v, want an error that says why", err)
 		}
-		f := newFollower(t, newHistory(p.replica.addr), time.Hour)
+		f := newFollower(t, newHistory(p.replica.addr))
 		f.expect("away")
 	})
 }
@@ -184,7 +184,7 @@ func TestRefusals(t *testing.T) {
 		t.Run(tt.want, func(t *testing.T) {
 			t.Parallel()
 			r := startRedis(t, "--enable-debug-command", "yes", "--enable-protected-configs", "yes")
-			a := newFollower(t, newHistory(r.addr), time.Hour)
+			a := newFollower(t, newHistory(r.addr))
 			plain := newNode(t, r.Broker())
 			plain.join("x")
 			a.expect("current A-0")

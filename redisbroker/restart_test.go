@@ -102,7 +102,7 @@ func TestHistoryRestart(t *testing.T) {
 			r := startRedis(t, tt.args...)
 			var all []*follower
 			for range 5 {
-				f := newFollower(t, newHistory(r.addr), time.Hour)
+				f := newFollower(t, newHistory(r.addr))
 				f.expect("current A-0")
 				all = append(all, f)
 			}
@@ -158,7 +158,7 @@ func TestHistoryRestartAndNode(t *testing.T) {
 	t.Parallel()
 	r := startKeeper(t)
 	way := startProxy(t, r.addr)
-	old := newFollower(t, newHistory(way.addr()), time.Hour)
+	old := newFollower(t, newHistory(way.addr()))
 	old.expect("current A-0")
 	old.add("1")
 	old.await("A-1 1")
@@ -174,7 +174,7 @@ func TestHistoryRestartAndNode(t *testing.T) {
 		begin := time.Now()
 		var fresh []*follower
 		for range 3 {
-			fresh = append(fresh, newFollower(t, newHistory(r.addr), time.Hour))
+			fresh = append(fresh, newFollower(t, newHistory(r.addr)))
 		}
 		eventually(t, "a node that waits", func() bool { return strings.Contains(r.text("INFO", "errorstats"), "errorstat_UNSURE") })
 		way.set(false, false)
@@ -197,7 +197,7 @@ func TestHistoryRestartAndNode(t *testing.T) {
 	r.restart(false)
 	var fresh []*follower
 	for range 5 {
-		fresh = append(fresh, newFollower(t, newHistory(r.addr), time.Hour))
+		fresh = append(fresh, newFollower(t, newHistory(r.addr)))
 	}
 	for _, f := range fresh {
 		eventually(t, "a node that has the log", func() bool { return slices.Contains(f.lines(), "current B-0") })
@@ -213,13 +213,13 @@ func TestHistoryRestartAndNode(t *testing.T) {
 func TestHistoryRestartWhileReading(t *testing.T) {
 	t.Parallel()
 	r := startKeeper(t)
-	a := newFollower(t, newHistory(r.addr), time.Hour)
+	a := newFollower(t, newHistory(r.addr))
 	a.add("1", "2")
 	putBack := r.copyDir()
 	a.add("3")
 	a.Close()
 	f := &follower{HistoryBroker: newHistory(r.addr), t: t, block: make(chan struct{}), names: make(map[string]string)}
-	f.start(time.Hour)
+	f.start()
 	eventually(t, "a Record that blocks", func() bool { return f.begun.Load() == 1 })
 	r.Stop()
 	putBack()
@@ -247,7 +247,7 @@ func TestHistoryRestartPermission(t *testing.T) {
 			r := startRedis(t, "--appendonly", "yes", "--appendfsync", tt.fsync)
 			newNode := func() *follower {
 				options := rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}
-				return newFollower(t, redisbroker.Connect(options).WithHistory(), time.Hour)
+				return newFollower(t, redisbroker.Connect(options).WithHistory())
 			}
 			allow := func() { r.do(append(aclUser("{realtime:log}*", "realtime:*"), tt.missing)...) }
 			allow()
