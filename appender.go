@@ -37,6 +37,7 @@ type appender struct {
 	appending outage
 	trimming  outage
 	trims     chan trim     // filled by the loop; has room for one
+	carried   chan []byte   // records of values, or questions for them; filled by the loop; has room for one
 	down      atomic.Bool   // there is a cut; stored by the goroutine
 	live      atomic.Bool   // the log is current; stored by the loop and the broker
 	arrived   atomic.Int64  // when the last record arrived, in Unix ns; stored by the broker
@@ -64,6 +65,7 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		appending: outage{log: &j.shared.log, what: "broker history"},
 		trimming:  outage{log: &j.shared.log, what: "bound of the broker history"},
 		trims:     make(chan trim, 1),
+		carried:   make(chan []byte, 1),
 		queue:     make(chan *ownEvent, 2*maxOwn), // a round of the loop accepts 257 at most
 		wake:      make(chan struct{}, 1),
 		topics:    make(map[string]bool),
@@ -99,6 +101,10 @@ func (a *appender) run() {
 			look = true
 		case t := <-a.trims:
 			a.peers.own.Go(func() { a.trim(t) }) // which may be slow: events don't wait for it
+		case record := <-a.carried:
+			if a.down.Load() || a.append(a.peers.ctx, record, journalPatience) != nil {
+				a.peers.pass(func(time.Time, *batch) { a.journal.carryFailed() })
+			}
 		case <-a.wake:
 			look = true
 		case <-a.peers.done:
@@ -238,9 +244,11 @@ func (a *appender) trim(t trim) {
 	switch {
 	case err == nil:
 		a.trimming.over()
+		return
 	case a.live.Load(): // otherwise the log tells of an outage already
 		a.trimming.failed(fmt.Errorf("the engine keeps events that are older than History.Age: %w", err))
 	}
+	a.peers.later(a.journal.shared.history.Age/3, func(time.Time, *batch) { a.journal.trim(t) })
 }
 
 // passCut begins or extends a cut: the events up to last bypass the log.

@@ -279,17 +279,21 @@ type record struct {
 	epoch string // set by Record, like seq and print
 	seq   uint64
 	print uint32 // the checksum of the encoded record
+	bytes int    // how long that is
 
 	kind   brokeredKind
 	node   nodeID
-	number uint64   // of the first event; in a cut, of the last
+	number uint64   // of the first event; in a cut, of the last; else see carry.go
 	events []*event // nil in a cut
 	topics []string // in a cut, those that lose events; the empty one stands for all
+	trim   uint64   // in carried values, see carry.go
+	homes  []uint64 // in carried values, of each event
 }
 
 const (
 	brokeredRecord brokeredKind = 'r'
 	brokeredCut    brokeredKind = 'c'
+	// And brokeredQuestion and brokeredValues, see carry.go.
 )
 
 // encodeRecord returns the record of a node's events.
@@ -312,6 +316,27 @@ func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
 	return b
 }
 
+// encodeCarried returns the record of carried values, as far as they fit into most
+// bytes, and how many these are. view is the newest record that the node has taken.
+func encodeCarried(node nodeID, view, trim uint64, values []dueValue, most int) (b []byte, n int) {
+	for size := 0; n < min(len(values), maxRecordEvents); n++ {
+		if size += values[n].event.size(); size > most && n > 0 {
+			break
+		}
+	}
+	if n < len(values) {
+		trim = 0 // others follow first
+	}
+	b = binary.AppendUvarint(beginRecord(brokeredValues, node, view, n), trim)
+	for _, m := range values[:n] {
+		b = appendText(b, m.event.topic)
+		b = binary.AppendUvarint(b, m.home)
+		b = appendHead(b, &m.event.Event)
+		b = appendText(b, m.event.Data)
+	}
+	return b, n
+}
+
 // beginRecord returns the beginning of a record. n events or topics follow.
 func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
 	b := []byte{brokeredVersion, byte(kind)}
@@ -323,6 +348,9 @@ func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
 // fits reports whether a record can be from this node, whose newest event has
 // the number last.
 func (r *record) fits(last uint64) bool {
+	if r.kind != brokeredRecord && r.kind != brokeredCut {
+		return true
+	}
 	end := r.number + uint64(max(len(r.events), 1)) - 1
 	return end >= r.number && end <= last
 }
@@ -333,7 +361,10 @@ func parseRecord(b []byte) (r record, err error) {
 	r.kind = p.begin(&r.node)
 	r.number = p.number()
 	n := p.number()
-	if n > maxRecordEvents+1 || r.kind != brokeredRecord && r.kind != brokeredCut {
+	if r.kind == brokeredValues {
+		r.trim = p.number()
+	}
+	if n > maxRecordEvents+1 || !strings.ContainsRune("rcqv", rune(r.kind)) {
 		return record{}, errBrokered
 	}
 	for range n {
@@ -344,6 +375,9 @@ func parseRecord(b []byte) (r record, err error) {
 		if r.kind == brokeredCut {
 			r.topics = append(r.topics, topic)
 			continue
+		}
+		if r.kind == brokeredValues {
+			r.homes = append(r.homes, p.number())
 		}
 		e := p.head()
 		if e.Data = p.text(); n > 1 {

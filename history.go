@@ -70,8 +70,10 @@ type history struct {
 	// has lost the last one.
 	valued func(topic string, has bool)
 
-	// floor is the highest position of an event of a topic no longer in topics.
-	floor uint64
+	// floor is the highest position of an event of a topic no longer in topics,
+	// and graves that of one that was Gone.
+	floor  uint64
+	graves uint64
 
 	last *event // the notice of position seq; nil: not made yet
 
@@ -91,6 +93,7 @@ type topicLog struct {
 	stale  int                   // how many of them
 	keys   map[string]*keptEvent // the newest of each Key
 	forgot uint64                // the highest position of an event that is no longer recent
+	buried uint64                // the highest position of one of them that was Gone
 	gap    uint64                // the position of the newest gap; zero: there is none
 }
 
@@ -101,6 +104,7 @@ type keptEvent struct {
 	at           time.Time
 	stays        bool       // it is in history.stayed
 	stale        bool       // it was, until it was replaced or dropped
+	home         uint64     // in a journal, where the log has it, see carrier
 	older, newer *keptEvent // in an eventList
 	replacement  *keptEvent // the next one of the same topic and Key; nil: there is none
 }
@@ -245,14 +249,10 @@ func (p *prints) text(record uint64) (print string, ok bool) {
 func (h *history) add(ev *event, now time.Time) { h.addAt(ev, h.seq+1, now) }
 
 // addAt gives ev a position, at h.seq or behind it, and keeps it.
-func (h *history) addAt(ev *event, seq uint64, now time.Time) {
+func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	h.move(seq)
 	ev.seq, ev.ID = seq, h.id(seq)
-	p := h.topics[ev.topic]
-	if p == nil {
-		p = &topicLog{topic: ev.topic, forgot: h.floor}
-		h.topics[ev.topic] = p
-	}
+	p := h.topicLog(ev.topic)
 	m := &keptEvent{event: ev, log: p, at: now}
 	h.recent.push(m)
 	p.recent = append(p.recent, m)
@@ -265,6 +265,26 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) {
 	if len(p.recent) > h.limit.Events {
 		h.forget(p.recent[0])
 	}
+	return m
+}
+
+// topicLog returns the topic's log, a new one if there is none.
+func (h *history) topicLog(topic string) *topicLog {
+	p := h.topics[topic]
+	if p == nil {
+		p = &topicLog{topic: topic, forgot: h.floor, buried: h.graves}
+		h.topics[topic] = p
+	}
+	return p
+}
+
+// addValue keeps a value that was published before this node's time.
+func (h *history) addValue(ev *event, seq uint64, now time.Time) *keptEvent {
+	ev.seq = seq
+	m := &keptEvent{event: ev, log: h.topicLog(ev.topic), at: now}
+	h.replace(m)
+	h.stay(m)
+	return m
 }
 
 // replace makes m the newest event of its Key.
@@ -327,8 +347,11 @@ func (h *history) forget(m *keptEvent) {
 	p.recent[0] = nil
 	p.recent = p.recent[1:]
 	h.recent.remove(m)
+	if m.event.Gone {
+		p.buried = p.forgot
+	}
 	if p.keys[m.event.Key] == m {
-		if m.event.Gone || h.limit.Values == 0 {
+		if m.event.Gone && !m.isUntold() || h.limit.Values == 0 {
 			h.dropKey(m)
 		} else {
 			h.stay(m)
@@ -336,6 +359,10 @@ func (h *history) forget(m *keptEvent) {
 	}
 	h.clean(p)
 }
+
+// isUntold reports whether other nodes don't know m, because it bypassed the log
+// and has not been carried.
+func (m *keptEvent) isUntold() bool { return m.event.unshared > 0 && m.home == 0 }
 
 // stay keeps a value that is no longer recent.
 func (h *history) stay(m *keptEvent) {
@@ -345,12 +372,16 @@ func (h *history) stay(m *keptEvent) {
 	i, _ := slices.BinarySearchFunc(p.stayed, m, (*keptEvent).compare) // most often at the end
 	p.stayed = slices.Insert(p.stayed, i, m)
 	if h.stayed.len > h.limit.Values {
-		oldest := h.stayed.oldest
-		h.dropKey(oldest)
-		h.unstay(oldest)
-		h.clean(oldest.log)
+		h.drop(h.stayed.oldest)
 		h.forgotten()
 	}
+}
+
+// drop ends what stay began, and forgets m.
+func (h *history) drop(m *keptEvent) {
+	h.dropKey(m)
+	h.unstay(m)
+	h.clean(m.log)
 }
 
 // unstay ends what stay began, for a value that was replaced or dropped.
@@ -369,7 +400,7 @@ func (h *history) clean(p *topicLog) {
 	if len(p.recent) > 0 || len(p.stayed) > p.stale {
 		return
 	}
-	h.floor = max(h.floor, p.forgot)
+	h.floor, h.graves = max(h.floor, p.forgot), max(h.graves, p.buried)
 	delete(h.topics, p.topic)
 	if len(h.topics) == 0 {
 		h.topics = make(map[string]*topicLog) // a map never shrinks

@@ -50,6 +50,7 @@ type journal struct {
 	milestones []milestone       // oldest first; those that trimTo has yet to use
 	trimAt     time.Time         // when to call trimTo next
 	early      bool              // a client joined before the log was current
+	carrier    carrier
 
 	reached atomic.Pointer[progress] // replaced by the loop
 }
@@ -65,6 +66,7 @@ type progress struct {
 type milestone struct {
 	at     time.Time
 	record uint64
+	bytes  uint64 // of all records up to it
 }
 
 // An ownEvent is an event that was published on this node.
@@ -74,9 +76,9 @@ type ownEvent struct {
 	result chan<- error // gets the publisher's error; has room for it
 }
 
-// size returns roughly how many bytes e has in a record.
-func (e *ownEvent) size() int {
-	return len(e.Data) + len(e.topic) + len(e.Name) + len(e.Key) + len(e.Except) + 16
+// size returns roughly how many bytes ev has in a record.
+func (ev *event) size() int {
+	return len(ev.Data) + len(ev.topic) + len(ev.Name) + len(ev.Key) + len(ev.Except) + 24
 }
 
 // newJournal returns a journal that is running; close ends it.
@@ -127,14 +129,10 @@ func (j *journal) fill(r *replay) {
 
 // expire also trims the log, two or three times in an Age.
 func (j *journal) expire(now time.Time) time.Duration {
-	age := j.past.limit.Age
 	if !now.Before(j.trimAt) {
-		j.trimAt = now.Add(age/3 + rand.N(age/6+1)) // at random, so that nodes don't do it together
-		if before := j.trimTo(now); before > 0 {
-			select {
-			case j.out.trims <- trim{j.past.epoch, before}:
-			default: // the engine is slow, and a later trim does the same
-			}
+		j.trimLater(now)
+		if upTo := j.trimTo(now); j.out.live.Load() {
+			j.tidy(upTo, now)
 		}
 	}
 	wait := j.trimAt.Sub(now)
@@ -144,17 +142,31 @@ func (j *journal) expire(now time.Time) time.Duration {
 	return wait
 }
 
-// trimTo returns the number of the oldest record that the log has to keep. Zero
-// means that it keeps all. This node has had the records before it for an Age. So
-// a record leaves the log an Age to two Ages after it was appended, or after this
-// node was started.
-func (j *journal) trimTo(now time.Time) (before uint64) {
-	j.milestones = append(j.milestones, milestone{now, j.lastRecord})
+// trimLater sets the time of the next trim, at random, so that mostly one node
+// does it.
+func (j *journal) trimLater(now time.Time) {
+	age := j.past.limit.Age
+	j.trimAt = now.Add(age/3 + rand.N(age/6+1))
+}
+
+// trim has the engine forget records.
+func (j *journal) trim(t trim) {
+	select {
+	case j.out.trims <- t:
+	default: // the engine is slow, and a later trim does the same
+	}
+}
+
+// trimTo returns the last milestone that is older than Age. The log need not keep
+// the records up to there. Zero means that it keeps all. So a record leaves the log
+// an Age to two Ages after it was appended, or after this node was started.
+func (j *journal) trimTo(now time.Time) (last milestone) {
+	j.milestones = append(j.milestones, milestone{now, j.lastRecord, j.carrier.bytes})
 	for now.Sub(j.milestones[0].at) >= j.past.limit.Age { // which ends, because the last one is of now
-		before = j.milestones[0].record + 1
+		last = j.milestones[0]
 		j.milestones = j.milestones[1:]
 	}
-	return before
+	return last
 }
 
 // want returns the log's channel: the log has all topics.
@@ -186,7 +198,7 @@ func (j *journal) Record(epoch string, seq uint64, b []byte) {
 		j.shared.log.warn(logBroker, "broker delivered a record that no hub wrote", "err", err, "bytes", len(b))
 	}
 	j.out.arrived.Store(time.Now().UnixNano())
-	r.epoch, r.seq, r.print = epoch, seq, crc32.Checksum(b, castagnoli)
+	r.epoch, r.seq, r.print, r.bytes = epoch, seq, crc32.Checksum(b, castagnoli), len(b)
 	// One that is not a hub's uses a position, too.
 	j.peers.pass(func(now time.Time, out *batch) { j.take(&r, now, out) })
 }
@@ -299,6 +311,7 @@ func (j *journal) catchUp(epoch string, last uint64, out *batch) {
 			j.lost(out, "the broker could not be reached when this node started")
 		}
 	}
+	j.carrySoon(1)
 	j.out.look()
 }
 
@@ -309,6 +322,7 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 	case epoch != p.epoch:
 		if p.epoch != "" {
 			j.lost(out, "the engine has a different history than before")
+			j.loseHomes(0)
 		}
 		p.restart(epoch)
 	case last > j.lastRecord:
@@ -316,6 +330,7 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 	default:
 		return
 	}
+	j.carrier.first = last + 1
 	j.beginBehind(last)
 }
 
@@ -324,6 +339,7 @@ func (j *journal) reach(epoch string, last uint64, out *batch) {
 func (j *journal) putBack(last uint64, out *batch) {
 	j.lost(out, "the engine's history was put back to an older state")
 	j.out.putBack.Store(true)
+	j.loseHomes(last)
 	j.past.restart(j.past.epoch)
 	j.beginBehind(last)
 	j.past.begin++ // an id of record last doesn't tell whether its client got the lost ones
@@ -369,6 +385,29 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	if r.node == j.peers.node && !r.fits(j.number) {
 		*r = record{} // this node didn't make it
 	}
+	j.noteRecord(r)
+	switch r.kind {
+	case brokeredRecord:
+		j.takeEvents(r, start, end, now, out)
+	case brokeredCut:
+		j.takeCut(r, end, now, out)
+	case brokeredValues:
+		j.takeValues(r, start, now, out)
+	case brokeredQuestion:
+		j.takeQuestion(r)
+	}
+	p.move(end)
+	if r.kind == brokeredCut && r.node == j.peers.node && r.number > 0 {
+		j.endCut(r.number, out)
+	} else if r.kind != brokeredRecord || len(r.events) == 0 {
+		j.tellShards(out)
+	}
+	j.tellPosition()
+}
+
+// takeEvents accepts the events of a record. The last one has the position end.
+func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *batch) {
+	p := j.past
 	for i, ev := range r.events {
 		if !j.isNew(r.node, r.number+uint64(i)) {
 			continue
@@ -378,21 +417,11 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		if i == len(r.events)-1 {
 			at = end
 		}
-		p.addAt(ev, at, now)
+		p.addAt(ev, at, now).home = at - p.base
 		if live {
 			out.add(ev)
 		}
 	}
-	if r.kind == brokeredCut {
-		j.takeCut(r, end, now, out)
-	}
-	p.move(end)
-	if r.kind == brokeredCut && r.node == j.peers.node && r.number > 0 {
-		j.endCut(r.number, out)
-	} else if len(r.events) == 0 {
-		j.tellShards(out)
-	}
-	j.tellPosition()
 }
 
 // tellShards tells the shards the history's position when no event tells it.
@@ -449,6 +478,7 @@ func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
 func (j *journal) endCut(number uint64, out *batch) {
 	if number >= j.passed && len(j.past.unshared) > 0 {
 		j.past.unshared = nil
+		j.carrySoon(1) // the values among them
 		j.tellShards(out)
 	}
 	j.out.cutSeen.Store(number)

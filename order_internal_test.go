@@ -132,10 +132,20 @@ type driver struct {
 	t   *testing.T
 	o   order
 	out batch
+
+	records int // how many appended has returned
 }
 
 func (d *driver) publish(topic, data string) receipt {
 	return d.o.publish(newEvent(topic, Event{Data: []byte(data)}), time.Now(), &d.out)
+}
+
+// appended returns the records that were appended to the log since its last call.
+func (d *driver) appended(b *testLog) (records [][]byte) {
+	d.arrive()
+	records = b.records()[d.records:]
+	d.records += len(records)
+	return records
 }
 
 // arrive gives all arrivals to the order.

@@ -167,6 +167,14 @@ func (p *peers) limit() int {
 	return 0
 }
 
+// maxBytes returns how many bytes of values go into one message or record.
+func (p *peers) maxBytes() int {
+	if limit := p.limit(); limit > 0 {
+		return min(maxRecordBytes, limit-512)
+	}
+	return maxRecordBytes
+}
+
 // tooLarge counts and logs an event that the engine never accepts.
 func (p *peers) tooLarge(bytes int, err error) {
 	p.shared.brokerLost.Add(1)
@@ -365,6 +373,11 @@ func (p *peers) pass(a arrival) {
 	case p.in <- a:
 	case <-p.done:
 	}
+}
+
+// later has the loop call an arrival after a time.
+func (p *peers) later(d time.Duration, a arrival) {
+	time.AfterFunc(d, func() { p.pass(a) })
 }
 
 // clients returns the number of clients of other nodes.

@@ -64,7 +64,8 @@ type simulation struct {
 	total   int
 	clients []*simClient
 	trace   []string
-	values  int // how many values have been published
+	values  int           // how many values have been published
+	age     time.Duration // of events in the history
 
 	mu        sync.Mutex               // guards the field below
 	published map[simStream][]simEvent // in the order of publishing
@@ -96,7 +97,10 @@ type simNode struct {
 func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
 	s := &simulation{
 		t: t, rnd: rand.New(rand.NewPCG(seed, 1)), history: history, engine: brokertest.NewMemory(), start: time.Now(),
-		published: make(map[simStream][]simEvent),
+		published: make(map[simStream][]simEvent), age: time.Hour,
+	}
+	if history && s.rnd.IntN(2) == 0 {
+		s.age = 10 * time.Second // so that nodes trim the log, and values outlive their events
 	}
 	kinds := len(simSteps)
 	if !history {
@@ -169,7 +173,7 @@ func (s *simulation) startNode(i int) {
 	hub := realtime.NewHub()
 	s.started++
 	n := &simNode{name: fmt.Sprintf("n%d.%d", i, s.started), tasks: make(chan func(), 1000)}
-	hub.History = realtime.History{Events: 1000, Age: time.Hour}
+	hub.History = realtime.History{Events: 1000, Age: s.age}
 	if s.history {
 		hub.Broker = simLog{s.engine.HistoryBroker(), n}
 	} else {

@@ -97,12 +97,7 @@ func (r *relay) try(topic string, q *question) {
 		q.next = 0
 		pause = questionTime
 	}
-	r.later(pause+rand.N(pause), func(time.Time, *batch) { r.try(topic, q) })
-}
-
-// later has the loop call an arrival after a time.
-func (r *relay) later(d time.Duration, a arrival) {
-	time.AfterFunc(d, func() { r.peers.pass(a) })
+	r.peers.later(pause+rand.N(pause), func(time.Time, *batch) { r.try(topic, q) })
 }
 
 // send queues a message. Where there is no room it is lost, as in an outage.
@@ -118,7 +113,7 @@ func (r *relay) send(msg outgoing) {
 func (r *relay) asked(topic string, m *brokered) {
 	a := answer{topic, m.node}
 	r.answers[a] = true
-	r.later(maxOnItsWay+rand.N(maxAnswerDelay), func(now time.Time, _ *batch) {
+	r.peers.later(maxOnItsWay+rand.N(maxAnswerDelay), func(now time.Time, _ *batch) {
 		if !r.answers[a] { // another node has answered
 			return
 		}
@@ -136,10 +131,7 @@ func (r *relay) asked(topic string, m *brokered) {
 // tell answers a question with the newest events of all Keys. That may take
 // several messages.
 func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
-	most := maxRecordBytes
-	if limit := r.peers.limit(); limit > 0 {
-		most = min(most, limit-256)
-	}
+	most := r.peers.maxBytes()
 	messages := [][]agedValue{nil}
 	bytes := 0
 	for _, m := range kept {
