@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // carriedRecord returns the record of another node that carries k=1 of topic a,
@@ -26,6 +27,11 @@ func TestCarriedValues(t *testing.T) {
 	for i := range uint64(200) {
 		many = append(many, &ownEvent{event: newEvent("a", Event{}), number: 10 + i})
 	}
+	cut := func(view uint64) []byte {
+		m := &keptEvent{event: newEvent("a", Event{Key: "k", Data: []byte("cut")})}
+		b, _ := encodeCarried(nodeID{9}, view, 0, []dueValue{{m, 0}}, maxRecordBytes)
+		return b
+	}
 	crowd := encodeRecord(nodeID{1}, many)
 	for name, tt := range map[string]struct {
 		first   uint64   // number of the first record that the node reads
@@ -45,6 +51,10 @@ func TestCarriedValues(t *testing.T) {
 		"a view before what is known":  {3, [][]byte{chat, carriedRecord(1, 0), carriedRecord(3, 3), carriedRecord(1, 0)}, "1"},
 		"a view before a trim":         {3, [][]byte{encodeValuesTrim(2, 3), carriedRecord(1, 0)}, ""},
 		"a view that is just possible": {3, [][]byte{encodeValuesTrim(2, 3), carriedRecord(2, 0)}, "1"},
+		"from a cut":                   {1, [][]byte{chat, cut(1)}, "cut"},
+		"from a cut, changed before":   {1, [][]byte{k1, cut(1)}, "cut"},
+		"from a cut, changed since":    {1, [][]byte{event(1, Event{}), k2, cut(1)}, "2"},
+		"from a cut, gone since":       {1, [][]byte{k1, gone, cut(1)}, ""},
 		"a view from the future":       {2, [][]byte{chat, carriedRecord(3, 0)}, ""},
 	} {
 		for _, current := range []bool{false, true} {
@@ -103,4 +113,25 @@ func TestCarriedRecordsAreBounded(t *testing.T) {
 			t.Errorf("%d bytes at most: %d records, want some %d", most, n, records)
 		}
 	}
+}
+
+// A value that a node has dropped for want of room is not taken back when it is
+// carried.
+func TestCarriedValueWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.past.limit = History{Events: 1, Age: time.Minute, Values: 1}
+		j.Record("e", 1, encodeRecord(nodeID{1}, []*ownEvent{{event: newEvent("a", Event{Key: "k", Data: []byte("1")}), number: 1}}))
+		for i, key := range []string{"l", "m"} {
+			j.Record("e", uint64(2+i), encodeRecord(nodeID{1}, []*ownEvent{{event: newEvent("a", Event{Key: key}), number: uint64(2 + i)}}))
+		}
+		j.Current("e", 3)
+		j.Record("e", 4, carriedRecord(3, 0))
+		d.arrive()
+		for _, m := range j.past.newest("a") {
+			if m.event.Key == "k" {
+				t.Error("the value is back")
+			}
+		}
+	})
 }
