@@ -185,13 +185,14 @@ func (j *journal) takeValue(ev *event, home, view, at uint64, now time.Time, out
 			p.drop(here)
 		}
 		return
-	case home > 0 && here.home > home:
+	case here.isUntold(), home > 0 && here.home > home: // this node carries it, or knows better
 		return
 	}
 	switch live := isClosed(j.current); {
 	case live || ev.Gone:
-		p.addAt(ev, at, now).home = at - p.base
-		if live {
+		m := p.addAt(ev, at, now)
+		m.home = at - p.base
+		if live && !m.hidden {
 			out.add(ev)
 		}
 	default:

@@ -297,13 +297,14 @@ func (c *Client) cut(err error) {
 // open moves the client on when OnConnect has returned nil. The client counts
 // then, unless it is closing already.
 func (c *Client) open() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.admitted = true
+	c.mu.Lock()
 	if c.state == clientJoining {
 		c.state = clientOpen
 		c.hub.shared.members.Add(1)
 	}
+	c.mu.Unlock()
+	c.hub.presence.opened(c)
 }
 
 // end moves the client to closing and reports whether this call did. It must

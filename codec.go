@@ -52,9 +52,11 @@ type brokered struct {
 	digest uint64 // in a question: of the values that the node has
 
 	// In values alone, an answer to a question.
-	asker  nodeID
-	sure   bool // the node itself has no question about the topic
-	values []agedValue
+	asker nodeID
+	sure  bool // the node itself has no question about the topic
+
+	values      []agedValue // also in members
+	part, parts uint64      // in members: which message it is, of how many
 }
 
 // An agedValue is the newest event of its Key, and the time since it came.
@@ -70,7 +72,12 @@ const (
 	brokeredHeartbeat brokeredKind = 'h'
 	brokeredQuestion  brokeredKind = 'q' // for a topic's latest values
 	brokeredValues    brokeredKind = 'v'
+	brokeredMembers   brokeredKind = 'm' // all of a node in a topic
 )
+
+// isNumbered reports whether a node numbers messages of this kind, so that others
+// notice a loss.
+func (m *brokered) isNumbered() bool { return m.kind == brokeredEvent || m.kind == brokeredMembers }
 
 // brokeredVersion is the first byte. Nodes drop messages with another.
 const brokeredVersion = 1
@@ -86,12 +93,11 @@ func (m brokered) append(b []byte) []byte {
 	case brokeredValues:
 		b = append(append(b, m.asker[:]...), flag(m.sure))
 		b = binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before)
-		b = binary.AppendUvarint(b, uint64(len(m.values)))
-		for _, v := range m.values {
-			b = appendAge(b, v.age)
-			b = appendText(appendHead(b, &v.event), v.event.Data)
-		}
-		return b
+		return m.appendValues(b)
+	case brokeredMembers:
+		b = binary.AppendUvarint(binary.AppendUvarint(b, m.part), m.parts)
+		b = appendAge(binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before), m.age)
+		return m.appendValues(b)
 	case brokeredHeartbeat:
 		b = binary.AppendUvarint(b, uint64(m.clients))
 		b = append(b, flag(m.leaving))
@@ -110,6 +116,15 @@ func (m brokered) append(b []byte) []byte {
 	return append(appendHead(b, &m.event), m.event.Data...)
 }
 
+func (m brokered) appendValues(b []byte) []byte {
+	b = binary.AppendUvarint(b, uint64(len(m.values)))
+	for _, v := range m.values {
+		b = appendAge(b, v.age)
+		b = appendText(appendHead(b, &v.event), v.event.Data)
+	}
+	return b
+}
+
 // size returns an upper bound for the encoded size of m, an event.
 func (m brokered) size() int {
 	return 64 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
@@ -117,7 +132,7 @@ func (m brokered) size() int {
 
 // appendHead appends an event without its data.
 func appendHead(b []byte, e *Event) []byte {
-	b = append(b, flag(e.Binary)|flag(e.Gone)<<1)
+	b = append(b, flag(e.Binary)|flag(e.Gone)<<1|flag(e.member)<<2)
 	for _, text := range []string{e.Name, e.Key, e.Except} {
 		b = appendText(b, text)
 	}
@@ -165,17 +180,16 @@ func parseBrokered(b []byte) (m brokered, err error) {
 		p.node(&m.asker)
 		m.sure = p.flag()
 		m.seq, m.before = p.number(), p.number()
-		for range p.number() {
-			v := agedValue{age: p.age()}
-			v.event = p.head()
-			v.event.Data = p.text()
-			if p.err == nil {
-				p.err = v.event.check()
+		m.values = p.values()
+		return m, p.err
+	case brokeredMembers:
+		m.part, m.parts = p.number(), p.number()
+		m.seq, m.before, m.age = p.number(), p.number(), p.age()
+		m.values = p.values()
+		for _, v := range m.values {
+			if !v.event.member || v.event.memberNode() != m.node {
+				return m, errBrokered
 			}
-			if p.err != nil {
-				break
-			}
-			m.values = append(m.values, v)
 		}
 		return m, p.err
 	case brokeredEvent:
@@ -187,6 +201,22 @@ func parseBrokered(b []byte) (m brokered, err error) {
 		return m, p.err
 	}
 	return m, errBrokered
+}
+
+func (p *parser) values() (values []agedValue) {
+	for range p.number() {
+		v := agedValue{age: p.age()}
+		v.event = p.head()
+		v.event.Data = p.text()
+		if p.err == nil {
+			p.err = v.event.check()
+		}
+		if p.err != nil {
+			return nil
+		}
+		values = append(values, v)
+	}
+	return values
 }
 
 // A parser decodes messages and records. After an error it returns zero values.
@@ -266,9 +296,12 @@ func (p *parser) hash() (hash uint64) {
 
 // head parses an event without its data.
 func (p *parser) head() (e Event) {
-	flags := p.bits(2)
-	e.Binary, e.Gone = flags&1 != 0, flags&2 != 0
+	flags := p.bits(3)
+	e.Binary, e.Gone, e.member = flags&1 != 0, flags&2 != 0, flags&4 != 0
 	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
+	if e.member && len(e.Key) <= len(nodeID{}) {
+		p.fail()
+	}
 	return e
 }
 

@@ -111,6 +111,8 @@
 //	fanout.go              shards, which hand events to clients
 //	outbox.go, backlog.go  what waits for a client; whether it is too slow
 //	history.go, replay.go  what is kept; how a client gets it, in parts
+//	carry.go, survey.go    how values stay in a journal, and reach a new relay
+//	presence.go            who is in a topic
 //	sweep.go               what is due by time
 //	origin.go, sse.go      origin checks; event streams by hand
 //

@@ -220,7 +220,7 @@ type envelope struct {
 }
 
 func (ev *event) envelope() []byte {
-	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Key: ev.Key, Gone: ev.Gone, Reset: ev.notice == resetNotice}
+	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Key: ev.memberKey(), Gone: ev.Gone, Reset: ev.notice == resetNotice}
 	switch ev.notice {
 	case positionNotice:
 	case beatNotice:

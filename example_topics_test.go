@@ -215,3 +215,32 @@ func ExampleHub_Latest() {
 	}
 	// Output: ACME 10.50
 }
+
+// A page shows who is in a room: each user once, however many tabs are open.
+// The room's clients get an event for each change, and the whole list when they
+// come.
+func ExampleClient_Appear() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 100}
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		if err := c.Subscribe("room/7"); err != nil {
+			return err
+		}
+		return c.Appear("room/7", r.URL.Query().Get("user"), map[string]string{"status": "here"})
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	tab := eventSource(server.URL+"/?user=ann", "")
+	defer tab.Close()
+	another := eventSource(server.URL+"/?user=ann", "")
+	defer another.Close()
+	fmt.Println(tab.next())
+	for m := range hub.Members("room/7") {
+		fmt.Println("member:", m.Key, string(m.Data))
+	}
+	// Output:
+	// event: presence, data: {"key":"ann","data":{"status":"here"}}
+	// member: ann {"status":"here"}
+}

@@ -70,6 +70,9 @@ type history struct {
 	// has lost the last one.
 	valued func(topic string, has bool)
 
+	nodes map[nodeID]time.Time                        // that have members, since when
+	heard func(node nodeID, name topicKey, gone bool) // called for each event of a node's member
+
 	// floor is the highest position of an event of a topic no longer in topics,
 	// and graves that of one that was Gone.
 	floor  uint64
@@ -92,9 +95,13 @@ type topicLog struct {
 	stayed []*keptEvent          // values that are no longer recent, oldest first; some are stale
 	stale  int                   // how many of them
 	keys   map[string]*keptEvent // the newest of each Key
-	forgot uint64                // the highest position of an event that is no longer recent
-	buried uint64                // the highest position of one of them that was Gone
-	gap    uint64                // the position of the newest gap; zero: there is none
+
+	// members has by a member's key the newest event of each node that shows it,
+	// the newest last.
+	members map[string][]*keptEvent
+	forgot  uint64 // the highest position of an event that is no longer recent
+	buried  uint64 // the highest position of one of them that was Gone
+	gap     uint64 // the position of the newest gap; zero: there is none
 }
 
 // A keptEvent is a recent event, or a value that stays when it is no longer one.
@@ -104,6 +111,7 @@ type keptEvent struct {
 	at           time.Time
 	stays        bool       // it is in history.stayed
 	stale        bool       // it was, until it was replaced or dropped
+	hidden       bool       // it tells clients nothing new, see history.note
 	home         uint64     // in a journal, where the log has it, see carrier
 	older, newer *keptEvent // in an eventList
 	replacement  *keptEvent // the next one of the same topic and Key; nil: there is none
@@ -145,6 +153,10 @@ func (m *keptEvent) isValue(id *clientID) bool {
 	if m.event.Key == "" || m.event.Gone || m.stale || !m.event.isFor(id) {
 		return false
 	}
+	if m.event.member {
+		nodes := m.log.members[m.event.memberKey()]
+		return len(nodes) > 0 && nodes[len(nodes)-1] == m
+	}
 	for m = m.replacement; m != nil; m = m.replacement {
 		if m.event.isFor(id) {
 			return false
@@ -162,6 +174,8 @@ func newHistory(limit History) *history {
 		topics:     make(map[string]*topicLog),
 		forgotten:  func() {},
 		valued:     func(string, bool) {},
+		nodes:      make(map[nodeID]time.Time),
+		heard:      func(nodeID, topicKey, bool) {},
 		partEvents: partEvents,
 	}
 }
@@ -246,7 +260,7 @@ func (p *prints) text(record uint64) (print string, ok bool) {
 }
 
 // add gives ev the next position and keeps it.
-func (h *history) add(ev *event, now time.Time) { h.addAt(ev, h.seq+1, now) }
+func (h *history) add(ev *event, now time.Time) *keptEvent { return h.addAt(ev, h.seq+1, now) }
 
 // addAt gives ev a position, at h.seq or behind it, and keeps it.
 func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
@@ -290,6 +304,9 @@ func (h *history) addValue(ev *event, seq uint64, now time.Time) *keptEvent {
 // replace makes m the newest event of its Key.
 func (h *history) replace(m *keptEvent) {
 	p := m.log
+	if m.event.member {
+		h.note(m)
+	}
 	if older := p.keys[m.event.Key]; older != nil {
 		older.replacement = m
 		if older.stays {
@@ -305,6 +322,9 @@ func (h *history) replace(m *keptEvent) {
 // dropKey drops the newest event of m's Key, which is m.
 func (h *history) dropKey(m *keptEvent) {
 	p := m.log
+	if m.event.member {
+		p.unlist(m.event)
+	}
 	if delete(p.keys, m.event.Key); len(p.keys) == 0 {
 		h.valued(p.topic, false)
 	}
@@ -312,7 +332,7 @@ func (h *history) dropKey(m *keptEvent) {
 
 // addUnshared keeps an event that the engine lacks, for its Key alone. Its
 // position is between two records.
-func (h *history) addUnshared(ev *event, now time.Time) {
+func (h *history) addUnshared(ev *event, now time.Time) *keptEvent {
 	at := h.seq
 	if at&wholeRecord != 0 {
 		at = h.seq | wholeRecord + 1
@@ -323,7 +343,7 @@ func (h *history) addUnshared(ev *event, now time.Time) {
 	h.unshared[ev.topic] = true
 	h.unsharedEvents++
 	ev.unshared = h.unsharedEvents
-	h.addAt(ev, at, now)
+	return h.addAt(ev, at, now)
 }
 
 // restart begins another sequence at number zero. Events stay, for their Keys.

@@ -133,6 +133,11 @@ type Hub struct {
 	// on all nodes if Broker is a [HistoryBroker].
 	History History
 
+	// LeaveAfter is how long a member stays in a topic when its last client has
+	// left, so that somebody who reloads doesn't leave; see [Client.Appear]. Zero
+	// means 10 s, negative none.
+	LeaveAfter time.Duration
+
 	// Compression compresses what goes to WebSocket clients that support it
 	// (permessage-deflate, RFC 7692): each event of 256 bytes or more, once for
 	// all clients, where that makes it smaller. No window is kept between
@@ -171,6 +176,7 @@ type Hub struct {
 	order    order
 
 	registry     registry
+	presence     presence
 	own          sync.WaitGroup // shards, sweeper and parker
 	seats        seats          // that nobody uses
 	park         parking
@@ -194,6 +200,7 @@ func NewHub() *Hub {
 	}
 	h.shared.clock.start = time.Now()
 	h.shared.done = h.done
+	h.presence.hub, h.shared.presence = h, &h.presence
 	h.park.outage = outage{log: &h.shared.log, what: "parking of idle clients"}
 	return h
 }
@@ -221,6 +228,7 @@ func (h *Hub) settle() {
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
 		s.history = h.History.settled()
+		s.leaveAfter = max(cmp.Or(h.LeaveAfter, 10*time.Second), 0)
 		if s.pingInterval > 0 {
 			s.heartbeat = newHeartbeat(max(s.beatInterval(), revolution))
 		}

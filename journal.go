@@ -92,11 +92,12 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 		numbers: make(map[nodeID]uint64),
 	}
 	j.reached.Store(&progress{over: make(chan struct{})})
-	j.past.forgotten = s.forgot
+	j.past.forgotten, j.past.heard = s.forgot, s.heard
 	j.past.epoch = ""
 	j.past.prints = new(prints)
 	j.past.seq = wholeRecord // zero is no position
 	j.out = newAppender(j, broker)
+	j.peers.beat = j.beat
 	j.peers.start(j)
 	if err := broker.Follow(j); err != nil {
 		j.out.appending.failed(err)
@@ -174,7 +175,18 @@ func (j *journal) want([]string) []<-chan struct{} { return []<-chan struct{}{j.
 func (j *journal) unwant([]string)                 {}
 
 func (j *journal) elsewhere() (clients int, down bool) { return j.peers.clients(), j.out.down.Load() }
+func (j *journal) self() nodeID                        { return j.peers.node }
 func (j *journal) close()                              { j.peers.close() }
+
+// beat has members of nodes that are gone taken away, in the log. It may be any
+// node that does it.
+func (j *journal) beat(now time.Time, _ *batch) {
+	if j.out.live.Load() && rand.N(2) == 0 { // so that mostly one node does it
+		if gone := j.past.bereaved(j.peers.isGone); len(gone) > 0 {
+			j.shared.presence.bury(gone)
+		}
+	}
+}
 
 // Deliver accepts a heartbeat of another node; see [BrokerHandler].
 func (j *journal) Deliver(name string, msg []byte) {
@@ -286,8 +298,9 @@ func (j *journal) passCut(last uint64, now time.Time, out *batch) {
 	j.passed = last
 	for len(j.own) > 0 && j.own[0].number <= last {
 		ev := j.own[0].event
-		j.past.addUnshared(ev, now)
-		out.add(ev)
+		if !j.past.addUnshared(ev, now).hidden {
+			out.add(ev)
+		}
 		j.own = j.own[1:]
 	}
 }
@@ -417,8 +430,9 @@ func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *b
 		if i == len(r.events)-1 {
 			at = end
 		}
-		p.addAt(ev, at, now).home = at - p.base
-		if live {
+		m := p.addAt(ev, at, now)
+		m.home = at - p.base
+		if live && !m.hidden {
 			out.add(ev)
 		}
 	}
@@ -445,8 +459,9 @@ func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time
 	live = live && number > j.passed
 	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
 		lost := j.own[0].event
-		j.past.addAt(lost, start, now)
-		out.add(lost)
+		if !j.past.addAt(lost, start, now).hidden {
+			out.add(lost)
+		}
 		j.own = j.own[1:]
 	}
 	if len(j.own) > 0 && j.own[0].number == number {

@@ -10,19 +10,24 @@ import "iter"
 // the topics that its own clients have.
 func (h *Hub) Latest(topic string) iter.Seq[Event] {
 	return func(yield func(Event) bool) {
-		if h.usable() != nil || h.closing() {
-			return
-		}
-		h.start()
-		h.settle()
-		r := &replay{topics: []pastTopic{{name: topic}}, whole: true}
-		if !h.hand(change{replay: r}) {
-			return
-		}
-		for _, ev := range r.part {
-			if !yield(ev.withoutID().Event) {
+		for _, ev := range h.values(topic) {
+			if !ev.member && !yield(ev.withoutID().Event) {
 				return
 			}
 		}
 	}
+}
+
+// values returns the newest event of each Key of a topic.
+func (h *Hub) values(topic string) []*event {
+	if h.usable() != nil || h.closing() {
+		return nil
+	}
+	h.start()
+	h.settle()
+	r := &replay{topics: []pastTopic{{name: topic}}, whole: true}
+	if !h.hand(change{replay: r}) {
+		return nil
+	}
+	return r.part
 }

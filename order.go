@@ -46,6 +46,9 @@ type order interface {
 	// whether those nodes can't be reached.
 	elsewhere() (clients int, down bool)
 
+	// self returns the id of this node. It is zero if there are no others.
+	self() nodeID
+
 	// close ends all goroutines of the order. The loop has ended before.
 	close()
 }
@@ -74,23 +77,30 @@ type local struct {
 
 func newLocal(s *shared) local {
 	past := newHistory(s.history)
-	past.forgotten = s.forgot
+	past.forgotten, past.heard = s.forgot, s.heard
 	past.base, past.seq = 1, 1 // zero is no position
 	return local{shared: s, past: past}
 }
 
 func (l *local) publish(ev *event, now time.Time, out *batch) receipt {
 	l.shared.published.Add(1)
-	l.keep(ev, now)
-	out.add(ev)
+	l.accept(ev, now, out)
 	return receipt{}
 }
 
-// keep adds an event to the history, if there is one.
-func (l *local) keep(ev *event, now time.Time) {
-	if l.shared.history.keeps() {
-		l.past.add(ev, now)
+// accept keeps an event, and gives it to the clients.
+func (l *local) accept(ev *event, now time.Time, out *batch) {
+	if !l.keep(ev, now).hidden {
+		out.add(ev)
 	}
+}
+
+// keep adds an event to the history, if there is one.
+func (l *local) keep(ev *event, now time.Time) *keptEvent {
+	if l.shared.history.keeps() {
+		return l.past.add(ev, now)
+	}
+	return &keptEvent{hidden: ev.member}
 }
 
 func (l *local) fill(r *replay)                     { l.past.fill(r) }
@@ -105,4 +115,5 @@ func (l *local) want([]string) []<-chan struct{}     { return nil }
 func (l *local) unwant([]string)                     {}
 func (l *local) await(string)                        {}
 func (l *local) elsewhere() (clients int, down bool) { return 0, false }
+func (l *local) self() nodeID                        { return nodeID{} }
 func (l *local) close()                              {}

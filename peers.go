@@ -35,6 +35,7 @@ type peers struct {
 	cancel  context.CancelFunc
 	calling chan struct{}           // holds a token for each call of Subscribe that runs
 	lost    func(topic, why string) // reports lost events of a topic, or of any if it is empty; nil in a journal
+	beat    arrival                 // is called at each heartbeat
 	begun   func(topic string)      // reports that all events of a user's topic arrive from now on; nil in a journal
 
 	ledger  ledger
@@ -216,6 +217,10 @@ func (p *peers) tick() {
 		select {
 		case <-ticker.C:
 			p.forget(time.Now())
+			select {
+			case p.in <- p.beat:
+			default: // heartbeats don't wait for a loop that is behind
+			}
 		case <-p.done:
 			return
 		}
@@ -373,6 +378,22 @@ func (p *peers) pass(a arrival) {
 	case p.in <- a:
 	case <-p.done:
 	}
+}
+
+// isGone reports whether a node is gone whose members are known since a time.
+func (p *peers) isGone(node nodeID, since time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	patience := nodeTimeout
+	if n := p.nodes[node]; n != nil {
+		if n.heard.After(since) {
+			since = n.heard
+		}
+		if n.left {
+			patience = min(patience, p.shared.leaveAfter)
+		}
+	}
+	return node != p.node && time.Since(since) > patience
 }
 
 // later has the loop call an arrival after a time.

@@ -54,6 +54,8 @@ type Event struct {
 	// sender, who has it already. A client that reconnects has a new ID.
 	Except string
 
+	member bool // Key is a node's key of a member, see presence
+
 	// ID is the event's id on a [Stream], visible ASCII or empty. Browsers that
 	// reconnect send it as Last-Event-ID. Hubs refuse events that have one.
 	ID string

@@ -19,13 +19,17 @@ type relay struct {
 	seq  uint64               // number of this node's last event
 	sent map[string]sentEvent // the last event to each topic
 	survey
+	shows map[string]bool            // topics in which this node has had members
+	lists map[answer]map[string]bool // members that another node is telling, by Key
 }
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent), survey: newSurvey()}
+	r.shows, r.lists = make(map[string]bool), make(map[answer]map[string]bool)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
 	r.past.covered, r.past.valued = r.covered, r.valued
+	r.peers.beat = r.beat
 	r.peers.start(r)
 	r.peers.watch("") // events to all clients
 	return r
@@ -34,16 +38,11 @@ func newRelay(s *shared, broker Broker) *relay {
 // publish also queues the event for the other nodes. It never waits for them.
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	r.local.publish(ev, now, out)
-	r.seq++
-	if len(r.sent) >= maxSentTopics {
-		clear(r.sent) // the next event of each topic names no earlier one
+	if ev.member {
+		r.shows[ev.topic] = true
 	}
-	msg := outgoing{brokerName(ev.topic), brokered{kind: brokeredEvent, node: r.peers.node, seq: r.seq, event: ev.Event}}
-	if before, ok := r.sent[ev.topic]; ok {
-		msg.before, msg.age = before.seq, now.Sub(before.at)
-	}
-	r.sent[ev.topic] = sentEvent{r.seq, now}
-	r.peers.ledger.note(ev.topic, sentEvent{r.seq, now})
+	msg := r.numbered(brokeredEvent, ev.topic, now)
+	msg.event = ev.Event
 	if most := r.peers.limit(); most > 0 && msg.size() > most {
 		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
 		return receipt{err: ErrEventTooLarge}
@@ -58,6 +57,21 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 		return receipt{err: ErrBrokerUnavailable}
 	}
 	return receipt{}
+}
+
+// numbered returns the next message to a topic whose loss other nodes notice.
+func (r *relay) numbered(kind brokeredKind, topic string, now time.Time) outgoing {
+	r.seq++
+	if len(r.sent) >= maxSentTopics {
+		clear(r.sent) // the next event of each topic names no earlier one
+	}
+	msg := outgoing{brokerName(topic), brokered{kind: kind, node: r.peers.node, seq: r.seq}}
+	if before, ok := r.sent[topic]; ok {
+		msg.before, msg.age = before.seq, now.Sub(before.at)
+	}
+	r.sent[topic] = sentEvent{r.seq, now}
+	r.peers.ledger.note(topic, sentEvent{r.seq, now})
+	return msg
 }
 
 // isFull reports whether an engine that works is behind. Publishers don't wait
@@ -120,6 +134,7 @@ func (r *relay) want(topics []string) []<-chan struct{} {
 
 func (r *relay) unwant(topics []string)              { r.peers.unwatch(topics) }
 func (r *relay) elsewhere() (clients int, down bool) { return r.peers.clients(), r.peers.down.Load() }
+func (r *relay) self() nodeID                        { return r.peers.node }
 func (r *relay) close()                              { r.peers.close() }
 
 // Deliver accepts a message of another node; see [BrokerHandler].
@@ -137,12 +152,11 @@ func (r *relay) Deliver(name string, msg []byte) {
 		r.peers.pass(func(time.Time, *batch) { r.asked(topic, &m) })
 	case m.kind == brokeredValues:
 		r.peers.pass(func(now time.Time, out *batch) { r.told(topic, &m, now, out) })
+	case fresh && m.kind == brokeredMembers:
+		r.peers.pass(func(now time.Time, out *batch) { r.toldMembers(topic, &m, now, out) })
 	case fresh:
 		ev := newEvent(topic, m.event)
-		r.peers.pass(func(now time.Time, out *batch) {
-			r.keep(ev, now)
-			out.add(ev)
-		})
+		r.peers.pass(func(now time.Time, out *batch) { r.accept(ev, now, out) })
 	}
 }
 
@@ -157,7 +171,7 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	switch {
 	case m.kind == brokeredHeartbeat:
 		lost, why = p.trackHeartbeatLocked(n, m, now), "another node sent events that did not arrive"
-	case m.kind != brokeredEvent || p.interests[topic] == nil || m.seq <= n.seqs[topic]:
+	case !m.isNumbered() || p.interests[topic] == nil || m.seq <= n.seqs[topic]:
 		// No client has the topic, or it is a duplicate.
 	default:
 		fresh = true

@@ -80,7 +80,7 @@ func (h *history) fill(r *replay) {
 			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // newer ones may have the position from
 		}
 	} else {
-		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 })
+		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 && !m.hidden })
 	}
 }
 

@@ -63,10 +63,12 @@ func (h *Hub) Stats() Stats {
 // shared is what the parts of a hub have in common: its settings with their
 // defaults, its clock, its log and its counters.
 type shared struct {
-	clock   clock
-	log     logbook
-	done    <-chan struct{} // closed when Shutdown begins
-	members atomic.Int64    // clients that are open
+	clock clock
+	log   logbook
+	done  <-chan struct{} // closed when Shutdown begins
+
+	presence *presence
+	members  atomic.Int64 // clients that are open
 
 	toldCutShort atomic.Bool // see warnCutShort
 
@@ -79,6 +81,7 @@ type shared struct {
 	writeTimeout    time.Duration
 	compression     bool
 	history         History
+	leaveAfter      time.Duration
 	heartbeat       *event // nil: never
 
 	queued      atomic.Int64
@@ -103,3 +106,6 @@ func (s *shared) forgot() {
 	s.forgotten.Add(1)
 	s.log.warn(logHistory, "latest value dropped: there are more than History.Values", "values", s.history.Values)
 }
+
+// heard tells the hub's presence of an event of a node's member.
+func (s *shared) heard(node nodeID, name topicKey, gone bool) { s.presence.heard(node, name, gone) }

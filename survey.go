@@ -3,7 +3,6 @@ package realtime
 import (
 	"bytes"
 	"hash/crc64"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -114,6 +113,7 @@ func (r *relay) asked(topic string, m *brokered) {
 	a := answer{topic, m.node}
 	r.answers[a] = true
 	r.peers.later(maxOnItsWay+rand.N(maxAnswerDelay), func(now time.Time, _ *batch) {
+		r.tellMembers(topic, now)
 		if !r.answers[a] { // another node has answered
 			return
 		}
@@ -128,11 +128,10 @@ func (r *relay) asked(topic string, m *brokered) {
 	})
 }
 
-// tell answers a question with the newest events of all Keys. That may take
-// several messages.
-func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
+// pack distributes events to messages, at least one.
+func (r *relay) pack(kept []*keptEvent, now time.Time) (messages [][]agedValue) {
 	most := r.peers.maxBytes()
-	messages := [][]agedValue{nil}
+	messages = [][]agedValue{nil}
 	bytes := 0
 	for _, m := range kept {
 		size := brokered{event: m.event.Event}.size()
@@ -146,6 +145,13 @@ func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
 		e.ID = ""
 		messages[last] = append(messages[last], agedValue{e, max(now.Sub(m.at), 0)})
 	}
+	return messages
+}
+
+// tell answers a question with the newest events of all Keys. That may take
+// several messages.
+func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
+	messages := r.pack(kept, now)
 	for i, values := range messages {
 		r.send(outgoing{brokerName(a.topic), brokered{
 			kind: brokeredValues, node: r.peers.node, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
@@ -187,8 +193,7 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 		}
 		v.event.Data = bytes.Clone(v.event.Data) // it would keep the whole message
 		ev := newEvent(topic, v.event)
-		r.keep(ev, at)
-		out.add(ev)
+		r.accept(ev, at, out)
 	}
 }
 
@@ -201,8 +206,13 @@ func (e *Event) isLike(other *Event) bool {
 // those that are Gone.
 func (h *history) newest(topic string) (kept []*keptEvent) {
 	if p := h.topics[topic]; p != nil {
-		kept = slices.SortedFunc(maps.Values(p.keys), (*keptEvent).compare)
+		for _, m := range p.keys {
+			if !m.event.member { // each node tells its own
+				kept = append(kept, m)
+			}
+		}
 	}
+	slices.SortFunc(kept, (*keptEvent).compare)
 	return kept
 }
 
@@ -210,7 +220,7 @@ func (h *history) newest(topic string) (kept []*keptEvent) {
 func (h *history) digest(topic string) (sum uint64) {
 	if p := h.topics[topic]; p != nil {
 		for _, m := range p.keys {
-			if !m.event.Gone {
+			if !m.event.Gone && !m.event.member {
 				sum += crc64.Checksum(append(appendHead(nil, &m.event.Event), m.event.Data...), topicTable)
 			}
 		}

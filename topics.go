@@ -113,6 +113,7 @@ func (c *Client) unlist() {
 	c.tmu.Lock() // a Subscribe is over then, and the next one fails
 	defer c.tmu.Unlock()
 	c.unlisted = true
+	c.hub.presence.left(c, c.topicNames())
 	subs := slices.Clone(c.topics) // Unsubscribe may still change them
 	c.home.inbox.put(entry{do: func(s *shard) { s.leave(c, subs) }})
 	c.hub.order.unwant(c.topicNames())
@@ -146,6 +147,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 		}
 	}})
 	if !c.unlisted {
+		c.hub.presence.left(c, removed)
 		c.hub.order.unwant(removed)
 	}
 }
