@@ -80,7 +80,9 @@ func (a *appender) run() {
 	defer ticker.Stop()
 	probed := make(chan error, 1)
 	probing := false
-	var told uint64 // number of the cut that the last probe appended
+	trimmed := make(chan struct{}, 1)
+	trims := a.trims // nil while a trim runs
+	var told uint64  // number of the cut that the last probe appended
 	var toldAt time.Time
 	for {
 		look := false
@@ -99,8 +101,14 @@ func (a *appender) run() {
 			a.checkProgress()
 			a.tellPutBack()
 			look = true
-		case t := <-a.trims:
-			a.peers.own.Go(func() { a.trim(t) }) // which may be slow: events don't wait for it
+		case t := <-trims:
+			trims = nil
+			a.peers.own.Go(func() { // it may be slow: events don't wait for it
+				a.trim(t)
+				trimmed <- struct{}{}
+			})
+		case <-trimmed:
+			trims = a.trims
 		case record := <-a.carried:
 			if a.down.Load() || a.append(a.peers.ctx, record, journalPatience) != nil {
 				a.peers.pass(func(time.Time, *batch) { a.journal.carryFailed() })

@@ -384,6 +384,40 @@ func TestJournalTrimsNoOtherLog(t *testing.T) {
 	}
 }
 
+// While the engine trims slowly, events are appended, and no second Trim begins.
+func TestJournalTrimsSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		b.trimHold = make(chan struct{})
+		j.Current("e", 0)
+		d.arrive()
+		for range 300 {
+			j.expire(time.Now())
+			time.Sleep(time.Second)
+		}
+		rc := d.publish("a", "1")
+		synctest.Wait()
+		if n := len(b.records()); n != 1 || <-rc.later != nil {
+			t.Errorf("%d records were appended, want the event's", n)
+		}
+		j.Record("e", 1, b.records()[0])
+		d.arrive()
+		calls := func() int {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return b.trimCalls
+		}
+		if n := calls(); n != 1 {
+			t.Errorf("Trim was called %d times, want 1", n)
+		}
+		close(b.trimHold)
+		synctest.Wait()
+		if n := calls(); n != 2 {
+			t.Errorf("Trim was called %d times after that, want 2", n)
+		}
+	})
+}
+
 // A log that can't be trimmed grows. The line says so once, and all else works.
 func TestJournalTrimFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

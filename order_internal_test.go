@@ -82,15 +82,21 @@ type testLog struct {
 	testBroker
 	trims     []trim // guarded by mu, like the fields below
 	trimCalls int
-	trimError error // what Trim returns
+	trimError error         // what Trim returns
+	trimHold  chan struct{} // Trim waits until it is closed; nil: it doesn't; set before Trim is called
 }
 
 func (b *testLog) Follow(HistoryHandler) error { return nil }
 
 func (b *testLog) Trim(_ context.Context, epoch string, before uint64) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	b.trimCalls++
+	b.mu.Unlock()
+	if b.trimHold != nil {
+		<-b.trimHold
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.trimError == nil {
 		b.trims = append(b.trims, trim{epoch, before})
 	}
