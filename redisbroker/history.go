@@ -22,11 +22,11 @@ const defaultRecords = 1_000_000
 //
 //	~{realtime:log}* &realtime:*
 //	+ping +publish +subscribe +unsubscribe
-//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrevrange +time +pttl +persist +info +config|get
+//	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrange +xrevrange +time +pttl +persist +info +config|get
 //
 // Without the last one the broker doesn't learn what [Broker.MaxMessageBytes] says,
 // and each start of Redis counts as a loss. Without +info no start is noticed.
-// Without +xtrim and +persist the history grows up to MaxRecords.
+// Without +xrange, +xtrim or +persist the history grows up to MaxRecords.
 //
 // In a cluster the user also needs +cluster|slots, +cluster|shards, +spublish,
 // +ssubscribe and +sunsubscribe. With a client of [New] that caches it needs

@@ -442,6 +442,23 @@ func TestHistoryStays(t *testing.T) {
 	}
 }
 
+// Records leave the log when they are older than the Age of the hub's History. The
+// newest one stays.
+func TestHistoryIsTrimmed(t *testing.T) {
+	t.Parallel()
+	r := startRedis(t)
+	hub, _ := startHub(t, newHistory(r.addr), func(h *realtime.Hub) { h.History.Age = time.Second })
+	for range 5 {
+		eventually(t, "a Publish that succeeds", func() bool {
+			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte("x")}) == nil
+		})
+	}
+	eventually(t, "a log with the newest record alone", func() bool {
+		n, err := r.do("XLEN", "{realtime:log}").AsInt64()
+		return err == nil && n == 1
+	})
+}
+
 // Trim finds the first record that stays among records of one millisecond, and of
 // many, and behind those of earlier epochs. What no node has made stays.
 func TestHistoryTrim(t *testing.T) {
@@ -514,7 +531,7 @@ func TestHistoryTrim(t *testing.T) {
 func aclUser(keys, channels string) []string {
 	return []string{"ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "~" + keys, "resetchannels", "&" + channels, "nocommands",
 		"+ping", "+publish", "+subscribe", "+unsubscribe",
-		"+eval", "+evalsha", "+hmget", "+hset", "+xadd", "+xtrim", "+xread", "+xrevrange", "+time", "+pttl", "+persist", "+info", "+config|get"}
+		"+eval", "+evalsha", "+hmget", "+hset", "+xadd", "+xtrim", "+xread", "+xrange", "+xrevrange", "+time", "+pttl", "+persist", "+info", "+config|get"}
 }
 
 // The permissions that the documentation names are enough.
@@ -544,8 +561,8 @@ func TestHistoryPermission(t *testing.T) {
 	}
 	plain.expect()
 
-	// Without +xtrim and +persist the error of Trim says so, and all else works.
-	r.do("ACL", "SETUSER", "app", "-xtrim", "-persist")
+	// Without these permissions the error of Trim says so, and all else works.
+	r.do("ACL", "SETUSER", "app", "-xrange", "-xtrim", "-persist")
 	a.add("2")
 	if err := a.Trim(t.Context(), a.epoch("B"), 2); err == nil || !strings.Contains(err.Error(), "persist") {
 		t.Errorf("Trim: %v, want one that names the permissions", err)

@@ -15,11 +15,14 @@ import (
 
 // startHub serves a hub that keeps a history. It returns the hub and its URL. The
 // hub is shut down when the test ends.
-func startHub(t *testing.T, b realtime.Broker) (hub *realtime.Hub, url string) {
+func startHub(t *testing.T, b realtime.Broker, change ...func(h *realtime.Hub)) (hub *realtime.Hub, url string) {
 	t.Helper()
 	hub = realtime.NewHub()
 	hub.History.Events = 100
 	hub.Broker = b
+	for _, c := range change {
+		c(hub)
+	}
 	server := httptest.NewServer(hub)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

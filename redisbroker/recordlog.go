@@ -195,7 +195,8 @@ return {epoch, last, newest and newest[1] or '', max, kept and 1 or 0}
 // trimScript drops the records of an epoch with numbers below before, and those of
 // earlier epochs, which are in front of them. The ids of the stream don't tell
 // numbers. So it looks for the first record that stays by bisection: first for its
-// millisecond, then among the records of that. What no node has made stays.
+// millisecond, then among the records of that. XREVRANGE would be wrong for that:
+// where it finds nothing it reads the whole stream. What no node has made stays.
 //
 // An earlier version of this package let the keys expire.
 const trimScript = `
@@ -212,18 +213,19 @@ for _, key in ipairs(KEYS) do
 end
 before = math.min(before, tonumber(state[2])) -- the newest record stays
 
+local function id(ms, n) return string.format('%.0f-%.0f', ms, n) end
 local function parse(id)
 	local ms, n = string.match(id, '^(%d+)-(%d+)$')
 	return tonumber(ms), tonumber(n)
 end
--- first returns the lowest number above low for which the newest record up to
--- id(number) stays. It does for high.
-local function first(low, high, id)
+-- bisect returns the lowest number above low for which the first record from
+-- at(number) on stays. It does for high.
+local function bisect(low, high, at)
 	while high - low > 1 do
 		local middle = math.floor((low + high) / 2)
-		local entry = redis.call('XREVRANGE', log, id(middle), '-', 'COUNT', 1)[1]
+		local entry = redis.call('XRANGE', log, at(middle), '+', 'COUNT', 1)[1]
 		local fields = entry and entry[2]
-		if not entry or fields[1] == 'epoch' and (fields[2] ~= epoch or tonumber(fields[4]) < before) then
+		if entry and fields[1] == 'epoch' and (fields[2] ~= epoch or tonumber(fields[4]) < before) then
 			low = middle
 		else
 			high = middle
@@ -231,10 +233,13 @@ local function first(low, high, id)
 	end
 	return high
 end
-local ms = first(-1, parse(newest[1]), function(ms) return string.format('%.0f', ms) end)
+local ms = bisect(-1, parse(newest[1]) + 1, function(ms) return id(ms, 0) end) - 1
+if ms < 0 then
+	return
+end
 local _, n = parse(redis.call('XREVRANGE', log, string.format('%.0f', ms), '-', 'COUNT', 1)[1][1])
-local function id(n) return string.format('%.0f-%.0f', ms, n) end
-redis.call('XTRIM', log, 'MINID', id(first(-1, n, id)))
+n = bisect(0, n + 1, function(n) return id(ms, n) end)
+redis.call('XTRIM', log, 'MINID', id(ms, n))
 `
 
 var (
@@ -258,7 +263,7 @@ func (l *recordLog) trim(ctx context.Context, c rueidis.Client, epoch string, be
 	}
 	answer, refused := rueidis.IsRedisErr(err)
 	if refused && (strings.Contains(answer.Error(), "NOPERM") || strings.Contains(answer.Error(), "user executing the script")) {
-		return fmt.Errorf("the history grows up to MaxRecords: give the user of Redis +xtrim and +persist: %w", err)
+		return fmt.Errorf("the history grows up to MaxRecords: give the user of Redis +xrange, +xtrim and +persist: %w", err)
 	}
 	return l.explain(err)
 }
