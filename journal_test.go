@@ -516,6 +516,44 @@ func TestJournalTrimmed(t *testing.T) {
 	})
 }
 
+// Events leave the log one to two Ages after they were published. While no node
+// runs, none leaves it.
+func TestJournalAge(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		first, _ := newNode(t, engine)
+		age := first.hub.History.Age
+		c := join(first, "topic=a")
+		var ids []string
+		for i := range 2 {
+			publish(t, first.hub, "a", fmt.Sprint(i))
+			expect(t, c, fmt.Sprint(i))
+			ids = append(ids, c.last())
+		}
+		c.cut()
+		if err := first.hub.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(100 * age)
+		second, _ := newNode(t, engine)
+		c = back(second, join, "topic=a", ids[0])
+		expect(t, c, "1")
+		c.cut()
+		time.Sleep(age - time.Second)
+		third, _ := newNode(t, engine)
+		c = back(third, join, "topic=a", ids[0])
+		expect(t, c, "1")
+		c.cut()
+		time.Sleep(age + 5*time.Second) // the second one has run for two Ages
+		fourth, _ := newNode(t, engine)
+		expect(t, back(fourth, join, "topic=a", ids[0]), "reset")
+		c = back(fourth, join, "topic=a", ids[1]) // the newest record stays
+		publish(t, fourth.hub, "a", "live")
+		expect(t, c, "live")
+		stats(t, fourth, func(st realtime.Stats) bool { return st.Gaps == 0 && st.Resets == 1 && st.Resumed == 1 })
+	})
+}
+
 // An engine that was put back gives the numbers of lost records to others. An id
 // of a lost one doesn't resume, whichever node is asked: one that has read what
 // was lost, or one that was started since.

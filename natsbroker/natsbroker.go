@@ -60,6 +60,12 @@
 // node reads it from the beginning when it starts. An event needs a round trip to
 // the stream's leader, and one to the replicas, before it is delivered.
 //
+// The nodes purge old events from the stream: an event leaves it between one and two
+// Ages after it was published. Where nodes have different Ages the shortest one
+// rules. While no node runs, the stream stays as it is. A node without the permission
+// to publish to "$JS.API.STREAM.PURGE.>" logs an error. If no node has it, the stream
+// grows up to [HistoryBroker.MaxBytes].
+//
 // A cluster that has lost its leader needs 4 to 10 s to elect another. For that
 // time events reach the clients of their own node alone, and Publish returns
 // [realtime.ErrBrokerUnavailable].

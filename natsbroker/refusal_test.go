@@ -163,6 +163,32 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// The user may not purge the stream. The log says so once, by the name of the
+// subject, and all else works. When it may, old records go.
+func TestPurgeIsRefused(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	g := newGuarded(t)
+	g.reload(denies([]string{"$JS.API.STREAM.PURGE.>"}, nil))
+	first, _ := g.broker("a", true)
+	var logged buffer
+	a := newSite(t, first, func(h *realtime.Hub) {
+		h.History.Age = time.Second
+		h.Logger = slog.New(slog.NewTextHandler(&logged, nil))
+	})
+	a.expectAny(t, "1", a)
+	a.expectAny(t, "2", a)
+	const lost = "bound of the broker history lost"
+	eventually(t, "line that names it", func() bool {
+		return strings.Contains(logged.String(), lost) && strings.Contains(logged.String(), `$JS.API.STREAM.PURGE.realtime`)
+	})
+	a.expectAny(t, "3", a)
+	if n := strings.Count(logged.String(), lost); n != 1 || a.Stats().BrokerDown {
+		t.Errorf("%d lines say it, and BrokerDown is %v; want 1 and false:\n%s", n, a.Stats().BrokerDown, logged.String())
+	}
+	g.reload(func(*server.Options) {})
+	eventually(t, "line that it is over", func() bool { return strings.Contains(logged.String(), "bound of the broker history is back") })
+}
+
 // A max_payload is lowered while a server runs. It closes the connection of a node
 // that publishes more, for good as nats.go sees it. The broker makes another.
 func TestPayloadIsLowered(t *testing.T) {

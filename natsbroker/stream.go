@@ -12,8 +12,8 @@ import (
 
 // A history has one stream, which all its nodes make and none of them owns. Nodes
 // may have different settings, for example while a new version is rolled out. If
-// each set its own, the shortest would trim what the others have promised. So a
-// node only raises what it finds.
+// each set its own, the lowest would drop what the others keep. So a node only
+// raises what it finds.
 
 const (
 	description = "the history of realtime hubs"
@@ -100,7 +100,7 @@ func (b *HistoryBroker) raise(ctx context.Context, info *jetstream.StreamInfo) (
 	have, want := info.Config, info.Config
 	bytes := unlimited(have.MaxBytes)
 	want.Replicas = max(have.Replicas, b.stream.Replicas)
-	want.MaxAge = 0         // an earlier version of this package had set it
+	want.MaxAge = 0         // which an earlier version of this package has set
 	if bytes < b.MaxBytes { // by default it is as large as it is
 		want.MaxBytes = b.MaxBytes
 	}

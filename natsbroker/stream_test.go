@@ -114,6 +114,49 @@ func TestStreamKeepsTheMost(t *testing.T) {
 	}
 }
 
+// Records leave the stream when they are older than Age. The newest one stays.
+func TestStreamIsTrimmed(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	a, _ := newHistoryHub(t, engine, time.Second, 0)
+	for i := range 5 {
+		a.expectAny(t, fmt.Sprint(i), a)
+	}
+	js := streams(t, engine)
+	eventually(t, "stream with the newest record alone", func() bool {
+		stream, err := js.Stream(t.Context(), "realtime")
+		if err != nil {
+			t.Fatal(err)
+		}
+		state := stream.CachedInfo().State
+		return state.Msgs == 1 && state.FirstSeq == state.LastSeq && state.LastSeq >= 5
+	})
+	a.expectAny(t, "behind it", a)
+}
+
+// In the stream of an earlier version of this package records expired. They don't
+// any more.
+func TestStreamOfEarlierVersion(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine := newStores(t, 1)
+	js := streams(t, engine)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{
+		Name: "realtime", Subjects: []string{"realtime.=log.records"}, Storage: jetstream.FileStorage, Replicas: 1,
+		MaxAge: 10 * time.Second, MaxBytes: 1 << 30, Duplicates: 10 * time.Second, Metadata: map[string]string{"realtime": "history"},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a, _ := newHistoryHub(t, engine, time.Minute, 0)
+	a.expectAny(t, "1", a)
+	stream, err := js.Stream(t.Context(), "realtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if age := stream.CachedInfo().Config.MaxAge; age != 0 {
+		t.Errorf("records expire after %v", age)
+	}
+}
+
 // Somebody has changed the stream, before the hub starts or while it runs. The log
 // names what, once, and what to do. The hub works again when that is done.
 func TestStreamIsChanged(t *testing.T) {

@@ -34,10 +34,12 @@
 //	hub.History = realtime.History{Age: 10 * time.Minute}
 //	hub.Broker = redisbroker.Connect(options).WithHistory()
 //
-// Redis has to be version 6.2 or later. All nodes should have the same History and
-// the same [HistoryBroker.MaxRecords]. Where they differ the longest Age and the
-// highest number rule, and each node that has less logs a warning, once. After the
-// last node that has more, its values rule for its Age, and a minute at least.
+// Redis has to be version 6.2 or later. The nodes trim old events from the stream: an
+// event leaves it between one and two Ages after it was published. While no node
+// runs, the stream stays as it is. All nodes should have the same History and the
+// same [HistoryBroker.MaxRecords]. Where they differ the shortest Age rules, and the
+// highest number, and each node that has a lower number logs a warning, once. For ten
+// minutes after the last node that has a higher number, that one rules.
 //
 // The keys must be used by nothing else. Where they have the data of another
 // program, no record is accepted, the error says so, and the data stays as it is.
@@ -94,9 +96,9 @@
 //     the key "{realtime:log}:head" in such a case, so that all clients get a reset.
 //   - always is taken back by CONFIG SET while nodes are connected.
 //
-// The keys of the history expire a day or more after the last node has gone. So
-// Redis needs the maxmemory-policy noeviction: with another one it drops the
-// history when memory is short.
+// Redis needs the maxmemory-policy noeviction: with another one it drops the history
+// when memory is short. The keys of a history don't expire. Delete those of one that
+// is not used any more.
 package redisbroker
 
 import (
