@@ -30,6 +30,7 @@ import (
 type carrier struct {
 	first   uint64     // the oldest record since which this node has taken all
 	asked   uint64     // first when this node asked for older values
+	newest  uint64     // the newest record of events or of a cut: it is never trimmed, as ids name it
 	trimmed uint64     // up to where nodes may have trimmed the log
 	views   []view     // of the records of values behind that
 	due     []dueValue // to be carried next
@@ -75,13 +76,14 @@ func (h *history) valuesBefore(record uint64) (values []dueValue) {
 // tidy carries the values in records up to a milestone, and then has the log
 // trimmed behind it. If the log would not become much smaller, that waits.
 func (j *journal) tidy(upTo milestone, now time.Time) {
-	c, before, bytes := &j.carrier, upTo.record+1, upTo.bytes
+	c, bytes := &j.carrier, upTo.bytes
+	before := min(upTo.record+1, c.newest)
 	c.due, c.goal, c.waits = j.past.valuesBefore(before), before, false
 	size := uint64(0)
 	for _, m := range c.due {
 		size += uint64(m.event.size())
 	}
-	if upTo.record <= c.trimmed || bytes-c.begun < 2*size && now.Sub(c.tidied) < carryAges*j.past.limit.Age {
+	if before <= max(c.trimmed, 1) || bytes-c.begun < 2*size && now.Sub(c.tidied) < carryAges*j.past.limit.Age {
 		c.due, c.goal = j.past.valuesBefore(1), 0 // those that the log lacks don't wait
 	}
 	c.upTo = bytes
@@ -100,6 +102,9 @@ func (j *journal) carrySoon(record uint64) {
 func (j *journal) noteRecord(r *record) {
 	c := &j.carrier
 	c.bytes += uint64(r.bytes)
+	if r.kind == brokeredRecord || r.kind == brokeredCut {
+		c.newest = r.seq
+	}
 	if c.next > r.seq && isClosed(j.current) {
 		return
 	}
@@ -243,7 +248,7 @@ func (j *journal) loseHomes(record uint64) {
 		}
 	}
 	c := &j.carrier
-	c.trimmed, c.views = min(c.trimmed, record), nil
+	c.trimmed, c.newest, c.views = min(c.trimmed, record), min(c.newest, record), nil
 	c.due, c.goal, c.waits = nil, 0, false
 	j.carrySoon(1)
 }
