@@ -21,8 +21,9 @@ const (
 
 // A backlog counts what waits for one client. Its outbox's lock guards it.
 type backlog struct {
-	messages int           // not completely written
-	exempt   int32         // of these, brought by a replay: not the client's fault
+	messages int32         // not completely written
+	reported int32         // of these, in shared.queued
+	exempt   int32         // of messages, brought by a replay: not the client's fault
 	peak     int32         // the most messages owed since behind
 	private  int           // unwritten bytes in the queue that were sent to this client alone
 	behind   time.Duration // since when the client is behind without catching up; zero: it isn't
@@ -31,14 +32,21 @@ type backlog struct {
 }
 
 // add counts n new messages.
-func (b *backlog) add(s *shared, n int) {
-	b.messages += n
-	s.queued.Add(int64(n))
+func (b *backlog) add(n int) { b.messages += int32(n) }
+
+// report brings shared.queued up to date. It is called before the lock is
+// released. So messages that are written at once are never in shared.queued: all
+// shards share that, and their processors would wait for each other.
+func (b *backlog) report(s *shared) {
+	if n := b.messages - b.reported; n != 0 {
+		s.queued.Add(int64(n))
+		b.reported = b.messages
+	}
 }
 
 // exemptReplay exempts n messages of a replay that add has counted. At most one
 // replay is exempt: a client gains nothing by asking again and again.
-func (b *backlog) exemptReplay(n int) { b.exempt = max(b.exempt, int32(min(n, b.messages))) }
+func (b *backlog) exemptReplay(n int) { b.exempt = max(b.exempt, min(int32(n), b.messages)) }
 
 // limitReplay bounds the time for a replay of size bytes, and for the bytes that
 // wait before it: WriteTimeout, and as much again for each partBytes. Otherwise a
@@ -56,15 +64,14 @@ func (b *backlog) limitReplay(s *shared, before, size int) {
 
 // replaced counts n messages that newer ones have replaced.
 func (b *backlog) replaced(s *shared, n int) {
-	b.messages -= n
-	b.exempt = min(b.exempt, int32(b.messages))
-	s.queued.Add(-int64(n))
+	b.messages -= int32(n)
+	b.exempt = min(b.exempt, b.messages)
 	s.replaced.Add(int64(n))
 }
 
 // delivered counts n messages that have been written.
 func (b *backlog) delivered(s *shared, n int) {
-	b.messages -= n
+	b.messages -= int32(n)
 	if b.exempt = max(0, b.exempt-int32(n)); b.exempt == 0 { // replayed messages are in front
 		b.exemptBy = 0
 	}
@@ -75,22 +82,20 @@ func (b *backlog) delivered(s *shared, n int) {
 		// The client is catching up after a burst: SlowAfter starts over.
 		b.behind, b.peak, b.heap = s.clock.now(), int32(owed), b.private
 	}
-	s.queued.Add(-int64(n))
 	s.delivered.Add(int64(n))
 }
 
 // lost counts n messages that will not be written.
 func (b *backlog) lost(s *shared, n int) {
-	b.messages -= n
-	b.exempt = min(b.exempt, int32(b.messages))
+	b.messages -= int32(n)
+	b.exempt = min(b.exempt, b.messages)
 	s.dropped.Add(int64(n))
-	s.queued.Add(-int64(n))
 }
 
 // drop counts all messages that wait as lost.
 func (b *backlog) drop(s *shared) {
-	b.lost(s, b.messages)
-	*b = backlog{}
+	b.lost(s, int(b.messages))
+	*b = backlog{reported: b.reported}
 }
 
 // connected starts SlowAfter if too many messages wait for a new connection.
@@ -101,7 +106,7 @@ func (b *backlog) connected(s *shared) {
 }
 
 // owed returns how many waiting messages count against the client.
-func (b *backlog) owed() int { return b.messages - int(b.exempt) }
+func (b *backlog) owed() int { return int(b.messages - b.exempt) }
 
 // isBehind reports whether more waits than the client may owe for SlowAfter. A
 // single message may have any size.

@@ -174,3 +174,26 @@ func TestFlushedWhileHeld(t *testing.T) {
 		t.Errorf("%d queued, %d dropped; want 0 and 1", s.queued.Load(), s.dropped.Load())
 	}
 }
+
+// What is written at once doesn't touch the count that all shards share.
+func TestWrittenAtOnceIsNotQueued(t *testing.T) {
+	o := newOutbox()
+	o.open(new(recorder), func(b []byte) (int, error) {
+		if n := o.shared.queued.Load(); n != 0 {
+			t.Errorf("%d messages are queued while they are written", n)
+		}
+		return len(b), nil
+	}, format{})
+	o.push(runOf("a", "b"))
+	o.post(&Event{Data: []byte("c")})
+	if s := o.shared; s.queued.Load() != 0 || s.delivered.Load() != 3 {
+		t.Errorf("%d queued, %d delivered; want 0 and 3", s.queued.Load(), s.delivered.Load())
+	}
+	o.mu.Lock()
+	o.writing = true // for ever
+	o.mu.Unlock()
+	o.push(runOf("d"))
+	if n := o.shared.queued.Load(); n != 1 {
+		t.Errorf("%d queued, want the one that waits", n)
+	}
+}

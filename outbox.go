@@ -106,7 +106,7 @@ func (o *outbox) push(r *run) error {
 		o.pushNoticesLocked(r)
 		return nil
 	}
-	o.backlog.add(o.shared, r.messages)
+	o.backlog.add(r.messages)
 	o.seq = max(o.seq, r.seq)
 	if o.conn == nil {
 		o.holdLocked(r.events...)
@@ -145,7 +145,7 @@ func (o *outbox) post(e *Event) error {
 	if o.state != outboxOpen {
 		return ErrClientClosed
 	}
-	o.backlog.add(o.shared, 1)
+	o.backlog.add(1)
 	switch {
 	case o.conn == nil:
 		o.holdLocked(&event{Event: *e, private: true})
@@ -204,12 +204,19 @@ func (o *outbox) unlock() {
 	if finished {
 		o.state = outboxFinished
 	}
-	o.mu.Unlock()
+	o.releaseLocked()
 	if failure != nil {
 		o.owner.outboxFailed(failure)
 	} else if finished {
 		o.owner.outboxFinished()
 	}
+}
+
+// releaseLocked unlocks o and does nothing else that unlock does. Where o.backlog
+// may have changed, it takes the place of mu.Unlock.
+func (o *outbox) releaseLocked() {
+	o.backlog.report(o.shared)
+	o.mu.Unlock()
 }
 
 // conflateEarlyLocked drops held events that a newer one replaces.
@@ -234,7 +241,7 @@ func (o *outbox) replay(r *replay) {
 	catchingUp := r.more || r.whole && o.past != nil
 	past := countMessages(r.part)
 	events := r.events(early, !catchingUp)
-	o.backlog.add(o.shared, countMessages(events)+countMessages(r.early)-counted)
+	o.backlog.add(countMessages(events) + countMessages(r.early) - counted)
 	o.backlog.exemptReplay(past)
 	if !catchingUp && r.position != nil {
 		o.seq = max(o.seq, r.position.seq)
@@ -262,7 +269,7 @@ func (o *outbox) lacksPartLocked() bool {
 func (o *outbox) nextPartLocked() {
 	r := o.past
 	o.fetching = true
-	o.mu.Unlock()
+	o.releaseLocked()
 	has := o.owner.outboxEmpty(r)
 	o.mu.Lock()
 	o.fetching, o.progress = false, o.shared.clock.now()
@@ -496,7 +503,7 @@ func (o *outbox) cut(last *buffer, closed func()) bool {
 // way goes on. The owner isn't told, because it calls fail.
 func (o *outbox) fail() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.releaseLocked()
 	o.failLocked(nil)
 }
 
@@ -663,7 +670,7 @@ func (o *outbox) drain() {
 			o.nextPartLocked()
 			continue // also without a part: something may have come in the meantime
 		}
-		o.mu.Unlock()
+		o.releaseLocked()
 		var n int
 		var err error
 		if pongs {
@@ -802,7 +809,7 @@ func (o *outbox) hasFailed() bool {
 // closed when no drain goroutine is left. It is for one caller.
 func (o *outbox) flushed() <-chan struct{} {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.releaseLocked()
 	switch {
 	case o.conn == nil:
 		o.failLocked(nil) // it will never be opened

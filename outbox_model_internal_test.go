@@ -160,7 +160,7 @@ func (m *outboxModel) check() {
 			}
 		}
 	}
-	if messages != o.backlog.messages || int64(messages) != o.shared.queued.Load() || private != o.backlog.private {
+	if messages != int(o.backlog.messages) || int64(messages) != o.shared.queued.Load() || private != o.backlog.private {
 		m.t.Errorf("%d messages wait, it says %d and %d; %d private bytes, it says %d",
 			messages, o.backlog.messages, o.shared.queued.Load(), private, o.backlog.private)
 	}
