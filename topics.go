@@ -132,14 +132,28 @@ func (c *Client) Unsubscribe(topics ...string) {
 	defer c.tmu.Unlock()
 	var removed []string
 	var subs []*subscription
-	for _, topic := range topics {
+	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
 		if i, has := c.findTopic(topic); has {
 			removed, subs = append(removed, topic), append(subs, c.topics[i])
-			c.topics = slices.Delete(c.topics, i, i+1)
 		}
 	}
 	if len(removed) == 0 {
 		return
+	}
+	if len(removed) < len(c.topics)/64 { // the other way would look at all of them
+		for _, topic := range removed {
+			i, _ := c.findTopic(topic)
+			c.topics = slices.Delete(c.topics, i, i+1)
+		}
+	} else {
+		gone := subs // both are sorted
+		c.topics = slices.DeleteFunc(c.topics, func(sub *subscription) bool {
+			is := len(gone) > 0 && gone[0] == sub
+			if is {
+				gone = gone[1:]
+			}
+			return is
+		})
 	}
 	c.hub.hand(change{client: c, do: func(s *shard) { // behind what was published before
 		for _, sub := range subs {

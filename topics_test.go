@@ -125,6 +125,35 @@ func TestBadTopics(t *testing.T) {
 	})
 }
 
+// Topics that are removed one by one, or many at once, are those that were named.
+func TestUnsubscribeMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		client := byName(hub)
+		newPipeSite(t, hub).connectAs("name=a")
+		c := client("a")
+		var want []string
+		for i := range 1000 {
+			want = append(want, fmt.Sprintf("topic %03d", i))
+		}
+		if err := c.Subscribe(want...); err != nil {
+			t.Fatal(err)
+		}
+		random := rand.New(rand.NewPCG(1, 2))
+		for len(want) > 0 {
+			var gone []string
+			for range 1 + random.IntN(1+random.IntN(2*len(want))) {
+				gone = append(gone, fmt.Sprintf("topic %03d", random.IntN(1100))) // some twice, some unknown
+			}
+			c.Unsubscribe(gone...)
+			want = slices.DeleteFunc(want, func(topic string) bool { return slices.Contains(gone, topic) })
+			if got := c.Topics(); !slices.Equal(got, want) {
+				t.Fatalf("%d topics are left, want %d", len(got), len(want))
+			}
+		}
+	})
+}
+
 // Subscribe and Unsubscribe of a client that is gone, at any stage of its
 // hub's end.
 func TestSubscribeAfterTheEnd(t *testing.T) {
