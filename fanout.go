@@ -86,7 +86,16 @@ func (s *shard) leave(c *Client, subs []*subscription) {
 	s.clients[c.index] = s.clients[last]
 	s.clients[c.index].index = c.index
 	s.clients[last] = nil
-	s.clients = s.clients[:last]
+	s.clients = shrunk(s.clients[:last])
+}
+
+// shrunk returns list in less memory if three quarters are unused: many have left
+// then.
+func shrunk[E any](list []E) []E {
+	if cap(list) < 64 || len(list) > cap(list)/4 {
+		return list
+	}
+	return append(make([]E, 0, 2*len(list)), list...)
 }
 
 func (s *shard) subscribe(sub *subscription) {
@@ -111,7 +120,7 @@ func (s *shard) unsubscribe(sub *subscription) {
 	t.subs[sub.index] = t.subs[last]
 	t.subs[sub.index].index = sub.index
 	t.subs[last] = nil
-	t.subs = t.subs[:last]
+	t.subs = shrunk(t.subs[:last])
 	if last == 0 {
 		delete(s.topics, t.name)
 		if len(s.topics) == 0 {

@@ -245,3 +245,40 @@ func TestClientsShareBuffers(t *testing.T) {
 		}
 	}
 }
+
+// A shard and a topic that have lost most of their clients give back the memory,
+// and the rest still get every event.
+func TestShardShrinks(t *testing.T) {
+	s := &shard{stats: newShared()}
+	var all []*Client
+	var subs []*subscription
+	for range 1000 {
+		c := &Client{}
+		c.out.shared, c.out.owner = s.stats, new(endings)
+		sub := &subscription{client: c, name: "topic"}
+		s.join(c)
+		s.subscribe(sub)
+		all, subs = append(all, c), append(subs, sub)
+	}
+	for i, c := range all {
+		if i%100 != 7 {
+			s.leave(c, subs[i:i+1])
+		}
+	}
+	if n := max(cap(s.clients), cap(s.topics["topic"].subs)); n > 64 {
+		t.Errorf("10 clients of 1000 are left in memory for %d", n)
+	}
+	for _, topic := range []string{"", "topic"} {
+		if n := s.size(&event{topic: topic}); n != 10 {
+			t.Errorf("%d clients get an event to %q, want 10", n, topic)
+		}
+	}
+	for i, c := range all {
+		if i%100 == 7 {
+			s.leave(c, subs[i:i+1])
+		}
+	}
+	if cap(s.clients) > 64 || s.topics != nil {
+		t.Errorf("an empty shard has memory for %d clients, and %d topics", cap(s.clients), len(s.topics))
+	}
+}
