@@ -107,7 +107,7 @@ func checkLatency(t *testing.T, what string, l latency) {
 }
 
 func TestFlags(t *testing.T) {
-	for _, args := range []string{"-contenders nobody", "-clients 0", "-clients many", "-rounds 0", "-duration 0s", "-clients 100000000", "quick"} {
+	for _, args := range []string{"-contenders nobody", "-clients 0", "-clients many", "-rounds 0", "-growth wealth", "-duration 0s", "-clients 100000000", "quick"} {
 		if _, err := parse(strings.Fields(args)); err == nil {
 			t.Errorf("%s: got no error", args)
 		}
@@ -122,6 +122,23 @@ func TestQuickKeepsOthers(t *testing.T) {
 	}
 	if !slices.Equal(c.clients, []int{7, 8}) || c.rounds != 1 || c.out != "" || len(c.contenders) != 2 {
 		t.Errorf("got %+v", c)
+	}
+}
+
+// TestStampede lets some clients reconnect. The load checks that each gets what it
+// missed, once and in order.
+func TestStampede(t *testing.T) {
+	for i := range stampeders {
+		line, err := short.stampede(t.Context(), &stampeders[i], short.clients)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := fmt.Sprintf("BenchmarkStampede/clients=%d/%s", short.clients, stampeders[i].name)
+		g := parseGrowth(line)
+		p50, p99 := g.median(name, "p50-ms"), g.median(name, "p99-ms")
+		if cpu := g.median(name, "cpu-ns/client"); cpu <= 0 || p50 > p99 || p99 > 1e4 {
+			t.Errorf("implausible: %s", line)
+		}
 	}
 }
 

@@ -36,9 +36,11 @@ var peers = []contender{
 
 // find returns the contender with that name, or nil.
 func find(name string) *contender {
-	for i := range contenders {
-		if contenders[i].name == name {
-			return &contenders[i]
+	for _, all := range [][]contender{contenders, stampeders} {
+		for i := range all {
+			if all[i].name == name {
+				return &all[i]
+			}
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@
 //	cd bench && go run .         # all of it, about a quarter of an hour
 //	cd bench && go run . -quick  # less than a minute, writes no files
 //	cd bench && go run . -nodes 2,3  # on several nodes, some minutes
+//	cd bench && go run . -growth hub,sockets,stampede -rounds 1  # how cost grows, five minutes
 //
 // It needs Linux and, for 10,000 clients, as many descriptors for each process.
 // It writes a table and two charts into results/. Nothing else should run on the
@@ -18,6 +19,9 @@
 //	-duration d         time to measure each figure in each turn (1.2s)
 //	-limit d            time after which to stop with the turns so far (40m)
 //	-nodes numbers      compare on that many nodes instead (none); see results/nodes.md
+//	-growth parts       measure how cost grows instead (none): hub, sockets or
+//	                    stampede; see results/growth.md. A part's figures stay in
+//	                    results/growth.txt until it is measured again.
 //	-threads n          threads of the load generator (half of the cores, 1 to 4)
 //	-out folder         folder for the table and the charts; empty writes none (results)
 //	-cpuprofile folder  folder for CPU profiles of the servers, one for each

@@ -23,6 +23,8 @@ type load struct {
 	protocol protocol
 	server   *unix.SockaddrInet4
 	clients  int
+	atOnce   int  // handshakes at a time
+	storm    bool // none of them waits for the server to accept the one before
 	threads  []*thread
 	full     chan struct{} // closed when all clients have joined
 	failed   chan struct{} // closed when err is set
@@ -83,6 +85,7 @@ func newLoad(ctx context.Context, p protocol, port, clients, threads int) (*load
 		protocol: p,
 		server:   &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}},
 		clients:  clients,
+		atOnce:   atOnce,
 		full:     make(chan struct{}),
 		failed:   make(chan struct{}),
 	}
@@ -169,7 +172,7 @@ func (l *load) wait(done <-chan struct{}, stall time.Duration, progress func(t *
 // connect connects the clients.
 func (l *load) connect(stall time.Duration) error {
 	l.each(func(t *thread) {
-		for range max(1, atOnce/len(l.threads)) {
+		for range max(1, l.atOnce/len(l.threads)) {
 			t.connectNext()
 		}
 	})
@@ -230,7 +233,7 @@ func newThread(l *load, index int) (*thread, error) {
 		unix.Close(t.epoll)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	if err := t.watch(t.wake, wakeEvent); err != nil {
+	if err := t.watch(t.wake, wakeEvent, unix.EPOLLIN); err != nil {
 		unix.Close(t.wake)
 		unix.Close(t.epoll)
 		return nil, err
@@ -238,8 +241,8 @@ func newThread(l *load, index int) (*thread, error) {
 	return t, nil
 }
 
-func (t *thread) watch(fd, index int) error {
-	err := unix.EpollCtl(t.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(index)})
+func (t *thread) watch(fd, index int, events uint32) error {
+	err := unix.EpollCtl(t.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: events, Fd: int32(index)})
 	if err != nil {
 		return fmt.Errorf("epoll_ctl: %w", err)
 	}
@@ -281,7 +284,11 @@ func (t *thread) loop() {
 				}
 				continue
 			}
-			if c := t.clients[e.Fd]; c.fd >= 0 {
+			switch c := t.clients[e.Fd]; {
+			case c.fd < 0:
+			case c.request != nil:
+				c.check(c.connected(int(e.Fd)))
+			default:
 				c.check(c.read())
 			}
 		}
@@ -321,14 +328,25 @@ func (t *thread) connect(number int) error {
 	if err := unix.Bind(fd, source); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
-	// On the loopback connect does not wait for the server.
-	if err := unix.Connect(fd, t.load.server); err != nil {
+	if t.load.storm {
+		if err := unix.SetNonblock(fd, true); err != nil {
+			return fmt.Errorf("nonblock: %w", err)
+		}
+	}
+	// On the loopback connect does not wait for the server, unless its queue is
+	// full.
+	switch err := unix.Connect(fd, t.load.server); err {
+	case nil:
+	case unix.EINPROGRESS:
+		c.request = t.load.protocol.request(number)
+		return t.watch(fd, index, unix.EPOLLOUT)
+	default:
 		return fmt.Errorf("connect: %w", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return fmt.Errorf("nonblock: %w", err)
 	}
-	if err := t.watch(fd, index); err != nil {
+	if err := t.watch(fd, index, unix.EPOLLIN); err != nil {
 		return err
 	}
 	return c.write(t.load.protocol.request(number))
@@ -337,15 +355,27 @@ func (t *thread) connect(number int) error {
 // A client is one connection of a load. Its thread owns it.
 type client struct {
 	decoder
-	thread *thread
-	fd     int    // -1: closed
-	rest   []byte // bytes that the decoder has not used
-	now    int64  // when it read
-	joined bool
-	last   int64 // number of the last published message that it got
+	thread  *thread
+	fd      int    // -1: closed
+	rest    []byte // bytes that the decoder has not used
+	now     int64  // when it read
+	joined  bool
+	request []byte // to be sent when the connection is there; nil: it was sent
+	last    int64  // number of the last published message that it got
 
 	echoes  int64 // messages that it sent to be echoed
 	echoing bool  // it sends another message when an echo comes
+}
+
+// connected sends the request of a client whose connection is there, or has
+// failed.
+func (c *client) connected(index int) error {
+	err := unix.EpollCtl(c.thread.epoll, unix.EPOLL_CTL_MOD, c.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(index)})
+	if err == nil {
+		err = c.write(c.request)
+	}
+	c.request = nil
+	return err
 }
 
 // firstEcho is above the number of any published message.

@@ -36,7 +36,9 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(c.nodes) > 0 {
+	if len(c.growth) > 0 {
+		err = c.measureGrowth(ctx, os.Stderr, os.Stdout)
+	} else if len(c.nodes) > 0 {
 		err = c.compareNodes(ctx, os.Stderr, os.Stdout)
 	} else {
 		var r *results
@@ -69,7 +71,8 @@ type comparison struct {
 	args       []string // from the command line
 	contenders []*contender
 	clients    []int
-	nodes      []int // numbers of nodes; empty: compare on one, without an engine
+	nodes      []int    // numbers of nodes; empty: compare on one, without an engine
+	growth     []string // parts of growthParts to measure instead
 	rounds     int
 	limit      time.Duration // for the whole run
 	work       workload      // of each turn; the number of clients is set later
@@ -83,6 +86,7 @@ func parse(args []string) (*comparison, error) {
 	contenders := f.String("contenders", names(), "`names` of the contenders to measure")
 	clients := f.String("clients", "1000,10000", "`numbers` of clients")
 	nodes := f.String("nodes", "", "`numbers` of nodes to compare on; empty: one node without an engine")
+	growth := f.String("growth", "", "`parts` of how cost grows to measure: hub,sockets,stampede; empty: compare")
 	f.IntVar(&c.rounds, "rounds", 5, "turns of each contender")
 	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "time to measure each figure in each turn")
 	f.DurationVar(&c.limit, "limit", 40*time.Minute, "time after which to stop with the turns so far")
@@ -128,6 +132,17 @@ func parse(args []string) (*comparison, error) {
 			return nil, fmt.Errorf("%q is not a valid number of nodes: at least 2", number)
 		}
 		c.nodes = append(c.nodes, n)
+	}
+	for part := range strings.SplitSeq(*growth, ",") {
+		if growthParts[part] == nil && *growth != "" {
+			return nil, fmt.Errorf("%q is no part of -growth: choose from hub,sockets,stampede", part)
+		}
+		if *growth != "" {
+			c.growth = append(c.growth, part)
+		}
+	}
+	if len(c.growth) > 0 {
+		c.clients = []int{growthClients}
 	}
 	if c.rounds <= 0 || c.work.threads <= 0 || c.work.duration <= 0 || c.limit <= 0 {
 		return nil, errors.New("-rounds, -threads, -duration and -limit must be positive")

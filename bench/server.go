@@ -184,12 +184,15 @@ func processTicks(pid int) (user, system time.Duration) {
 }
 
 // resident returns the resident memory of the process in bytes.
-func (s *server) resident() (int64, error) {
+func (s *server) resident() (int64, error) { return s.status("VmRSS:") }
+
+// status returns one of the sizes in /proc/PID/status, in bytes.
+func (s *server) status(field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
 	}
-	_, after, ok := bytes.Cut(status, []byte("VmRSS:"))
+	_, after, ok := bytes.Cut(status, []byte(field))
 	if !ok {
 		return 0, errors.New("the server has ended")
 	}

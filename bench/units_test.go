@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/xml"
 	"fmt"
 	"io"
@@ -203,4 +204,46 @@ func checkXML(t *testing.T, file string) {
 			t.Fatalf("%s: %v", file, err)
 		}
 	}
+}
+
+// A part's figures stay until it is measured again.
+func TestGrowth(t *testing.T) {
+	out := t.TempDir()
+	old := "hub: measured before.\nBenchmarkGrowth/clients=1000/broadcast-2 9 9 ns/op 50 cpu-ns/delivery 700 B/client\n" +
+		"sockets: stays.\nBenchmarkSockets/clients=1000/realtime 1 6000 cpu-ns/delivery\n" +
+		"BenchmarkSockets/clients=1000/realtime 1 8000 cpu-ns/delivery\nBenchmarkSockets/clients=15000/realtime 1 7700 cpu-ns/delivery\n"
+	if err := os.WriteFile(filepath.Join(out, "growth.txt"), []byte(old), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	hub := growthParts["hub"]
+	defer func() { growthParts["hub"] = hub }()
+	growthParts["hub"] = func(*comparison, context.Context, io.Writer) ([]string, error) {
+		return []string{"BenchmarkGrowth/clients=1000/broadcast-2 9 9 ns/op 60 cpu-ns/delivery"}, nil
+	}
+	c, err := parse([]string{"-growth", "hub", "-out", out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := c.measureGrowth(t.Context(), io.Discard, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile(filepath.Join(out, "growth.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"- sockets: stays.\n",
+		"| **WebSocket**: CPU a delivery, ns | 7,000 | – | 7,700 | – |", // a median
+		"| CPU a delivery, ns | 60.0 | – | – | – | – |",
+	} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	if bytes.Contains(text, []byte("measured before")) || bytes.Count(text, []byte("- hub:")) != 1 {
+		t.Errorf("a part is there twice:\n%s", text)
+	}
+	checkXML(t, filepath.Join(out, "growth.svg"))
 }
