@@ -393,8 +393,13 @@ func (g growth) report() string {
 			fmt.Fprintf(&b, "| %s |", row.label)
 			var all []float64
 			for _, n := range t.sizes {
-				all = append(all, g.median(fmt.Sprintf(row.name, n), row.unit))
-				fmt.Fprintf(&b, " %s |", growthDigits(all[len(all)-1]))
+				name := fmt.Sprintf(row.name, n)
+				all = append(all, g.median(name, row.unit))
+				if slices.Max(append(g.values[name][row.unit], -1)) == 0 {
+					b.WriteString(" 0 |") // no dash, because it was measured
+				} else {
+					fmt.Fprintf(&b, " %s |", growthDigits(all[len(all)-1]))
+				}
 			}
 			if slices.Contains(all, 0) {
 				b.WriteString(" – |\n")
