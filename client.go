@@ -62,6 +62,7 @@ type Client struct {
 	seat      *seat // nil: there is nothing to read
 	admitted  bool  // OnConnect has returned nil: OnDisconnect is to follow
 	inMessage bool  // between the first frame of a message and its end
+	wasParked bool  // the parker's set has the descriptor
 	junk      int32 // bytes that came on an event stream
 
 	// Owned by accept, then by the sweeper.
@@ -134,8 +135,7 @@ type transport interface {
 func newClient(h *Hub, t transport) *Client {
 	c := &Client{hub: h, transport: t, onMessage: h.OnMessage, onDisconnect: h.OnDisconnect}
 	c.out.shared, c.out.owner = &h.shared, c
-	c.wire.clock = &h.shared.clock
-	c.wire.closeFrame = c.libraryCloses
+	c.wire.client = c
 	return c
 }
 

@@ -164,7 +164,7 @@ func (c *Client) between() {
 	if c.seat == nil || c.seat.in.Buffered() == 0 {
 		c.wire.partial.Store(0)
 	} else {
-		c.wire.partial.Store(int64(c.wire.clock.now()))
+		c.wire.partial.Store(int64(c.wire.now()))
 	}
 }
 

@@ -201,7 +201,7 @@ func (eventStream) read(c *Client) error {
 }
 
 func (eventStream) ended(c *Client, err error) error {
-	switch readErr := c.wire.readErr; readErr {
+	switch readErr := c.wire.readErr(); readErr {
 	case nil:
 		return err // it sent more than maxJunk
 	case io.EOF:

@@ -102,10 +102,10 @@ func (p *parker) arm(c *Client) bool {
 	}
 	event := syscall.EpollEvent{Events: syscall.EPOLLIN | syscall.EPOLLONESHOT, Fd: c.slot}
 	op := syscall.EPOLL_CTL_ADD
-	if c.wire.wasParked {
+	if c.wasParked {
 		op = syscall.EPOLL_CTL_MOD
 	}
-	c.wire.wasParked = true // now: another goroutine may own it in a moment
+	c.wasParked = true // now: another goroutine may own it in a moment
 	// Within Control, fd is surely conn's. A stored number could be reused.
 	armed := false
 	p.wait.Control(func(set uintptr) {

@@ -108,7 +108,7 @@ func (webSocket) ended(c *Client, err error) error {
 	if status, ok := errors.AsType[websocket.CloseError](err); ok {
 		return fmt.Errorf("realtime: closed by the client: %w", status)
 	}
-	if readErr := c.wire.readErr; errors.Is(readErr, os.ErrDeadlineExceeded) {
+	if readErr := c.wire.readErr(); errors.Is(readErr, os.ErrDeadlineExceeded) {
 		return errors.New("realtime: client left a control frame incomplete for 5 s")
 	} else if readErr != nil {
 		return fmt.Errorf("realtime: connection lost: %w", readErr)

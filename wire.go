@@ -27,26 +27,29 @@ import (
 // calls abort, which wakes that goroutine. A parked connection waits for its
 // next message without one; abort starts it.
 type wire struct {
-	net.Conn                // set by attach
-	closeFrame func([]byte) // accepts a close frame from the library; called on the reading goroutine
+	net.Conn         // set by attach
+	client   *Client // set at construction, never changed
 
 	// Owned by the reading goroutine.
-	rest    *bytes.Reader // the rest of what net/http had read; nil: none
-	readErr error         // what ended the reading, if it was the connection
+	rare *rareWire // nil for most clients
 
 	// Hub times that the reading goroutine writes and the sweeper reads.
-	clock   *clock
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
 
-	parked    atomic.Bool // no goroutine reads; who unsets it starts one
-	parkable  bool        // set by attach
-	wasParked bool        // the parker's set has the descriptor; owned by the reading goroutine
-	inflates  bool        // compressed messages may come; set before the reading
-
-	mu      sync.Mutex // guards the fields below
+	mu      sync.Mutex // guards the two fields below
 	closed  bool       // the library is done with it
 	aborted bool
+
+	parkable bool        // set by attach
+	inflates bool        // compressed messages may come; set before the reading
+	parked   atomic.Bool // no goroutine reads; who unsets it starts one
+}
+
+// A rareWire is apart because most clients have none.
+type rareWire struct {
+	rest    *bytes.Reader // the rest of what net/http had read; nil: none
+	readErr error         // what ended the reading, if it was the connection
 }
 
 // attach makes conn the wire's connection. rest has been read from it already.
@@ -55,9 +58,9 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 	defer w.mu.Unlock()
 	w.Conn, w.parkable = conn, canPark && asSocket(conn) != nil
 	if len(rest) > 0 {
-		w.rest = bytes.NewReader(rest)
+		w.rare = &rareWire{rest: bytes.NewReader(rest)}
 	}
-	w.heard.Store(int64(w.clock.now()))
+	w.heard.Store(int64(w.now()))
 	if w.aborted {
 		w.wakeLocked()
 	}
@@ -65,10 +68,10 @@ func (w *wire) attach(conn net.Conn, rest []byte) {
 
 // Read serves the library and the reading of event streams.
 func (w *wire) Read(p []byte) (int, error) {
-	if w.rest != nil {
-		n, _ := w.rest.Read(p) // it has something
-		if w.rest.Len() == 0 {
-			w.rest = nil
+	if w.rare != nil && w.rare.rest != nil {
+		n, _ := w.rare.rest.Read(p) // it has something
+		if w.rare.rest.Len() == 0 {
+			w.rare = nil
 		}
 		w.took()
 		return n, nil
@@ -84,7 +87,7 @@ func (w *wire) Read(p []byte) (int, error) {
 		w.took()
 	}
 	if err != nil {
-		w.readErr = err
+		w.rare = &rareWire{readErr: err}
 	}
 	if err == io.EOF {
 		// The library mistakes EOF for the end of a message, and would hand on
@@ -101,7 +104,17 @@ var errHungUp = errors.New("the peer has closed the connection")
 var errPark = errors.New("parked")
 
 // idle reports whether nothing of the next message has been read.
-func (w *wire) idle() bool { return w.partial.Load() == 0 && w.rest == nil }
+func (w *wire) idle() bool { return w.partial.Load() == 0 && w.rare == nil }
+
+// readErr returns what ended the reading, or nil if it wasn't the connection.
+func (w *wire) readErr() error {
+	if w.rare == nil {
+		return nil
+	}
+	return w.rare.readErr
+}
+
+func (w *wire) now() time.Duration { return w.client.hub.shared.clock.now() }
 
 // kick makes a Read that waits look whether it can park.
 func (w *wire) kick() {
@@ -125,7 +138,7 @@ func (w *wire) kicked() bool {
 
 // took notes that bytes have come.
 func (w *wire) took() {
-	now := int64(w.clock.now())
+	now := int64(w.now())
 	w.heard.Store(now)
 	if w.partial.Load() == 0 {
 		w.partial.Store(now)
@@ -139,7 +152,7 @@ func (w *wire) Write(p []byte) (int, error) {
 		w.abort()
 		return 0, fmt.Errorf("realtime: coder/websocket wrote %d bytes that are not a close frame: this version of it is not supported", len(p))
 	}
-	w.closeFrame(p)
+	w.client.libraryCloses(p)
 	return len(p), nil
 }
 

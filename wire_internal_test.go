@@ -1,17 +1,13 @@
 package realtime
 
-import (
-	"testing"
-	"time"
-)
+import "testing"
 
 // The wire accepts only whole close frames from the library.
 func TestWireTakesControlFramesOnly(t *testing.T) {
-	var taken [][]byte
-	clk := &clock{start: time.Now()}
-	newWire := func() *wire { return &wire{clock: clk, closeFrame: func(b []byte) { taken = append(taken, b) }} }
-	if _, err := newWire().Write(closeFrame(1000, "bye").b); err != nil || len(taken) != 1 {
-		t.Errorf("a close frame: %v, taken %q", err, taken)
+	hub := NewHub()
+	c := newClient(hub, webSocket{})
+	if _, err := c.wire.Write(closeFrame(1000, "bye").b); err != nil || !c.out.isClosed() || string(c.out.held.last.b) != string(closeFrame(1000, "bye").b) {
+		t.Errorf("a close frame: %v, closed %v", err, c.out.isClosed())
 	}
 	for name, b := range map[string][]byte{
 		"data":             frames(opText, "hi"),
@@ -23,9 +19,9 @@ func TestWireTakesControlFramesOnly(t *testing.T) {
 		"nothing":          {},
 		"a lie of its own": {finBit | opPong, 5, 1},
 	} {
-		w := newWire()
-		if _, err := w.Write(b); err == nil || len(taken) != 1 || !w.aborted {
-			t.Errorf("%s: %v, taken %q, aborted %v", name, err, taken, w.aborted)
+		c := newClient(hub, webSocket{})
+		if _, err := c.wire.Write(b); err == nil || c.out.isClosed() || !c.wire.aborted {
+			t.Errorf("%s: %v, closed %v, aborted %v", name, err, c.out.isClosed(), c.wire.aborted)
 		}
 	}
 }
