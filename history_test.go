@@ -403,6 +403,45 @@ func TestResumeDuringOnConnect(t *testing.T) {
 	})
 }
 
+// A client that OnConnect closes may have a live event already. What it missed
+// before that must come first: its next id would say that it has it.
+func TestCloseInOnConnect(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History = realtime.History{Events: 100}
+		during := func(*realtime.Client) {}
+		hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+			err := c.Subscribe("a")
+			during(c)
+			return err
+		}
+		s := newPipeSite(t, hub)
+		c := join(s, "")
+		publish(t, hub, "a", "1")
+		expect(t, c, "1")
+		id := c.last()
+		c.cut()
+		synctest.Wait()
+		publish(t, hub, "a", "2")
+		during = func(client *realtime.Client) {
+			publish(t, hub, "a", "3")
+			synctest.Wait()
+			client.Close(4000, "")
+			publish(t, hub, "a", "4")
+		}
+		c = back(s, join, "", id)
+		expect(t, c, "2", "3")
+		if ev, err := c.event(); err == nil {
+			t.Errorf("got %q behind the close", ev.data)
+		}
+		id = c.last()
+		c.cut()
+		synctest.Wait()
+		during = func(*realtime.Client) {}
+		expect(t, back(s, join, "", id), "4")
+	})
+}
+
 // Who comes back often, while publishers go on, gets each event once, in order.
 func TestExactlyOnce(t *testing.T) {
 	t.Parallel()

@@ -229,7 +229,11 @@ func (o *outbox) conflateEarlyLocked() {
 func (o *outbox) replay(r *replay) {
 	o.mu.Lock()
 	defer o.unlock()
-	if o.state != outboxOpen {
+	closed := o.state == outboxClosed && o.conn == nil
+	switch {
+	case closed: // while held: what it holds still goes out, behind the past up to there
+		r.part = slices.DeleteFunc(r.part, func(ev *event) bool { return ev.seq > o.seq })
+	case o.state != outboxOpen:
 		return
 	}
 	counted := countMessages(r.early)
@@ -238,7 +242,7 @@ func (o *outbox) replay(r *replay) {
 		early, o.held.early = o.held.early, nil
 		counted += countMessages(early)
 	}
-	catchingUp := r.more || r.whole && o.past != nil
+	catchingUp := r.more || r.whole && o.past != nil || closed
 	past := countMessages(r.part)
 	events := r.events(early, !catchingUp)
 	o.backlog.add(countMessages(events) + countMessages(r.early) - counted)
@@ -251,6 +255,9 @@ func (o *outbox) replay(r *replay) {
 		if r.more {
 			o.past = r
 		}
+	}
+	if closed {
+		o.endPastLocked()
 	}
 	if o.conn == nil {
 		o.holdLocked(events...)
