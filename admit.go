@@ -65,6 +65,8 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 // and opens it. It returns a refusal if the client can't stay.
 func (c *Client) introduce(r *http.Request) error {
 	h := c.hub
+	last := claimedEventID(r)
+	h.order.await(last) // before OnConnect: what was published before must not find the topics that it subscribes
 	if err := c.onConnect(r); err != nil {
 		switch why := c.why(); {
 		case errors.Is(err, ErrClientClosed) && (errors.Is(why, ErrHubClosed) || errors.Is(why, ErrSlowClient)):
@@ -78,7 +80,7 @@ func (c *Client) introduce(r *http.Request) error {
 		}
 		return err
 	}
-	c.catchUp(claimedEventID(r))
+	c.catchUp(last)
 	c.open()
 	var why error
 	switch {

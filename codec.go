@@ -43,6 +43,7 @@ type brokered struct {
 	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten. In values: how many messages there are
 	age    time.Duration // the time since that event, in whole ms
 	event  Event
+	notice notice // disconnectNotice, or noNotice
 
 	// In heartbeats alone.
 	clients int         // how many clients the node has
@@ -113,14 +114,14 @@ func (m brokered) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.before)
 	b = appendAge(b, m.age)
-	return append(appendHead(b, &m.event), m.event.Data...)
+	return append(appendHead(b, &m.event, m.notice), m.event.Data...)
 }
 
 func (m brokered) appendValues(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(m.values)))
 	for _, v := range m.values {
 		b = appendAge(b, v.age)
-		b = appendText(appendHead(b, &v.event), v.event.Data)
+		b = appendText(appendHead(b, &v.event, noNotice), v.event.Data)
 	}
 	return b
 }
@@ -130,9 +131,21 @@ func (m brokered) size() int {
 	return 64 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
 }
 
-// appendHead appends an event without its data.
-func appendHead(b []byte, e *Event) []byte {
-	b = append(b, flag(e.Binary)|flag(e.Gone)<<1|flag(e.member)<<2)
+// The bits of an event's first byte.
+const (
+	flagBinary = 1 << iota
+	flagGone
+	flagMember
+	flagDisconnect
+)
+
+// appendHead appends an event, or a disconnect, without its data.
+func appendHead(b []byte, e *Event, n notice) []byte {
+	flags := flag(e.Binary)*flagBinary | flag(e.Gone)*flagGone | flag(e.member)*flagMember
+	if n == disconnectNotice {
+		flags |= flagDisconnect
+	}
+	b = append(b, flags)
 	for _, text := range []string{e.Name, e.Key, e.Except} {
 		b = appendText(b, text)
 	}
@@ -194,9 +207,9 @@ func parseBrokered(b []byte) (m brokered, err error) {
 		return m, p.err
 	case brokeredEvent:
 		m.seq, m.before, m.age = p.number(), p.number(), p.age()
-		m.event = p.head()
+		m.event, m.notice = p.head()
 		if m.event.Data = p.b; p.err == nil {
-			p.err = m.event.check()
+			p.err = checkSent(&m.event, m.notice)
 		}
 		return m, p.err
 	}
@@ -206,7 +219,7 @@ func parseBrokered(b []byte) (m brokered, err error) {
 func (p *parser) values() (values []agedValue) {
 	for range p.number() {
 		v := agedValue{age: p.age()}
-		v.event = p.head()
+		v.event, _ = p.head()
 		v.event.Data = p.text()
 		if p.err == nil {
 			p.err = v.event.check()
@@ -273,16 +286,16 @@ func (p *parser) age() time.Duration {
 	return time.Duration(min(p.number(), math.MaxInt32)) * time.Millisecond
 }
 
-func (p *parser) flag() bool { return p.bits(1) == 1 }
+func (p *parser) flag() bool { return p.flags(1) != 0 }
 
-// bits parses a byte that has n flags.
-func (p *parser) bits(n int) (flags byte) {
-	if len(p.b) == 0 || p.b[0]>>n != 0 {
+// flags parses a byte in which only bits of known may be set.
+func (p *parser) flags(known byte) (set byte) {
+	if len(p.b) == 0 || p.b[0]&^known != 0 {
 		p.fail()
 		return 0
 	}
-	flags, p.b = p.b[0], p.b[1:]
-	return flags
+	set, p.b = p.b[0], p.b[1:]
+	return set
 }
 
 func (p *parser) hash() (hash uint64) {
@@ -294,15 +307,26 @@ func (p *parser) hash() (hash uint64) {
 	return hash
 }
 
-// head parses an event without its data.
-func (p *parser) head() (e Event) {
-	flags := p.bits(3)
-	e.Binary, e.Gone, e.member = flags&1 != 0, flags&2 != 0, flags&4 != 0
+// head parses an event, or a disconnect, without its data.
+func (p *parser) head() (e Event, n notice) {
+	flags := p.flags(flagBinary | flagGone | flagMember | flagDisconnect)
+	e.Binary, e.Gone, e.member = flags&flagBinary != 0, flags&flagGone != 0, flags&flagMember != 0
+	if flags&flagDisconnect != 0 {
+		n = disconnectNotice
+	}
 	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
 	if e.member && len(e.Key) <= len(nodeID{}) {
 		p.fail()
 	}
-	return e
+	return e, n
+}
+
+// checkSent reports why no node can have sent e.
+func checkSent(e *Event, n notice) error {
+	if status := parseClose(e.Data); n == disconnectNotice && !(validCode(status.Code) && validReason(status.Reason)) {
+		return errBrokered
+	}
+	return e.check()
 }
 
 // A record is an entry of the log: events of a node, or a cut. A cut says that
@@ -334,7 +358,7 @@ func encodeRecord(node nodeID, events []*ownEvent) []byte {
 	b := beginRecord(brokeredRecord, node, events[0].number, len(events))
 	for _, e := range events {
 		b = appendText(b, e.topic)
-		b = appendHead(b, &e.Event)
+		b = appendHead(b, &e.Event, e.notice)
 		b = appendText(b, e.Data)
 	}
 	return b
@@ -364,7 +388,7 @@ func encodeCarried(node nodeID, view, trim uint64, values []dueValue, most int) 
 	for _, m := range values[:n] {
 		b = appendText(b, m.event.topic)
 		b = binary.AppendUvarint(b, m.home)
-		b = appendHead(b, &m.event.Event)
+		b = appendHead(b, &m.event.Event, noNotice)
 		b = appendText(b, m.event.Data)
 	}
 	return b, n
@@ -412,17 +436,19 @@ func parseRecord(b []byte) (r record, err error) {
 		if r.kind == brokeredValues {
 			r.homes = append(r.homes, p.number())
 		}
-		e := p.head()
+		e, kind := p.head()
 		if e.Data = p.text(); n > 1 {
 			e.Data = bytes.Clone(e.Data) // otherwise one kept event would keep all of b
 		}
 		if p.err == nil {
-			p.err = e.check()
+			p.err = checkSent(&e, kind)
 		}
 		if p.err != nil {
 			break
 		}
-		r.events = append(r.events, newEvent(topic, e))
+		ev := newEvent(topic, e)
+		ev.notice = kind
+		r.events = append(r.events, ev)
 	}
 	if p.err != nil {
 		return record{}, p.err

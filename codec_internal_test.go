@@ -3,8 +3,11 @@ package realtime
 import (
 	"bytes"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 func TestBrokered(t *testing.T) {
@@ -19,6 +22,7 @@ func TestBrokered(t *testing.T) {
 			{Event{Key: "k", Data: []byte("d")}, time.Second}, {Event{Key: "l", Data: []byte{}, Gone: true}, 0},
 		}},
 		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true, Binary: true}},
+		{kind: brokeredEvent, seq: 2, before: 1, event: testDisconnect.Event, notice: disconnectNotice},
 	} {
 		b := m.append(nil)
 		got, err := parseBrokered(bytes.Clone(b))
@@ -41,10 +45,26 @@ func TestBrokered(t *testing.T) {
 	}
 }
 
+var testDisconnect = newDisconnect("b", websocket.CloseError{Code: 4001, Reason: "log out"})
+
+// A disconnect whose close frame can't be sent is no hub's.
+func TestBadDisconnects(t *testing.T) {
+	for _, payload := range []string{"", "\x0f", "\x03\xed", "\x0f\xa1\xff", "\x0f\xa1" + strings.Repeat("x", maxCloseReason+1)} {
+		ev := &event{Event: Event{Data: []byte(payload), Binary: true}, topic: "a", notice: disconnectNotice}
+		if m, err := parseBrokered(brokered{kind: brokeredEvent, seq: 1, event: ev.Event, notice: ev.notice}.append(nil)); err == nil {
+			t.Errorf("%q came as %+v", payload, m)
+		}
+		if r, err := parseRecord(encodeRecord(nodeID{1}, []*ownEvent{{event: ev, number: 1}})); err == nil {
+			t.Errorf("%q came as %+v", payload, r)
+		}
+	}
+}
+
 // A broker may deliver any bytes.
 func FuzzBrokered(f *testing.F) {
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
 	f.Add(brokered{kind: brokeredValues, values: []agedValue{{Event{Key: "k", Data: []byte("d")}, time.Second}}}.append(nil))
+	f.Add(brokered{kind: brokeredEvent, seq: 300, event: testDisconnect.Event, notice: disconnectNotice}.append(nil))
 	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseBrokered(b)
@@ -58,7 +78,8 @@ func FuzzBrokered(f *testing.F) {
 	})
 }
 
-// records returns records of a journal: events and cuts.
+// records returns records of a journal: events, the last one a disconnect, and
+// cuts.
 func records() (all [][]byte) {
 	node := nodeID{1, 2, 3}
 	var events []*ownEvent
@@ -66,6 +87,8 @@ func records() (all [][]byte) {
 		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
 		all = append(all, encodeRecord(node, events))
 	}
+	events = append(events, &ownEvent{event: testDisconnect, number: 303})
+	all = append(all, encodeRecord(node, events))
 	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
 	all = append(all, encodeCut(a.peers.node, a.passed, a.topics))
 	for range maxLostTopics + 5 {
@@ -82,7 +105,7 @@ func TestRecord(t *testing.T) {
 			t.Fatalf("record %d: %+v, %v", i, r, err)
 		}
 		switch {
-		case i < 3:
+		case i < 4:
 			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 {
 				t.Errorf("record %d: %+v", i, r)
 			}
@@ -95,14 +118,17 @@ func TestRecord(t *testing.T) {
 			}
 		}
 	}
-	r, _ := parseRecord(all[2])
+	r, _ := parseRecord(all[3])
 	if e := r.events[2]; e.topic != "b" || !reflect.DeepEqual(e.Event, Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}) {
 		t.Errorf("the last event came as %+v", e)
 	}
-	if r, _ := parseRecord(all[3]); !reflect.DeepEqual(r.topics, []string{"a"}) {
+	if !reflect.DeepEqual(r.events[3], testDisconnect) {
+		t.Errorf("the disconnect came as %+v", r.events[3])
+	}
+	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{"a"}) {
 		t.Errorf("a cut came with %q", r.topics)
 	}
-	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{""}) {
+	if r, _ := parseRecord(all[5]); !reflect.DeepEqual(r.topics, []string{""}) {
 		t.Errorf("a cut of too many topics came with %d", len(r.topics))
 	}
 }

@@ -40,6 +40,8 @@
 //     anything. See [Hub.SendBuffer].
 //   - Loss is never silent: it is an error, a figure in [Stats], a line in the
 //     log, or a reset that the client gets.
+//   - Disconnecting: [Hub.Disconnect] closes a topic's clients on all nodes, in
+//     order with what is published.
 //   - Blocking: publishing and Subscribe wait until the hub accepts the call,
 //     and with a [Broker] longer; see [Hub.PublishAll] and [Client.Subscribe].
 //     The hub waits for no client, handler or Logger.
@@ -103,6 +105,7 @@
 //	                       codec.go
 //	admit.go, registry.go  where a request becomes a client; clients by slot
 //	client.go, topics.go   a client's life, which gone ends; its topics
+//	disconnect.go          closing a topic's clients, on all nodes
 //	websocket.go, wire.go  WebSockets; the connection under their library
 //	handshake.go, seat.go  how a WebSocket opens; the library's part of one
 //	deflate.go             compressed messages

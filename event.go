@@ -104,11 +104,12 @@ func (ev *event) isReplaceable() bool { return ev.Key != "" || ev.notice == posi
 type notice uint8
 
 const (
-	noNotice       notice = iota
-	positionNotice        // the client has seen all up to ID
-	resetNotice           // the client may have lost events
-	gapNotice             // in the history alone: events may be missing here
-	beatNotice            // the hub is there; Data says how often it tells that, in milliseconds
+	noNotice         notice = iota
+	positionNotice          // the client has seen all up to ID
+	resetNotice             // the client may have lost events
+	gapNotice               // in the history alone: events may be missing here
+	beatNotice              // the hub is there; Data says how often it tells that, in milliseconds
+	disconnectNotice        // for shards alone: the topic's clients are closed; Data is the payload of their close frames
 )
 
 // resetEvent tells a client that it may have lost events.

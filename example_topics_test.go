@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
@@ -37,6 +38,39 @@ func ExampleHub_Publish() {
 	// Output:
 	// WebSocket: 1:0
 	// event stream: event: goal, data: 1:0
+}
+
+// A user who logs out is disconnected everywhere: on each device, in each tab,
+// and on each node.
+func ExampleHub_Disconnect() {
+	hub := realtime.NewHub()
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		user := r.URL.Query().Get("user") // or of a session: see SECURITY.md
+		return c.Subscribe("user/" + user)
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	phone, laptop := dial(server.URL+"?user=ada"), dial(server.URL+"?user=ada")
+	defer phone.CloseNow()
+	defer laptop.CloseNow()
+	bob := dial(server.URL + "?user=bob")
+	defer bob.CloseNow()
+
+	ctx := context.Background()
+	hub.Disconnect(ctx, "user/ada", 3000, "logged out")
+
+	for _, conn := range []*websocket.Conn{phone, laptop} {
+		_, _, err := conn.Read(ctx)
+		fmt.Printf("Ada: %d\n", websocket.CloseStatus(err))
+	}
+	hub.Broadcast <- []byte("hello")
+	fmt.Println("Bob:", receive(bob))
+	// Output:
+	// Ada: 3000
+	// Ada: 3000
+	// Bob: hello
 }
 
 // An event stream of a hub by a handler of one line. The browser's EventSource

@@ -41,3 +41,15 @@ func StartWithParts(h *Hub, n int) {
 	}
 	h.start()
 }
+
+// HoldShards makes what is published wait in the shards until release is
+// called, so that each shard gets all of it in one batch.
+func HoldShards(h *Hub) (release func()) {
+	released := make(chan struct{})
+	for _, s := range h.registry.allShards() {
+		held := make(chan struct{})
+		s.inbox.put(entry{do: func(*shard) { close(held); <-released }})
+		<-held
+	}
+	return func() { close(released) }
+}

@@ -262,9 +262,13 @@ func (p *prints) text(record uint64) (print string, ok bool) {
 // add gives ev the next position and keeps it.
 func (h *history) add(ev *event, now time.Time) *keptEvent { return h.addAt(ev, h.seq+1, now) }
 
-// addAt gives ev a position, at h.seq or behind it, and keeps it.
+// addAt gives ev a position, at h.seq or behind it, and keeps it. A disconnect
+// uses a position, but is not kept: it is for the clients of its time.
 func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	h.move(seq)
+	if ev.notice == disconnectNotice {
+		return &keptEvent{event: ev}
+	}
 	ev.seq, ev.ID = seq, h.id(seq)
 	p := h.topicLog(ev.topic)
 	m := &keptEvent{event: ev, log: p, at: now}

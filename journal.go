@@ -109,7 +109,9 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 // publish hands the event to the appender. The queue has room, because the loop
 // calls isFull before.
 func (j *journal) publish(ev *event, _ time.Time, _ *batch) receipt {
-	j.shared.published.Add(1)
+	if ev.notice == noNotice {
+		j.shared.published.Add(1)
+	}
 	j.number++
 	result := make(chan error, 1)
 	e := &ownEvent{ev, j.number, result}
@@ -412,7 +414,7 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	p.move(end)
 	if r.kind == brokeredCut && r.node == j.peers.node && r.number > 0 {
 		j.endCut(r.number, out)
-	} else if r.kind != brokeredRecord || len(r.events) == 0 {
+	} else if n := len(r.events); r.kind != brokeredRecord || n == 0 || r.events[n-1].notice == disconnectNotice {
 		j.tellShards(out)
 	}
 	j.tellPosition()
@@ -448,10 +450,11 @@ func (j *journal) tellShards(out *batch) {
 
 // claim returns event i of a record, or the pending own event that it encodes.
 // It reports whether clients get the event now. They don't if it is older than
-// this node's start, or if they have it already. Own events that the log lacks
-// get the position start, between two records.
+// this node's start, or if they have it already. A disconnect is never too old: a
+// client that has joined before it was read didn't wait for the log. Own events
+// that the log lacks get the position start, between two records.
 func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time, out *batch) (_ *event, live bool) {
-	live = isClosed(j.current)
+	live = isClosed(j.current) || ev.notice == disconnectNotice
 	if r.node != j.peers.node {
 		return ev, live
 	}

@@ -35,11 +35,16 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 }
 
 func (h *Hub) take(ctx context.Context, topic string, e Event) error {
-	if err := h.usable(); err != nil {
-		return fmt.Errorf("realtime: publish: %w", err)
-	}
 	if err := e.check(); err != nil {
 		return err
+	}
+	return h.takeEvent(ctx, newEvent(topic, e))
+}
+
+// takeEvent hands an event, or a disconnect, to the loop; see PublishAll.
+func (h *Hub) takeEvent(ctx context.Context, ev *event) error {
+	if err := h.usable(); err != nil {
+		return fmt.Errorf("realtime: publish: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("realtime: publish: %w", err)
@@ -49,7 +54,7 @@ func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	}
 	h.start()
 	h.settle()
-	p := publication{newEvent(topic, e), make(chan receipt, 1)}
+	p := publication{ev, make(chan receipt, 1)}
 	select {
 	case h.publish <- p:
 	case <-h.done:

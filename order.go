@@ -56,8 +56,14 @@ type order interface {
 // A batch is a list of entries that go to the shards together.
 type batch []entry
 
-// add appends an event.
-func (b *batch) add(ev *event) { *b = append(*b, entry{event: ev}) }
+// add appends an event, or a disconnect: shards complete all that is before one.
+func (b *batch) add(ev *event) {
+	if ev.notice == disconnectNotice {
+		*b = append(*b, entry{do: func(s *shard) { s.disconnect(ev) }})
+		return
+	}
+	*b = append(*b, entry{event: ev})
+}
 
 // A receipt tells the publisher of an event whether other nodes get it.
 type receipt struct {
@@ -83,7 +89,9 @@ func newLocal(s *shared) local {
 }
 
 func (l *local) publish(ev *event, now time.Time, out *batch) receipt {
-	l.shared.published.Add(1)
+	if ev.notice == noNotice {
+		l.shared.published.Add(1)
+	}
 	l.accept(ev, now, out)
 	return receipt{}
 }

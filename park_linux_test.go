@@ -190,19 +190,19 @@ func TestMessagesAtTheMomentOfParking(t *testing.T) {
 
 func TestParkedClientEnds(t *testing.T) {
 	ends := map[string]struct {
-		end  func(c *realtime.Client, peer *rawClient)
+		end  func(hub *realtime.Hub, c *realtime.Client, peer *rawClient)
 		want func(err error) bool
 	}{
 		"by the client's close frame": {
-			func(_ *realtime.Client, peer *rawClient) { peer.send(frame(0x88, []byte{3, 0xE8})) },
+			func(_ *realtime.Hub, _ *realtime.Client, peer *rawClient) { peer.send(frame(0x88, []byte{3, 0xE8})) },
 			func(err error) bool { return websocket.CloseStatus(err) == 1000 },
 		},
 		"by the client's FIN": {
-			func(_ *realtime.Client, peer *rawClient) { peer.conn.Close() },
+			func(_ *realtime.Hub, _ *realtime.Client, peer *rawClient) { peer.conn.Close() },
 			func(err error) bool { return errors.Is(err, io.EOF) },
 		},
 		"by the client's reset": {
-			func(_ *realtime.Client, peer *rawClient) {
+			func(_ *realtime.Hub, _ *realtime.Client, peer *rawClient) {
 				if c, ok := peer.conn.(*net.TCPConn); ok {
 					c.SetLinger(0)
 				}
@@ -211,7 +211,7 @@ func TestParkedClientEnds(t *testing.T) {
 			func(err error) bool { return err != nil },
 		},
 		"by Close": {
-			func(c *realtime.Client, peer *rawClient) {
+			func(_ *realtime.Hub, c *realtime.Client, peer *rawClient) {
 				c.Close(4000, "")
 				peer.send(frame(0x88, []byte{0x0F, 0xA0}))
 			},
@@ -219,15 +219,26 @@ func TestParkedClientEnds(t *testing.T) {
 				return websocket.CloseStatus(err) == 4000 && errors.Is(err, realtime.ErrClientClosed)
 			},
 		},
+		"by Disconnect": {
+			func(hub *realtime.Hub, c *realtime.Client, peer *rawClient) {
+				c.Subscribe("a")
+				disconnect(t, hub, "a")
+				peer.expectClose(codeOut)
+				peer.send(frame(0x88, []byte{codeOut >> 8, codeOut & 0xFF}))
+			},
+			func(err error) bool {
+				return websocket.CloseStatus(err) == codeOut && errors.Is(err, realtime.ErrClientClosed)
+			},
+		},
 		"by its slowness": {
-			func(c *realtime.Client, peer *rawClient) {
+			func(_ *realtime.Hub, c *realtime.Client, peer *rawClient) {
 				for c.SendEvent(realtime.Event{Data: make([]byte, 1<<20)}) == nil {
 				}
 			},
 			func(err error) bool { return errors.Is(err, realtime.ErrSlowClient) },
 		},
 		"by Shutdown's ctx": {
-			func(c *realtime.Client, peer *rawClient) {},
+			func(_ *realtime.Hub, c *realtime.Client, peer *rawClient) {},
 			func(err error) bool { return errors.Is(err, realtime.ErrHubClosed) },
 		},
 	}
@@ -247,7 +258,7 @@ func TestParkedClientEnds(t *testing.T) {
 				s := serve(t, hub)
 				peer := s.raw()
 				parked(t)
-				tt.end(<-clients, peer)
+				tt.end(hub, <-clients, peer)
 				if name == "by Shutdown's ctx" {
 					ctx, cancel := context.WithCancel(context.Background())
 					cancel()

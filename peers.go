@@ -56,7 +56,8 @@ type nodeID [16]byte
 
 // An outgoing is a message on its way to the broker.
 type outgoing struct {
-	topic string
+	topic  string
+	result chan error // gets whether the engine has it; has room for that; nil: nobody waits
 	brokered
 }
 
@@ -132,8 +133,15 @@ func (p *peers) publish() {
 		if len(p.queue) <= brokerQueue/4 {
 			p.wakeLoop()
 		}
-		if !p.call(out.topic, buf) && out.kind == brokeredEvent {
-			p.shared.brokerLost.Add(1)
+		var err error
+		if !p.call(out.topic, buf) {
+			err = ErrBrokerUnavailable
+			if out.kind == brokeredEvent {
+				p.shared.brokerLost.Add(1)
+			}
+		}
+		if out.result != nil {
+			out.result <- err
 		}
 	}
 	for _, beat := range p.ledger.close(p.node, 0, true, time.Now()) { // good-bye
@@ -210,7 +218,7 @@ func (p *peers) tick() {
 	for {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
 			select {
-			case p.queue <- outgoing{brokerName(nodesTopic), beat}:
+			case p.queue <- outgoing{topic: brokerName(nodesTopic), brokered: beat}:
 			default: // other nodes notice the lost heartbeat by its number
 			}
 		}

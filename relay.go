@@ -42,7 +42,10 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 		r.shows[ev.topic] = true
 	}
 	msg := r.numbered(brokeredEvent, ev.topic, now)
-	msg.event = ev.Event
+	msg.event, msg.notice = ev.Event, ev.notice
+	if ev.notice == disconnectNotice { // whose caller has to know
+		msg.result = make(chan error, 1)
+	}
 	if most := r.peers.limit(); most > 0 && msg.size() > most {
 		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
 		return receipt{err: ErrEventTooLarge}
@@ -56,7 +59,7 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	if r.peers.down.Load() {
 		return receipt{err: ErrBrokerUnavailable}
 	}
-	return receipt{}
+	return receipt{later: msg.result}
 }
 
 // numbered returns the next message to a topic whose loss other nodes notice.
@@ -65,7 +68,7 @@ func (r *relay) numbered(kind brokeredKind, topic string, now time.Time) outgoin
 	if len(r.sent) >= maxSentTopics {
 		clear(r.sent) // the next event of each topic names no earlier one
 	}
-	msg := outgoing{brokerName(topic), brokered{kind: kind, node: r.peers.node, seq: r.seq}}
+	msg := outgoing{topic: brokerName(topic), brokered: brokered{kind: kind, node: r.peers.node, seq: r.seq}}
 	if before, ok := r.sent[topic]; ok {
 		msg.before, msg.age = before.seq, now.Sub(before.at)
 	}
@@ -156,6 +159,7 @@ func (r *relay) Deliver(name string, msg []byte) {
 		r.peers.pass(func(now time.Time, out *batch) { r.toldMembers(topic, &m, now, out) })
 	case fresh:
 		ev := newEvent(topic, m.event)
+		ev.notice = m.notice
 		r.peers.pass(func(now time.Time, out *batch) { r.accept(ev, now, out) })
 	}
 }

@@ -28,8 +28,9 @@ var (
 // Nodes, clients and an engine come and go at random. No client loses an event
 // silently: it gets each event of its topics once and in order, or a reset
 // before later events. With a Broker without history a connected client gets no
-// reset, but its node counts a gap. In the end the nodes agree on the latest
-// values of a topic.
+// reset, but its node counts a gap. A disconnect ends the connections with its
+// topic, behind what its publisher published before it. In the end the nodes
+// agree on the latest values of a topic.
 //
 //	go test -run TestSimulation -simulations 100000   # a night
 func TestSimulation(t *testing.T) {
@@ -67,8 +68,18 @@ type simulation struct {
 	values  int           // how many values have been published
 	age     time.Duration // of events in the history
 
-	mu        sync.Mutex               // guards the field below
-	published map[simStream][]simEvent // in the order of publishing
+	mu          sync.Mutex               // guards the fields below
+	published   map[simStream][]simEvent // in the order of publishing
+	disconnects []*simDisconnect
+}
+
+// A simDisconnect is a call of Disconnect.
+type simDisconnect struct {
+	simStream
+	began, done time.Duration // since the start; done is zero until it has returned
+	failed      bool
+	before      map[simStream]int // how many events there were
+	gaps        map[*simNode]int64
 }
 
 // A simStream has the events of one publisher to one topic.
@@ -213,11 +224,7 @@ func (s *simulation) run() {
 		n.drop.Store(0)
 	}
 	time.Sleep(30 * time.Second)
-	for _, c := range s.clients {
-		if c.conn == nil {
-			s.connect(c)
-		}
-	}
+	s.connectAll()
 	for i := range s.nodes {
 		if s.rnd.IntN(2) == 0 { // otherwise nothing follows, and a loss must still show
 			s.publish(i, 6)
@@ -231,6 +238,9 @@ func (s *simulation) run() {
 	}
 	for _, c := range s.clients {
 		s.check(c)
+	}
+	for _, d := range s.disconnects {
+		s.checkDisconnect(d)
 	}
 	if s.t.Failed() {
 		s.t.Logf("what happened:\n%s", strings.Join(s.trace, "\n"))
@@ -251,12 +261,9 @@ var simSteps = []func(s *simulation, i int){
 		c.cut(s)
 	},
 	func(s *simulation, _ int) {
-		for _, c := range s.clients {
-			if c.conn == nil {
-				s.connect(c)
-			}
-		}
+		s.connectAll()
 	},
+	func(s *simulation, i int) { s.disconnect(i) },
 	func(s *simulation, _ int) {
 		s.log("the engine is away")
 		s.engine.Stop()
@@ -392,6 +399,32 @@ func (s *simulation) checkValues() {
 	}
 }
 
+// disconnect makes a node disconnect the clients of a topic, after what it has
+// published.
+func (s *simulation) disconnect(i int) {
+	n := s.nodes[i]
+	d := &simDisconnect{simStream: simStream{n, []string{"a", "b", "c"}[s.rnd.IntN(3)]}, before: make(map[simStream]int), gaps: make(map[*simNode]int64)}
+	s.log("%s disconnects %q", n.name, d.topic)
+	n.tasks <- func() {
+		s.mu.Lock()
+		for stream, events := range s.published {
+			d.before[stream] = len(events)
+		}
+		for _, n := range s.nodes {
+			d.gaps[n] = n.site.hub.Stats().Gaps
+		}
+		d.began = time.Since(s.start)
+		s.disconnects = append(s.disconnects, d)
+		s.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		err := n.site.hub.Disconnect(ctx, d.topic, codeOut, "")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		d.done, d.failed = max(1, time.Since(s.start)), err != nil
+	}
+}
+
 // A simClient is a client that may reconnect.
 type simClient struct {
 	name      string
@@ -423,6 +456,7 @@ const (
 	simArrival simKind = iota // it connects, without an id
 	simReturn                 // it connects, with an id
 	simCut
+	simEnd // the node has ended its connection
 	simReset
 	simGot
 )
@@ -438,6 +472,18 @@ func (s *simulation) join() {
 	c.transport = names[s.rnd.IntN(len(names))]
 	s.clients = append(s.clients, c)
 	s.connect(c)
+}
+
+// connectAll connects the clients that aren't, or whose connection has ended.
+func (s *simulation) connectAll() {
+	for _, c := range s.clients {
+		select {
+		case <-c.ends:
+			c.cut(s)
+			s.connect(c)
+		default:
+		}
+	}
 }
 
 func (s *simulation) connect(c *simClient) {
@@ -470,6 +516,7 @@ func (c *simClient) read(s *simulation) {
 	for {
 		ev, err := conn.event()
 		if err != nil {
+			c.note(s, simItem{kind: simEnd, node: node})
 			return
 		}
 		it := simItem{kind: simGot, node: node, event: ev.data}
@@ -507,21 +554,64 @@ func (c *simClient) nodeAt(at time.Duration) (n *simNode) {
 		switch it.kind {
 		case simArrival, simReturn:
 			n = it.node
-		case simCut:
+		case simCut, simEnd:
 			n = nil
 		}
 	}
 	return n
 }
 
+// checkDisconnect checks the connections that were there when d began, and those
+// of its own node that came after it.
+func (s *simulation) checkDisconnect(d *simDisconnect) {
+	for _, c := range s.clients {
+		if !slices.Contains(c.topics, d.topic) {
+			continue
+		}
+		var from simItem // of the connection
+		reached := func(gaps int64) bool {
+			return from.node != nil && from.at+300*time.Millisecond < d.began && d.done != 0 &&
+				(from.node == d.publisher || !d.failed && gaps == d.gaps[from.node])
+		}
+		for _, it := range c.items {
+			switch it.kind {
+			case simArrival, simReturn:
+				from = it
+			case simGot:
+				publisher, topic, n := s.parse(c, it.event)
+				ordered := s.history || from.node == d.publisher || topic == d.topic
+				if ordered && publisher == d.publisher && n >= d.before[simStream{publisher, topic}] && reached(it.gaps) {
+					s.t.Errorf("%s got event %d of %s to %q, which was published after a disconnect from %q at %v", c.name, n, publisher.name, topic, d.topic, d.began)
+				}
+			case simEnd, simCut:
+				from = simItem{}
+			}
+		}
+		if from.node != nil && reached(from.node.gaps) {
+			s.t.Errorf("%s is still connected to %s, which was disconnected from %q by %s at %v", c.name, from.node.name, d.topic, d.publisher.name, d.began)
+		}
+	}
+}
+
+// parse returns what an event says.
+func (s *simulation) parse(c *simClient, event string) (publisher *simNode, topic string, n int) {
+	parts := strings.Split(event, "|")
+	n, err := strconv.Atoi(parts[2])
+	if err != nil {
+		s.t.Fatalf("%s got %q", c.name, event)
+	}
+	for stream := range s.published {
+		if stream.publisher.name == parts[0] {
+			publisher = stream.publisher
+		}
+	}
+	return publisher, parts[1], n
+}
+
 // check checks the events that a client got.
 func (s *simulation) check(c *simClient) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	names := make(map[string]*simNode)
-	for stream := range s.published {
-		names[stream.publisher.name] = stream.publisher
-	}
 	for stream, events := range s.published {
 		if !slices.Contains(c.topics, stream.topic) {
 			continue
@@ -551,16 +641,12 @@ func (s *simulation) check(c *simClient) {
 			case simReset:
 				told = true
 			case simGot:
-				parts := strings.Split(it.event, "|")
-				n, err := strconv.Atoi(parts[2])
-				if err != nil {
-					s.t.Fatalf("%s got %q", c.name, it.event)
-				}
-				if names[parts[0]] != stream.publisher || parts[1] != stream.topic {
+				publisher, topic, n := s.parse(c, it.event)
+				if publisher != stream.publisher || topic != stream.topic {
 					continue
 				}
 				if n < next && next >= 0 {
-					s.t.Errorf("%s got event %d of %s to %q at %v, where %d was next", c.name, n, parts[0], parts[1], it.at, next)
+					s.t.Errorf("%s got event %d of %s to %q at %v, where %d was next", c.name, n, publisher.name, topic, it.at, next)
 				}
 				for m := next; m < n; m++ {
 					explain(m, fmt.Sprintf("before %d at %v", n, it.at))

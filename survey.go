@@ -91,7 +91,7 @@ func (r *relay) try(topic string, q *question) {
 	}
 	pause := questionPause
 	if len(r.peers.queue) < brokerQueue/4 { // events go first
-		r.send(outgoing{brokerName(topic), brokered{kind: brokeredQuestion, node: r.peers.node, digest: r.past.digest(topic)}})
+		r.send(outgoing{topic: brokerName(topic), brokered: brokered{kind: brokeredQuestion, node: r.peers.node, digest: r.past.digest(topic)}})
 		q.tries++
 		q.next = 0
 		pause = questionTime
@@ -153,7 +153,7 @@ func (r *relay) pack(kept []*keptEvent, now time.Time) (messages [][]agedValue) 
 func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
 	messages := r.pack(kept, now)
 	for i, values := range messages {
-		r.send(outgoing{brokerName(a.topic), brokered{
+		r.send(outgoing{topic: brokerName(a.topic), brokered: brokered{
 			kind: brokeredValues, node: r.peers.node, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
 		}})
 	}
@@ -221,7 +221,7 @@ func (h *history) digest(topic string) (sum uint64) {
 	if p := h.topics[topic]; p != nil {
 		for _, m := range p.keys {
 			if !m.event.Gone && !m.event.member {
-				sum += crc64.Checksum(append(appendHead(nil, &m.event.Event), m.event.Data...), topicTable)
+				sum += crc64.Checksum(append(appendHead(nil, &m.event.Event, noNotice), m.event.Data...), topicTable)
 			}
 		}
 	}

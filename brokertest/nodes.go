@@ -55,6 +55,9 @@ const (
 //   - With a history, clients lose no event for which Publish has returned nil,
 //     unless they get a reset.
 //   - Half a minute after each fault events reach all clients again.
+//   - Disconnect ends the connections of its node, and of all nodes when nothing
+//     is wrong, within seconds. With a history it ends those of a node that can't
+//     be reached when that is back.
 //
 // The TestMain of the package has to call [Main].
 func RunNodes(t *testing.T, history bool, cluster Cluster) {
@@ -80,6 +83,8 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 	}
 	s.settle("at the start")
 	s.inCalm("before anything was wrong")
+	s.disconnect(0, "before anything was wrong")
+	s.settle("after all were disconnected")
 
 	for i := range s.nodes {
 		if cluster.Steady {
@@ -88,6 +93,7 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		s.note(fmt.Sprintf("node %d is killed", i))
 		s.kill(i)
 		s.counted("after a node was killed")
+		s.disconnect((i+1)%3, "after a node was killed")
 		time.Sleep(downFor)
 		s.boot(i)
 		s.settle("after a node was started again")
@@ -103,6 +109,10 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 				s.kill(i)
 			}
 		}
+		disconnected := func() {}
+		if !fault.Kill {
+			disconnected = s.disconnectDuring(fault.Name)
+		}
 		time.Sleep(fault.For)
 		s.do(fault.Name+" is over", fault.End)
 		if fault.Kill {
@@ -111,6 +121,7 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 			}
 		}
 		s.settle("after " + fault.Name)
+		disconnected()
 		s.counted("after " + fault.Name)
 		s.inCalm("after " + fault.Name)
 	}
@@ -248,6 +259,59 @@ func (s *scene) counted(when string) {
 	}
 }
 
+// disconnect disconnects all clients, by one node, when nothing is wrong.
+func (s *scene) disconnect(i int, when string) {
+	s.t.Helper()
+	connections := s.connections(-1)
+	began := time.Now()
+	if status := s.node(i).disconnect("a"); status != http.StatusOK {
+		s.t.Errorf("Disconnect, %s: %d, want %d", when, status, http.StatusOK)
+	}
+	s.ended(connections, localWithin, "Disconnect, "+when)
+	s.note(fmt.Sprintf("all were disconnected in %v, %s", time.Since(began), when))
+}
+
+// disconnectDuring disconnects all clients by node 0, while something may be
+// wrong. It returns a function to be called when that is over.
+func (s *scene) disconnectDuring(fault string) (over func()) {
+	s.t.Helper()
+	here, all := s.connections(0), s.connections(-1)
+	status := s.node(0).disconnect("a")
+	s.note(fmt.Sprintf("Disconnect during %s: %d", fault, status))
+	s.ended(here, localWithin+logPatience, "Disconnect on their own node during "+fault)
+	return func() {
+		if s.history && status == http.StatusOK {
+			s.ended(all, localWithin, "Disconnect and "+fault)
+		}
+	}
+}
+
+// connections returns the open connections to a node, or to all if i is negative.
+func (s *scene) connections(i int) (open []<-chan struct{}) {
+	for _, c := range s.clients {
+		c.mu.Lock()
+		if c.ended != nil && (i < 0 || c.at == i) {
+			open = append(open, c.ended)
+		}
+		c.mu.Unlock()
+	}
+	return open
+}
+
+// ended waits until connections have ended.
+func (s *scene) ended(connections []<-chan struct{}, limit time.Duration, why string) {
+	s.t.Helper()
+	late := time.After(limit)
+	for _, ended := range connections {
+		select {
+		case <-ended:
+		case <-late:
+			s.t.Errorf("%v after %s connections are open", limit, why)
+			return
+		}
+	}
+}
+
 // settle waits until an event that is published on each node reaches all clients.
 func (s *scene) settle(when string) {
 	s.t.Helper()
@@ -374,6 +438,9 @@ type client struct {
 	mu   sync.Mutex // guards the fields below
 	seen []sighting
 	last [3]map[int]bool // the numbers that were seen of each publisher
+
+	ended <-chan struct{} // closed when the newest connection has ended; nil: there was none
+	at    int             // its node
 }
 
 // A sighting is an event that a client got, or a reset.
@@ -419,6 +486,11 @@ func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
 	}
 	defer resp.Body.Close()
 	c.scene.note(fmt.Sprintf("a client of node %d joins node %d with %q", c.home, at, *id))
+	ended := make(chan struct{})
+	defer close(ended)
+	c.mu.Lock()
+	c.ended, c.at = ended, at
+	c.mu.Unlock()
 	here := sighting{node: at, process: p, joined: time.Now()}
 	reset := here
 	reset.reset = true

@@ -54,12 +54,10 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 		if err == nil {
 			err = hub.Publish(r.Context(), r.URL.Query().Get("topic"), realtime.Event{Data: data})
 		}
-		switch {
-		case errors.Is(err, realtime.ErrBrokerUnavailable):
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		case err != nil:
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-		}
+		answer(w, err)
+	})
+	mux.HandleFunc("POST /disconnect", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, hub.Disconnect(r.Context(), r.URL.Query().Get("topic"), 4001, ""))
 	})
 	mux.HandleFunc("GET /figures", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(figures{hub.Stats(), hub.Stats().ClusterClients})
@@ -74,6 +72,16 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 		os.Exit(0)
 	}()
 	return http.Serve(listener, mux)
+}
+
+// answer answers a request to publish or to disconnect.
+func answer(w http.ResponseWriter, err error) {
+	switch {
+	case errors.Is(err, realtime.ErrBrokerUnavailable):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
 }
 
 // figures are the answer of a node to the test.
@@ -130,7 +138,17 @@ func (p *process) kill() {
 // publish has the node publish an event, and returns the status of its answer, or
 // zero if there is none.
 func (p *process) publish(topic, data string) (status int) {
-	resp, err := http.Post(p.url+"/publish?topic="+topic, "text/plain", strings.NewReader(data))
+	return p.post("/publish?topic="+topic, data)
+}
+
+// disconnect has the node disconnect the clients of a topic. It returns what
+// publish does.
+func (p *process) disconnect(topic string) (status int) {
+	return p.post("/disconnect?topic="+topic, "")
+}
+
+func (p *process) post(path, body string) (status int) {
+	resp, err := http.Post(p.url+path, "text/plain", strings.NewReader(body))
 	if err != nil {
 		return 0
 	}

@@ -1,0 +1,510 @@
+package realtime_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+)
+
+const codeOut = 4001 // with which these tests disconnect
+
+func disconnect(t testing.TB, hub *realtime.Hub, topic string) {
+	t.Helper()
+	if err := hub.Disconnect(context.Background(), topic, codeOut, "log out"); err != nil {
+		t.Errorf("Disconnect(%q): %v", topic, err)
+	}
+}
+
+// A plainSocket is a WebSocket without ids.
+type plainSocket struct{ conn *websocket.Conn }
+
+func (c plainSocket) event() (heard, error) {
+	_, data, err := c.conn.Read(context.Background())
+	return heard{data: string(data)}, err
+}
+
+func (c plainSocket) last() string { return "" }
+func (c plainSocket) cut()         { c.conn.CloseNow() }
+
+// everyClient has the transports, and plain WebSockets.
+func everyClient(t *testing.T, test func(t *testing.T, join func(*site, string) resumer)) {
+	eachTransport(t, test)
+	t.Run("plain WebSocket", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			test(t, func(s *site, query string) resumer { return plainSocket{s.connectAs(query)} })
+		})
+	})
+}
+
+// expectOut wants the next events, and then the end that Disconnect makes.
+func expectOut(t *testing.T, c resumer, want ...string) {
+	t.Helper()
+	expect(t, c, want...)
+	switch ev, err := c.event(); {
+	case err == nil:
+		t.Errorf("got %q behind a disconnect", ev.data)
+	case websocket.CloseStatus(err) == codeOut && strings.Contains(err.Error(), "log out"):
+	case websocket.CloseStatus(err) == -1 && errors.Is(err, io.EOF):
+	default:
+		t.Errorf("ended by %v", err)
+	}
+}
+
+// All that was published before reaches a client, nothing that is published
+// afterwards, and clients without the topic notice nothing.
+func TestDisconnect(t *testing.T) {
+	everyClient(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.Compression = true
+		hub.OnDisconnect = func(c *realtime.Client, err error) {
+			is := errors.Is(err, realtime.ErrClientClosed) && websocket.CloseStatus(err) == codeOut
+			if is != slices.Contains(c.Topics(), "user/42") {
+				t.Errorf("OnDisconnect got %v", err)
+			}
+		}
+		s := newPipeSite(t, hub)
+		var out []resumer
+		for range 5 { // in several shards
+			out = append(out, join(s, "topic=user/42&topic=room"))
+		}
+		other := join(s, "topic=user/43&topic=room")
+		synctest.Wait()
+		var first *realtime.Client
+		for first = range hub.Subscribers("user/42") {
+			break
+		}
+		ctx := t.Context()
+		long := strings.Repeat("long ", 100)
+
+		release := realtime.HoldShards(hub) // so that all are in one batch
+		publish(t, hub, "room", "1")
+		hub.Publish(ctx, "user/42", realtime.Event{Key: "k", Data: []byte("replaced")})
+		hub.Publish(ctx, "user/42", realtime.Event{Key: "k", Data: []byte("2")})
+		hub.PublishAll(ctx, realtime.Event{Data: []byte(long)})
+		hub.Publish(ctx, "room", realtime.Event{Data: []byte("not for one"), Except: first.ID()})
+		hub.Broadcast <- []byte("3")
+		disconnect(t, hub, "user/42")
+		publish(t, hub, "user/42", "late")
+		hub.Broadcast <- []byte("4")
+		publish(t, hub, "room", "5")
+		release()
+		synctest.Wait()
+		if n := hub.ClientCount(); n != 1 {
+			t.Errorf("%d clients are left, want 1", n)
+		}
+		excepted := 0
+		for _, c := range out {
+			expect(t, c, "1", "2", long)
+			ev, err := c.event()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ev.data == "3" {
+				excepted++
+				expectOut(t, c)
+			} else {
+				expectOut(t, c, "3")
+			}
+		}
+		if excepted != 1 {
+			t.Errorf("%d clients were excepted, want 1", excepted)
+		}
+		expect(t, other, "1", long, "not for one", "3", "4", "5")
+		other.cut()
+		if n := hub.Stats().Published; n != 8+1 {
+			t.Errorf("Stats().Published is %d, want the 9 events", n)
+		}
+	})
+}
+
+func TestDisconnectNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		disconnect(t, hub, "user/42") // starts the hub
+		s := newPipeSite(t, hub)
+		c := s.listen("topic=user/42")
+		disconnect(t, hub, "user/43")
+		publish(t, hub, "user/42", "hello")
+		expect(t, c, "hello")
+	})
+}
+
+func TestDisconnectErrors(t *testing.T) {
+	hub := realtime.NewHub()
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		hub    *realtime.Hub
+		ctx    context.Context
+		topic  string
+		code   websocket.StatusCode
+		reason string
+		want   string
+	}{
+		{hub, t.Context(), "", codeOut, "", "not a topic"},
+		{hub, t.Context(), strings.Repeat("x", 1025), codeOut, "", "more than 1024"},
+		{hub, t.Context(), "a", 1005, "", "close code 1005"},
+		{hub, t.Context(), "a", 0, "", "close code 0"},
+		{hub, t.Context(), "a", codeOut, "\xff", "not UTF-8"},
+		{hub, canceled, "a", codeOut, "", context.Canceled.Error()},
+		{nil, t.Context(), "a", codeOut, "", "hub is nil"},
+		{new(realtime.Hub), t.Context(), "a", codeOut, "", "NewHub"},
+	} {
+		if err := test.hub.Disconnect(test.ctx, test.topic, test.code, test.reason); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("Disconnect(%.20q, %d, %q) = %v, want an error with %q", test.topic, test.code, test.reason, err, test.want)
+		}
+	}
+	hub.Shutdown(t.Context())
+	if err := hub.Disconnect(t.Context(), "a", codeOut, ""); err != realtime.ErrHubClosed {
+		t.Errorf("after Shutdown: %v", err)
+	}
+}
+
+// A reason that is too long must not keep anybody from being banned.
+func TestDisconnectCutsTheReason(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		c := s.connectAs("topic=a")
+		if err := hub.Disconnect(t.Context(), "a", codeOut, strings.Repeat("é", 100)); err != nil {
+			t.Error(err)
+		}
+		if got, want := closeStatus(c), (websocket.CloseError{Code: codeOut, Reason: strings.Repeat("é", 61)}); got != want {
+			t.Errorf("closed with %v, want %v", got, want)
+		}
+	})
+}
+
+// A client that doesn't read is cut off after 5 s. One that reads until then
+// gets what waits, and its close frame.
+func TestDisconnectBlockedClient(t *testing.T) {
+	everyClient(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		s := newPipeSite(t, hub)
+		slow := join(s, "topic=a")
+		join(s, "topic=a") // reads nothing
+		for i := range 100 {
+			publish(t, hub, "a", fmt.Sprint(i))
+		}
+		disconnect(t, hub, "a")
+		synctest.Wait()
+		if n := hub.ClientCount(); n != 0 {
+			t.Errorf("%d clients count, want none", n)
+		}
+		time.Sleep(3 * time.Second)
+		for i := range 100 {
+			expect(t, slow, fmt.Sprint(i))
+		}
+		expectOut(t, slow)
+		slow.cut()
+		synctest.Wait()
+		if n := realtime.Joined(hub); n != 1 {
+			t.Errorf("after 3 s %d clients are left, want the blocked one", n)
+		}
+		time.Sleep(3*time.Second + 100*time.Millisecond)
+		synctest.Wait()
+		if n := realtime.Joined(hub); n != 0 {
+			t.Errorf("after 6 s %d clients are left, want none", n)
+		}
+	})
+}
+
+// A client that is still in OnConnect is disconnected too, once it is
+// connected. It gets what it missed, so that it resumes behind that.
+func TestDisconnectWhileJoining(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				hub := realtime.NewHub()
+				if history {
+					hub.History = realtime.History{Events: 100}
+				}
+				var during func()
+				hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+					err := c.Subscribe("a")
+					during()
+					return err
+				}
+				left := recordLeft(hub)
+				s := newPipeSite(t, hub)
+				during = func() {}
+				c := join(s, "")
+				publish(t, hub, "a", "1")
+				expect(t, c, "1")
+				id := c.last()
+				c.cut()
+				synctest.Wait()
+				publish(t, hub, "a", "2")
+				during = func() {
+					publish(t, hub, "a", "3")
+					disconnect(t, hub, "a")
+					publish(t, hub, "a", "4")
+					synctest.Wait()
+				}
+				c = back(s, join, "", id)
+				if history {
+					expectOut(t, c, "2", "3")
+				} else {
+					expectOut(t, c, "3")
+				}
+				id = c.last()
+				c.cut()
+				synctest.Wait()
+				if n := hub.ClientCount(); n != 0 || left.n != 2 || !errors.Is(left.err, realtime.ErrClientClosed) {
+					t.Errorf("%d clients count, OnDisconnect was called %d times, last with %v", n, left.n, left.err)
+				}
+				if history {
+					during = func() {}
+					expect(t, back(s, join, "", id), "4")
+				}
+			})
+		})
+	}
+}
+
+// Subscribe and Unsubscribe that have returned count.
+func TestDisconnectAndSubscribe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		client := byName(hub)
+		s := newPipeSite(t, hub)
+		a, b := s.connectAs("name=a"), s.connectAs("name=b")
+		client("b").Subscribe("x")
+		client("b").Unsubscribe("x")
+		client("a").Subscribe("x")
+		disconnect(t, hub, "x")
+		if err := client("b").Subscribe("x"); err != nil {
+			t.Error(err)
+		}
+		if got := closeStatus(a).Code; got != codeOut {
+			t.Errorf("a was closed with %d", got)
+		}
+		publish(t, hub, "x", "hello")
+		if got := read(t, b); got != "hello" {
+			t.Errorf("b got %q", got)
+		}
+	})
+}
+
+// While clients of the topic come, go and get events, each connection gets all
+// before its disconnect, and none is left over.
+func TestDisconnectStress(t *testing.T) {
+	hub := realtime.NewHub()
+	s := newTCPSite(t, hub)
+	const rounds = 100
+	var clients sync.WaitGroup
+	over := make(chan struct{})
+	var ended atomic.Int64
+	for range 8 {
+		clients.Go(func() {
+			for {
+				l := s.listen("topic=a")
+				select {
+				case <-over:
+					l.cut()
+					return
+				default:
+				}
+				last := ""
+				for {
+					ev, err := l.event()
+					if err != nil {
+						break
+					}
+					last = ev.data
+				}
+				if last != "" && last != "end" {
+					t.Errorf("the last event was %q", last)
+				}
+				ended.Add(1)
+				l.cut()
+			}
+		})
+	}
+	for range rounds {
+		publish(t, hub, "a", "begin")
+		publish(t, hub, "a", "end")
+		disconnect(t, hub, "a")
+	}
+	close(over)
+	for open := true; open; time.Sleep(time.Millisecond) {
+		disconnect(t, hub, "a")
+		open = hub.ClientCount() > 0
+	}
+	clients.Wait()
+	t.Logf("%d connections were closed", ended.Load())
+}
+
+// On all nodes, in order with the events of the same publisher.
+func TestClusterDisconnect(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
+			everyClient(t, func(t *testing.T, join func(*site, string) resumer) {
+				engine := brokertest.NewMemory()
+				sites := newNodes(t, engine, 3)
+				if !history {
+					sites = nodes(t, engine, 3, nil)
+				}
+				var out, others []resumer
+				for _, s := range sites {
+					out = append(out, join(s, "topic=a&topic=b"))
+					others = append(others, join(s, "topic=b"))
+				}
+				publish(t, sites[0].hub, "a", "1")
+				disconnect(t, sites[0].hub, "a")
+				publish(t, sites[0].hub, "a", "2")
+				publish(t, sites[0].hub, "b", "3")
+				synctest.Wait()
+				for _, s := range sites {
+					if n := s.hub.ClientCount(); n != 1 {
+						t.Errorf("a node has %d clients, want 1", n)
+					}
+				}
+				for i := range sites {
+					expectOut(t, out[i], "1")
+					expect(t, others[i], "3")
+				}
+			})
+		})
+	}
+}
+
+// Without the engine the node's own clients are closed, and the error says that
+// others may not be.
+func TestClusterDisconnectDuringAnOutage(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				engine := brokertest.NewMemory()
+				sites := newNodes(t, engine, 2)
+				if !history {
+					sites = nodes(t, engine, 2, nil)
+				}
+				here, there := join(sites[0], "topic=a"), join(sites[1], "topic=a")
+				time.Sleep(time.Second)
+				engine.Stop()
+				began := time.Now()
+				// The first message that fails tells that the engine is away: this
+				// one. Publish would return nil.
+				if err := sites[0].hub.Disconnect(t.Context(), "a", codeOut, "log out"); !errors.Is(err, realtime.ErrBrokerUnavailable) {
+					t.Errorf("Disconnect = %v", err)
+				}
+				if took := time.Since(began); took > 3*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				expectOut(t, here)
+				engine.Start()
+				time.Sleep(5 * time.Second)
+				publish(t, sites[0].hub, "a", "hello")
+				for {
+					ev, err := there.event()
+					if err != nil {
+						t.Fatalf("the other node's client: %v", err)
+					}
+					if ev.data == "hello" {
+						break
+					}
+				}
+			})
+		})
+	}
+}
+
+// A node that gets the records late closes its clients then. A client that comes
+// with an id from behind the disconnect has joined after it, and stays.
+func TestDisconnectOnANodeThatIsBehind(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		a := newNodes(t, engine, 1)[0]
+		b, lag := newNode(t, engine)
+		old, watcher := join(b, "topic=user/42"), join(a, "topic=news")
+		synctest.Wait()
+		lag.deaf.Store(true)
+		publish(t, a.hub, "user/42", "1")
+		disconnect(t, a.hub, "user/42")
+		publish(t, a.hub, "news", "2")
+		expect(t, watcher, "2")
+		time.AfterFunc(time.Second, func() { lag.deaf.Store(false) })
+		again := back(b, join, "topic=user/42&topic=news", watcher.last())
+		expectOut(t, old, "1")
+		publish(t, a.hub, "user/42", "3")
+		expect(t, again, "3")
+	})
+}
+
+// A node that starts reads old disconnects. They are not for the clients that
+// come then.
+func TestDisconnectBeforeANodeStarted(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		a := newNodes(t, engine, 1)[0]
+		disconnect(t, a.hub, "user/42")
+		b, lag := newNode(t, engine)
+		lag.deaf.Store(true)
+		time.AfterFunc(time.Second, func() { lag.deaf.Store(false) })
+		c := join(b, "topic=user/42")
+		publish(t, a.hub, "user/42", "hello")
+		expect(t, c, "hello")
+	})
+}
+
+// A node that started without the engine reads the disconnects late. Its clients
+// didn't wait so long, and are closed by them.
+func TestDisconnectOnANodeThatStartsSlowly(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		a := newNodes(t, engine, 1)[0]
+		publish(t, a.hub, "a", "old")
+		b, lag := newNode(t, engine)
+		lag.deaf.Store(true)
+		began := time.Now()
+		c := join(b, "topic=a")
+		if time.Since(began) < 5*time.Second {
+			t.Error("the client didn't wait for the log")
+		}
+		disconnect(t, a.hub, "a")
+		lag.deaf.Store(false)
+		expectOut(t, c)
+	})
+}
+
+// An id stays valid where nothing is published but disconnects.
+func TestDisconnectMovesThePosition(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		sites := newNodes(t, engine, 2)
+		c := join(sites[0], "topic=a")
+		publish(t, sites[0].hub, "a", "1")
+		expect(t, c, "1")
+		before := c.last()
+		disconnect(t, sites[0].hub, "b")
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			c.event()
+		}()
+		time.Sleep(time.Minute)
+		c.cut()
+		<-ended
+		if c.last() == before {
+			t.Error("the client was not told of the new position")
+		}
+		c = back(sites[1], join, "topic=a", c.last())
+		publish(t, sites[0].hub, "a", "2")
+		expect(t, c, "2")
+		stats(t, sites[1], func(st realtime.Stats) bool { return st.Resumed == 1 && st.Resets == 0 })
+	})
+}
