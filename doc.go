@@ -106,6 +106,7 @@
 //	admit.go, registry.go  where a request becomes a client; clients by slot
 //	client.go, topics.go   a client's life, which gone ends; its topics
 //	disconnect.go          closing a topic's clients, on all nodes
+//	listen.go              what is published, on the server
 //	websocket.go, wire.go  WebSockets; the connection under their library
 //	handshake.go, seat.go  how a WebSocket opens; the library's part of one
 //	deflate.go             compressed messages

@@ -73,6 +73,33 @@ func ExampleHub_Disconnect() {
 	// Bob: hello
 }
 
+// A cache that has to be told, without a client: it hears what any node
+// publishes, from the moment Listen has returned.
+func ExampleHub_Listen() {
+	hub := realtime.NewHub()
+	defer hub.Shutdown(context.Background())
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	changes := hub.Listen(ctx, "prices")
+	hub.Publish(ctx, "prices", realtime.Event{Key: "tea", Data: []byte("2.80")})
+	hub.Publish(ctx, "prices", realtime.Event{Key: "milk", Data: []byte("1.20")})
+
+	cache := make(map[string]string)
+	for ev, err := range changes {
+		if err != nil {
+			fmt.Println(err) // the cache is out of date: listen again
+			break
+		}
+		cache[ev.Key] = string(ev.Data)
+		if len(cache) == 2 {
+			break
+		}
+	}
+	fmt.Println(cache)
+	// Output: map[milk:1.20 tea:2.80]
+}
+
 // An event stream of a hub by a handler of one line. The browser's EventSource
 // reads it and comes back by itself.
 func ExampleHub_ServeSSE() {

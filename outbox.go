@@ -74,10 +74,12 @@ const (
 	outboxFailed
 )
 
-// A held has what came for an outbox before it was opened.
+// A held has what came for an outbox before it was opened. Listen's is never
+// opened, and takes the events from here.
 type held struct {
 	early []*event
-	last  *buffer // the transport's last bytes; nil: it isn't closed
+	came  chan<- struct{} // signals early, for Listen; has room for one; nil: nobody waits
+	last  *buffer         // the transport's last bytes; nil: it isn't closed
 }
 
 // An outboxOwner is told what becomes of its outbox. The methods run without the
@@ -135,6 +137,21 @@ func (o *outbox) holdLocked(events ...*event) {
 		o.held = new(held)
 	}
 	o.held.early = append(o.held.early, events...)
+	select {
+	case o.held.came <- struct{}{}:
+	default:
+	}
+}
+
+// takeHeld takes the events that o holds.
+func (o *outbox) takeHeld() (events []*event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held != nil {
+		events, o.held.early = o.held.early, nil
+		o.backlog.delivered(o.shared, countMessages(events))
+	}
+	return events
 }
 
 // post sends e to this client alone; its errors are those of push. If the
