@@ -81,12 +81,13 @@ type publication struct {
 	taken chan receipt // has room for it
 }
 
-// A change is what a client wants of its shard. The client waits until taken is
-// closed: it could leave its shard before it has joined otherwise.
+// A change of a client's shard needs the loop only if a replay comes with it. All
+// others go to the shard's inbox. The client waits until taken is closed: its next
+// change could overtake this one otherwise.
 type change struct {
 	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing
-	replay *replay        // nil, or filled in by the loop; it goes behind do
+	replay *replay        // filled in by the loop; it goes behind do
 	taken  chan struct{}
 }
 
@@ -102,23 +103,27 @@ func (h *Hub) hand(c change) bool {
 	}
 }
 
-// loop receives events and changes, asks the order which events clients get,
-// and passes all to the shards. It waits only for a shard whose inbox is full.
-// Run or start starts it. Shutdown ends it and waits for it.
+// loop receives events, asks the order which events clients get, and passes
+// these to the shards. It also fills replays. It waits only for a shard whose
+// inbox is full. Run or start starts it. Shutdown ends it and waits for it.
 //
 //	Publish ──▶ publish ─┐
 //	Broadcast ───────────┤                       ┌─▶ shard ──▶ outboxes
 //	other nodes ─────────┼─▶ loop ⇄ the order ───┼─▶ shard ──▶ outboxes
 //	clients ──▶ changes ─┘                       └─▶ …
+//
+// A client joins its shard without the loop. It gets all events that are passed
+// on later. So Publish returns when its event has been passed on: a client that
+// joins after that doesn't get it.
 func (h *Hub) loop() {
 	defer close(h.looped)
-	var shards []*shard
 	var out batch
 	expiry := time.NewTimer(time.Hour) // of the oldest event that is kept
 	expiry.Stop()
 	defer expiry.Stop()
 	expiring := false
-	h.begin()
+	h.begin(&out)
+	h.pass(&out)
 	order := h.order
 	for done := h.done; done != nil || order.isPending(); {
 		broadcast, publish := h.Broadcast, h.publish
@@ -131,9 +136,10 @@ func (h *Hub) loop() {
 			h.takeBroadcast(&out)
 		case p := <-publish:
 			h.takeBroadcast(&out) // its publisher may have sent to Broadcast before
-			p.taken <- order.publish(p.event, time.Now(), &out)
+			taken := order.publish(p.event, time.Now(), &out)
+			h.pass(&out)
+			p.taken <- taken
 		case c := <-h.changes:
-			shards = h.registry.allShards()
 			h.change(&c)
 		case a := <-order.arrivals():
 			a(time.Now(), &out)
@@ -147,13 +153,7 @@ func (h *Hub) loop() {
 			h.takeBroadcast(&out)
 			done = nil
 		}
-		if len(out) > 0 {
-			for _, s := range shards {
-				s.inbox.put(out...)
-			}
-			clear(out)
-			out = out[:0]
-		}
+		h.pass(&out)
 		if !expiring {
 			if wait := order.expire(time.Now()); wait > 0 {
 				expiry.Reset(wait + time.Second) // so that a busy hub wakes for it once a second at most
@@ -161,12 +161,12 @@ func (h *Hub) loop() {
 			}
 		}
 	}
-	h.flush(shards)
+	h.flush()
 	for {
 		select {
 		case <-h.Broadcast:
 			h.shared.dropped.Add(1)
-		case c := <-h.changes: // it was added just before, or has not left yet
+		case c := <-h.changes: // its client has not left yet
 			h.change(&c)
 		case <-h.stop:
 			for range len(h.Broadcast) {
@@ -180,29 +180,39 @@ func (h *Hub) loop() {
 
 // begin waits until the settings are read: by a client or Publish, or by begin
 // itself for Broadcast or Shutdown.
-func (h *Hub) begin() {
+func (h *Hub) begin(out *batch) {
 	select {
 	case <-h.settled:
 	case data := <-h.Broadcast:
 		h.settle()
-		h.publishText(data, new(batch)) // there is no client yet
+		h.publishText(data, out)
 	case <-h.done:
 		h.settle()
 	}
+}
+
+// pass gives out to all shards, and empties it.
+func (h *Hub) pass(out *batch) {
+	if len(*out) == 0 {
+		return
+	}
+	for _, s := range h.registry.allShards() {
+		s.inbox.put(*out...)
+	}
+	clear(*out)
+	*out = (*out)[:0]
 }
 
 // change completes a client's replay and passes its change to its shard. All
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
 	r := c.replay
-	if r != nil {
-		h.order.fill(r)
-		switch {
-		case r.lost:
-			h.shared.resets.Add(1)
-		case r.resumed:
-			h.shared.resumed.Add(1)
-		}
+	h.order.fill(r)
+	switch {
+	case r.lost:
+		h.shared.resets.Add(1)
+	case r.resumed:
+		h.shared.resumed.Add(1)
 	}
 	if c.client == nil {
 		close(c.taken)
@@ -212,11 +222,9 @@ func (h *Hub) change(c *change) {
 		if c.do != nil {
 			c.do(s)
 		}
-		if r != nil {
-			c.client.out.replay(r)
-			if r.given != nil {
-				close(r.given)
-			}
+		c.client.out.replay(r)
+		if r.given != nil {
+			close(r.given)
 		}
 	}})
 	close(c.taken)
@@ -239,7 +247,8 @@ func (h *Hub) publishText(data []byte, out *batch) {
 }
 
 // flush closes h.flushed when the shards have handed on all they got.
-func (h *Hub) flush(shards []*shard) {
+func (h *Hub) flush() {
+	shards := h.registry.allShards()
 	var left atomic.Int64
 	left.Store(int64(len(shards)) + 1)
 	note := func(*shard) {

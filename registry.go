@@ -25,13 +25,13 @@ type registry struct {
 	empty    chan struct{} // closed when the registry is closed and has no clients
 }
 
-// add gives the client a slot and a shard, and joins it to the shard through
-// the loop. From then on events wait for it.
+// add gives the client a slot and a shard, and joins it to the shard. From then
+// on events wait for it.
 func (h *Hub) add(c *Client) error {
 	if !h.enter(c) {
 		return ErrHubClosed
 	}
-	h.hand(change{client: c, do: func(s *shard) { s.join(c) }}) // the loop lives on while there are clients
+	c.home.inbox.put(entry{do: func(s *shard) { s.join(c) }}) // the shard lives on while there are clients
 	return nil
 }
 

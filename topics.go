@@ -79,21 +79,21 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 	if len(added) == 0 {
 		return nil, nil
 	}
-	hand := change{client: c, do: func(s *shard) {
+	do := func(s *shard) {
 		for _, sub := range subs {
 			s.subscribe(sub)
 		}
-	}}
+	}
 	if c.replayed && c.hub.shared.history.keeps() {
-		hand.replay = &replay{id: c.id, topics: pastTopics(subs), whole: true}
-	}
-	if !c.hub.hand(hand) {
-		return nil, ErrClientClosed
-	}
-	if hand.replay != nil {
-		for _, sub := range subs {
-			sub.since = hand.replay.position.seq
+		r := &replay{id: c.id, topics: pastTopics(subs), whole: true}
+		if !c.hub.hand(change{client: c, do: do, replay: r}) {
+			return nil, ErrClientClosed
 		}
+		for _, sub := range subs {
+			sub.since = r.position.seq
+		}
+	} else if !c.home.inbox.put(entry{do: do}) {
+		return nil, ErrClientClosed
 	}
 	if len(added) < len(c.topics)/64 { // sorting would look at all of them
 		for _, sub := range subs {
@@ -155,7 +155,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 			return is
 		})
 	}
-	c.hub.hand(change{client: c, do: func(s *shard) { // behind what was published before
+	c.home.inbox.put(entry{do: func(s *shard) { // behind what was published before
 		for _, sub := range subs {
 			s.unsubscribe(sub)
 		}
