@@ -108,6 +108,9 @@ const maxAskedTopics = 100 // in a URL, for hubs without OnConnect
 
 // askedTopics subscribes the client to the topics of its URL.
 func (c *Client) askedTopics(r *http.Request) (err error) {
+	if r.URL.RawQuery == "" {
+		return nil
+	}
 	topics := r.URL.Query()["topic"]
 	switch {
 	case len(topics) == 0:

@@ -22,22 +22,25 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
 		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped")
-	case r.Header.Get("Sec-WebSocket-Version") != "13":
-		answer.Set("Sec-WebSocket-Version", "13")
-		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", clip(r.Header.Get("Sec-WebSocket-Version")))
+	case r.Header.Get("Sec-Websocket-Version") != "13":
+		answer.Set("Sec-Websocket-Version", "13")
+		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", clip(r.Header.Get("Sec-Websocket-Version")))
 	case r.ContentLength != 0: // negative if it is chunked; the body would be read as frames
 		answer.Set("Connection", "close") // so that net/http doesn't wait for it
 		return http.StatusBadRequest, errors.New("a WebSocket handshake has no body")
 	}
 	keys := r.Header["Sec-Websocket-Key"]
-	if len(keys) == 1 && len(keys[0]) <= 64 { // 24, and spaces around
-		key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(keys[0]))
-		if err == nil && len(key) == 16 {
+	if len(keys) == 1 && len(keys[0]) <= maxKey {
+		var key [maxKey]byte
+		n, err := base64.StdEncoding.Decode(key[:], []byte(strings.TrimSpace(keys[0])))
+		if err == nil && n == 16 {
 			return 0, nil
 		}
 	}
 	return http.StatusBadRequest, errors.New("the handshake needs one Sec-WebSocket-Key, 16 bytes in base64")
 }
+
+const maxKey = 64 // bytes of a Sec-WebSocket-Key: it has 24, and spaces around
 
 // hasToken reports whether token is in a header's lists, in any letter case.
 func hasToken(values []string, token string) bool {
@@ -97,25 +100,27 @@ func cutUnquoted(s, separators string) (before, after string, found bool) {
 // as one that compresses, would never let the answer out. header is that of the
 // ResponseWriter, with what middleware has put in.
 func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err error) {
-	header.Del("Content-Type") // there is no content
-	header.Set("Connection", "Upgrade")
-	header.Set("Upgrade", "websocket")
-	header.Set("Sec-WebSocket-Accept", acceptKey(r.Header.Get("Sec-WebSocket-Key")))
-	if offersSubprotocol(r.Header["Sec-Websocket-Protocol"]) {
-		header.Set("Sec-WebSocket-Protocol", Subprotocol)
+	for _, own := range [...]string{"Connection", "Upgrade", "Sec-Websocket-Accept", "Sec-Websocket-Extensions", "Content-Type"} {
+		delete(header, own) // there is no content
 	}
-	if header.Get("Sec-WebSocket-Protocol") == Subprotocol {
+	if offersSubprotocol(r.Header["Sec-Websocket-Protocol"]) {
+		header.Set("Sec-Websocket-Protocol", Subprotocol)
+	}
+	if header.Get("Sec-Websocket-Protocol") == Subprotocol {
 		f.encoding = envelopeFrame
 	}
-	header.Del("Sec-WebSocket-Extensions")
 	if c.hub.shared.compression {
 		if agreed := agreeOnDeflate(r.Header["Sec-Websocket-Extensions"]); agreed != "" {
-			header.Set("Sec-WebSocket-Extensions", agreed)
+			header.Set("Sec-Websocket-Extensions", agreed)
 			f.deflate = true
 		}
 	}
 	c.wire.inflates = f.deflate
-	return f, c.wire.answer(http.StatusSwitchingProtocols, header, nil)
+	mem := messages.Get().(*[]byte)
+	defer messages.Put(mem)
+	head := append((*mem)[:0], "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: "...)
+	head = append(appendAcceptKey(head, r.Header.Get("Sec-Websocket-Key")), "\r\n"...)
+	return f, c.wire.answer(head, header, nil)
 }
 
 // offersSubprotocol reports whether the client speaks Subprotocol. Its names are
@@ -129,9 +134,10 @@ func offersSubprotocol(header []string) bool {
 	return false
 }
 
-// acceptKey returns what proves that the handshake was understood (RFC 6455
+// appendAcceptKey appends what proves that the handshake was understood (RFC 6455
 // §4.2.2).
-func acceptKey(key string) string {
-	sum := sha1.Sum([]byte(strings.TrimSpace(key) + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-	return base64.StdEncoding.EncodeToString(sum[:])
+func appendAcceptKey(b []byte, key string) []byte {
+	proof := append(make([]byte, 0, 2*maxKey), strings.TrimSpace(key)...)
+	sum := sha1.Sum(append(proof, "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
+	return base64.StdEncoding.AppendEncode(b, sum[:])
 }

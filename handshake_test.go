@@ -198,8 +198,8 @@ func TestDeflateOffers(t *testing.T) {
 			if extensions != "" {
 				extensions = "Sec-Websocket-Extensions: " + extensions + "\r\n"
 			}
-			want := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n" +
-				"Sec-Websocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" + extensions + "Upgrade: websocket\r\n\r\n"
+			want := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" +
+				"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" + extensions + "\r\n"
 			if got := s.answer("Sec-WebSocket-Extensions: " + offer); got != want {
 				t.Errorf("offer %.100q: answered %q, want %q", offer, got, want)
 			}

@@ -59,6 +59,7 @@ type outbox struct {
 	format   format
 	state    outboxState
 	closed   bool // this side has closed o; stays when o fails
+	probed   bool // blind is known: not before o needs a drain goroutine
 	blind    bool // unsent doesn't work on conn
 	writing  bool // the drain goroutine is running
 	fetching bool // it waits for the hub, not for the peer
@@ -544,8 +545,6 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) {
 	o.mu.Lock()
 	defer o.unlock()
 	o.conn, o.try, o.format = conn, try, f
-	_, ok := unsent(conn)
-	o.blind = !ok
 	var events []*event
 	if o.shared.heartbeat != nil && f.encoding.isEnvelope() {
 		events = append(events, o.shared.heartbeat) // first: from it the client learns what to expect
@@ -670,6 +669,10 @@ func (o *outbox) drain() {
 		}
 	}()
 	write := patientWriter(o.conn)
+	if !o.probed {
+		_, ok := unsent(o.conn)
+		o.probed, o.blind = true, !ok
+	}
 	for {
 		mem := scratch.Get().(*[maxWrite]byte)
 		release := func() {

@@ -116,7 +116,7 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 		w.Header().Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
 		w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 		limitSilence(conn, c.hub.shared.pongTimeout)
-		return f, c.wire.answer(http.StatusOK, w.Header(), retryNotice(time.Second).b)
+		return f, c.wire.answer([]byte("HTTP/1.1 200 OK\r\n"), w.Header(), retryNotice(time.Second).b)
 	})
 }
 

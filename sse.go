@@ -1,7 +1,6 @@
 package realtime
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -301,7 +300,11 @@ func LastEventID(r *http.Request) string {
 
 // claimedEventID returns the last event id that the client sent, unchecked.
 func claimedEventID(r *http.Request) string {
-	return cmp.Or(r.Header.Get("Last-Event-ID"), r.URL.Query().Get("lastEventId"))
+	id := r.Header.Get("Last-Event-Id")
+	if id == "" && r.URL.RawQuery != "" {
+		id = r.URL.Query().Get("lastEventId")
+	}
+	return id
 }
 
 func streamHeaders(header http.Header) {

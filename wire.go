@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -374,13 +373,15 @@ var bodyHeaders = map[string]bool{
 	"Content-Encoding": true, "Content-Length": true, "Trailer": true, "Transfer-Encoding": true,
 }
 
-// answer writes an HTTP answer, or the beginning of one.
-func (w *wire) answer(status int, header http.Header, body []byte) error {
-	answer := bytes.NewBuffer(make([]byte, 0, 512))
-	answer.WriteString("HTTP/1.1 " + strconv.Itoa(status) + " " + http.StatusText(status) + "\r\n")
-	header.WriteSubset(answer, bodyHeaders)
-	answer.WriteString("\r\n")
-	answer.Write(body)
-	_, err := w.Conn.Write(answer.Bytes())
+// answer writes an HTTP answer, or the beginning of one: head and then more fields
+// of the header, and the body. It may append to head.
+func (w *wire) answer(head []byte, header http.Header, body []byte) error {
+	if len(header) > 0 {
+		fields := bytes.NewBuffer(head)
+		header.WriteSubset(fields, bodyHeaders)
+		head = fields.Bytes()
+	}
+	head = append(append(head, "\r\n"...), body...)
+	_, err := w.Conn.Write(head)
 	return err
 }
