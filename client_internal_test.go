@@ -5,10 +5,10 @@ import (
 	"unsafe"
 )
 
-// The limit is a size class of the allocator. The next one costs 64 bytes more,
-// 8 of which are a header that objects of up to 512 bytes don't need.
+// The limit is a size class of the allocator, 576, less the header that objects of
+// more than 512 bytes need. Without it one costs 64 bytes less.
 func TestClientSize(t *testing.T) {
-	if size := unsafe.Sizeof(Client{}); size > 512 { // raise it to 568 if you must
-		t.Errorf("a Client has %d bytes, want at most 512", size)
+	if size := unsafe.Sizeof(Client{}); size > 568 {
+		t.Errorf("a Client has %d bytes, want at most 568", size)
 	}
 }

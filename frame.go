@@ -22,6 +22,7 @@ const (
 	opPong   = 0xA
 
 	finBit  = 0x80
+	maskBit = 0x80 // in the second byte
 	rsv1Bit = 0x40 // the message is compressed
 
 	maxFrameHeader    = 10  // without a mask

@@ -345,12 +345,12 @@ func TestPresenceOnNodes(t *testing.T) {
 func TestPresenceOfADeadCluster(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
 		first, crashed := lobbyNode(t, engine, history)
-		first.listen("user=ann")
+		drained(first.listen("user=ann"))
 		time.Sleep(time.Second)
 		crashed.crash()
 		time.Sleep(time.Minute)
 		second, _ := lobbyNode(t, engine, history)
-		second.listen("user=bob")
+		drained(second.listen("user=bob"))
 		time.Sleep(20 * time.Second)
 		if got := members(second.hub, "lobby"); got != "bob=" {
 			t.Errorf("the members are %s", got)

@@ -16,8 +16,9 @@ import (
 // A seat is a Conn of coder/websocket, with the buffers that it reads and writes
 // through. The Conn reaches its client through the seat alone. Between two
 // messages it has no state but the bytes in its buffer, compressed messages or
-// not: see deflate.go. So a client has one only while it has bytes to read. After
-// an error or a close frame a seat is of no more use.
+// not: see deflate.go. So a client has one only while it has bytes to read that are
+// no plain messages, see readPlain. After an error or a close frame a seat is of no
+// more use.
 type seat struct {
 	conn *websocket.Conn
 	in   *bufio.Reader // the Conn's

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -190,6 +191,65 @@ func FuzzSeat(f *testing.F) {
 		for i, b := range [][]byte{one, two} {
 			if want := alone(inflates, pieces(b)); !slices.Equal(got[i], want) {
 				t.Errorf("client %d gets %q, alone it gets %q", i, got[i], want)
+			}
+		}
+	})
+}
+
+// Messages that come as whole plain frames are read without a seat.
+func TestPlainMessageNeedsNoSeat(t *testing.T) {
+	h := newSeatHub()
+	c := newSitter(h, true, cutUp(slices.Concat(masked(0x81, "one"), masked(0x82, "two"))))
+	if c.read(); c.over || !slices.Equal(c.got, []string{`false "one"`, `true "two"`}) {
+		t.Errorf("got %q, want two messages", c.got)
+	}
+	if n := len(h.seats.free); n != 0 {
+		t.Errorf("%d seats were made, want none", n)
+	}
+}
+
+// The limit is for plain messages, too.
+func TestPlainMessageTooLarge(t *testing.T) {
+	h := newSeatHub()
+	h.shared.maxMessageBytes = 5
+	c := newSitter(h, false, cutUp(slices.Concat(masked(0x81, "right"), masked(0x81, "too large"))))
+	for !c.over {
+		c.read()
+	}
+	if len(c.got) != 3 || c.got[0] != `false "right"` || !strings.Contains(c.got[1], "MaxMessageBytes") {
+		t.Errorf("got %q, want one message and the limit", c.got)
+	}
+}
+
+// A plain message is read without a seat if it comes whole, and by the library if
+// it comes in bytes. Nobody can tell which.
+func FuzzPlain(f *testing.F) {
+	f.Add(slices.Concat(masked(0x81, "one"), masked(0x82, "two"), masked(0x81, "three")), true)
+	f.Add(slices.Concat(masked(0x01, "a"), masked(0x81, "not now"), masked(0x80, "b")), false)
+	f.Add(slices.Concat(masked(0x81, "caf\xc3\xa9"), masked(0x81, "caf\xc3"), masked(0x81, "late")), false)
+	f.Add(slices.Concat(masked(0x81, ""), masked(0x89, "ping"), masked(0x82, "\xff"), masked(0x88, "\x03\xe8bye"), masked(0x81, "late")), true)
+	f.Add(slices.Concat(masked(0xC1, "\xf3\x48\xcd\xc9\xc9\x07\x00\x00"), masked(0xA1, "")), true)
+	f.Add(slices.Concat(masked(0x82, strings.Repeat("x", 21)), []byte{0x81, 0x01, 'x'}), false)
+	f.Add([]byte{0x82, 0xFE, 0, 3, 1, 2, 3, 4, 'a', 'b', 'c', 0x82, 0xFE, 0, 22, 1, 2, 3, 4}, false)
+	f.Add([]byte{0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3, 4, 'a', 'b', 'c', 0x83, 0x80, 1, 2, 3, 4}, false)
+	f.Fuzz(func(t *testing.T, sent []byte, inflates bool) {
+		read := func(size int) []string {
+			h := newSeatHub()
+			var pieces [][]byte
+			for p := range slices.Chunk(sent, size) {
+				pieces = append(pieces, bytes.Clone(p))
+			}
+			c := newSitter(h, inflates, pieces)
+			for !c.over {
+				c.read()
+			}
+			h.seats.clear()
+			return c.got
+		}
+		want := read(1)
+		for _, size := range []int{20, seatReadBytes - 1} { // a full seat would read a large frame in larger steps
+			if got := read(size); !slices.Equal(got, want) {
+				t.Errorf("in pieces of %d bytes %x is read as %q, byte by byte as %q", size, sent, got, want)
 			}
 		}
 	})

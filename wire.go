@@ -17,7 +17,8 @@ import (
 )
 
 // A wire is a client's connection. A Conn of coder/websocket reads from it, while
-// it is lent to the client, and does the close handshake. Outgoing frames are the
+// it is lent to the client, and does the close handshake. Plain messages need no
+// Conn, see readPlain. Outgoing frames are the
 // hub's, and wait in the client's outbox. The library writes only close frames,
 // each in one Write of at most 127 bytes, as Write asserts. They join the outbox,
 // and nothing follows them. This holds because no user has the library's Conn.
