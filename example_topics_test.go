@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -161,6 +162,46 @@ func ExampleEvent_key() {
 	defer browser.Close()
 	fmt.Println(browser.next())
 	// Output: event: ACME, data: 103
+}
+
+// A page gets its state from a handler, and connects with the position that came
+// with it. What is published in between is not lost.
+func ExampleHub_Position() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 100}
+	var score atomic.Int64
+	mux := http.NewServeMux()
+	mux.Handle("GET /live", hub)
+	mux.HandleFunc("GET /match", func(w http.ResponseWriter, r *http.Request) {
+		position := hub.Position() // before the state is loaded
+		fmt.Fprintln(w, position, score.Load())
+	})
+	server := httptest.NewServer(mux)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	goal := func() {
+		n := score.Add(1) // before it is published
+		hub.Publish(context.Background(), "match", realtime.Event{Data: fmt.Append(nil, n)})
+	}
+	goal()
+	resp, err := http.Get(server.URL + "/match")
+	if err != nil {
+		panic(err)
+	}
+	defer resp.Body.Close()
+	var position string
+	var shown int
+	fmt.Fscan(resp.Body, &position, &shown)
+	fmt.Println("the page shows", shown)
+	goal() // before the page connects
+
+	browser := eventSource(server.URL+"/live?topic=match&lastEventId="+position, "")
+	defer browser.Close()
+	fmt.Println(browser.next())
+	// Output:
+	// the page shows 1
+	// data: 2
 }
 
 // A client may take and leave topics at any time.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -79,6 +80,9 @@ type history struct {
 	graves uint64
 
 	last *event // the notice of position seq; nil: not made yet
+
+	now   atomic.Pointer[event] // has the id of position seq, for Hub.Position
+	stale bool                  // now has not
 
 	// covered returns the position behind which a topic's events of other nodes
 	// are known. Nil means that all are.
@@ -265,11 +269,12 @@ func (h *history) add(ev *event, now time.Time) *keptEvent { return h.addAt(ev, 
 // addAt gives ev a position, at h.seq or behind it, and keeps it. A disconnect
 // uses a position, but is not kept: it is for the clients of its time.
 func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
-	h.move(seq)
-	if ev.notice == disconnectNotice {
+	if h.move(seq); ev.notice == disconnectNotice {
 		return &keptEvent{event: ev}
 	}
+	h.stale = false
 	ev.seq, ev.ID = seq, h.id(seq)
+	h.now.Store(ev)
 	p := h.topicLog(ev.topic)
 	m := &keptEvent{event: ev, log: p, at: now}
 	h.recent.push(m)
@@ -361,7 +366,18 @@ func (h *history) restart(epoch string) {
 }
 
 // move makes seq the newest position. Its event need not be kept.
-func (h *history) move(seq uint64) { h.seq, h.last = seq, nil }
+func (h *history) move(seq uint64) {
+	h.stale = h.stale || seq != h.seq
+	h.seq, h.last = seq, nil
+}
+
+// tell tells Hub.Position of a move.
+func (h *history) tell() {
+	if h.stale {
+		h.now.Store(h.position())
+		h.stale = false
+	}
+}
 
 // forget makes m, the oldest of its topic's recent events, no longer recent. If
 // it is a value, it stays.

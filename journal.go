@@ -95,7 +95,8 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 	j.past.forgotten, j.past.heard = s.forgot, s.heard
 	j.past.epoch = ""
 	j.past.prints = new(prints)
-	j.past.seq = wholeRecord // zero is no position
+	j.past.move(wholeRecord) // zero is no position
+	j.past.tell()
 	j.out = newAppender(j, broker)
 	j.peers.beat = j.beat
 	j.peers.start(j)
@@ -175,6 +176,8 @@ func (j *journal) trimTo(now time.Time) (last milestone) {
 // want returns the log's channel: the log has all topics.
 func (j *journal) want([]string) []<-chan struct{} { return []<-chan struct{}{j.current} }
 func (j *journal) unwant([]string)                 {}
+
+func (j *journal) position() string { return j.past.now.Load().ID }
 
 func (j *journal) elsewhere() (clients int, down bool) { return j.peers.clients(), j.out.down.Load() }
 func (j *journal) self() nodeID                        { return j.peers.node }
@@ -290,6 +293,7 @@ func (j *journal) awaitStart() bool {
 
 // tellPosition tells await the history's position. The loop calls it.
 func (j *journal) tellPosition() {
+	j.past.tell()
 	now := &progress{j.past.epoch, j.past.seq - j.past.base, make(chan struct{})}
 	close(j.reached.Swap(now).over)
 }
@@ -495,7 +499,7 @@ func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
 // bypassed the log since.
 func (j *journal) endCut(number uint64, out *batch) {
 	if number >= j.passed && len(j.past.unshared) > 0 {
-		j.past.unshared = nil
+		j.past.unshared, j.past.stale = nil, true
 		j.carrySoon(1) // the values among them
 		j.tellShards(out)
 	}

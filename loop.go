@@ -34,6 +34,36 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 	return h.take(ctx, "", e)
 }
 
+// Position returns an id that stands for now. A handler asks for it, then loads
+// the state that a page shows, and gives both to the page. If the page connects
+// with the id as its last one (lastEventId), it gets all that has been published
+// to its topics since, or a reset. An event that was published while the state
+// was loaded may be in both. For the rest to hold, store a change before you
+// publish it, and ask for the position before you load.
+//
+// The id stands for all events for which Publish has returned on this node, and
+// perhaps later ones. With a Broker without a shared history it is valid on this
+// node alone. With a [HistoryBroker] it is valid on all nodes, and a client with
+// it waits until its node has come that far; events that other nodes, or this
+// node a moment ago, have published may be behind it, so the page gets them. While
+// the engine is away the id may stand for nothing, so its page gets a reset.
+//
+// Position doesn't block, but that with a HistoryBroker it first waits until this
+// node has read the log, for 5 s if the engine is away. It is empty without a
+// [History].
+func (h *Hub) Position() string {
+	if h.usable() != nil {
+		return ""
+	}
+	h.settle()
+	if !h.shared.history.keeps() {
+		return ""
+	}
+	h.start()
+	h.order.await("")
+	return h.order.position()
+}
+
 func (h *Hub) take(ctx context.Context, topic string, e Event) error {
 	if err := e.check(); err != nil {
 		return err

@@ -42,6 +42,10 @@ type order interface {
 	// gives up after maxStart+brokerTimeout at most.
 	await(id string)
 
+	// position returns an id that stands for all that clients of this node have
+	// got, or may have.
+	position() string
+
 	// elsewhere returns the number of clients of other nodes. It reports
 	// whether those nodes can't be reached.
 	elsewhere() (clients int, down bool)
@@ -84,7 +88,9 @@ type local struct {
 func newLocal(s *shared) local {
 	past := newHistory(s.history)
 	past.forgotten, past.heard = s.forgot, s.heard
-	past.base, past.seq = 1, 1 // zero is no position
+	past.base = 1 // zero is no position
+	past.move(1)
+	past.tell()
 	return local{shared: s, past: past}
 }
 
@@ -122,6 +128,7 @@ func (l *local) isPending() bool                     { return false }
 func (l *local) want([]string) []<-chan struct{}     { return nil }
 func (l *local) unwant([]string)                     {}
 func (l *local) await(string)                        {}
+func (l *local) position() string                    { return l.past.now.Load().ID }
 func (l *local) elsewhere() (clients int, down bool) { return 0, false }
 func (l *local) self() nodeID                        { return nodeID{} }
 func (l *local) close()                              {}

@@ -100,6 +100,7 @@ func (r *relay) cover(topic string) {
 	defer r.peers.mu.Unlock()
 	if in := r.peers.interests[topic]; in != nil && (in.from == 0 || !isClosed(in.confirmed)) {
 		r.past.move(r.past.seq + 1)
+		r.past.tell()
 		in.from = r.past.seq
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -443,4 +444,55 @@ func TestKey(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A page that connects with a position gets what was published since, and not
+// what was before.
+func TestPosition(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		s := newPipeSite(t, hub)
+		first := hub.Position() // nobody has used the hub yet
+		publish(t, hub, "a", "1")
+		publish(t, hub, "b", "2")
+		second := hub.Position()
+		publish(t, hub, "b", "3")
+		publish(t, hub, "a", "4")
+		expect(t, back(s, join, "topic=a&topic=b", first), "1", "2", "3", "4")
+		expect(t, back(s, join, "topic=a&topic=b", second), "3", "4")
+		if st := hub.Stats(); st.Resets != 0 {
+			t.Errorf("Stats() = %+v, want no reset", st)
+		}
+		if got := realtime.NewHub().Position(); got != "" {
+			t.Errorf("without a History the position is %q", got)
+		}
+		if got := new(realtime.Hub).Position(); got != "" {
+			t.Errorf("of no hub the position is %q", got)
+		}
+	})
+}
+
+// A position is never older than an event for which Publish has returned.
+func TestPositionIsNotOlderThanWhatIsPublished(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.History.Events = 10
+	s := newTCPSite(t, hub)
+	var publishing sync.WaitGroup
+	for range 4 {
+		publishing.Go(func() {
+			for i := range 200 {
+				publish(t, hub, "a", fmt.Sprint(i))
+				_, number, _ := strings.Cut(hub.Position(), "-")
+				n, err := strconv.Atoi(number)
+				if err != nil || n < i+1 {
+					t.Errorf("the position is %s, %v; want %d at least", number, err, i+1)
+				}
+			}
+		})
+	}
+	publishing.Wait()
+	c := s.listen("topic=a&lastEventId=" + hub.Position())
+	publish(t, hub, "a", "next")
+	expect(t, c, "next")
 }
