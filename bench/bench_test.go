@@ -47,12 +47,15 @@ var short = workload{
 // TestContenders measures each contender. The load checks that every client gets
 // every message unchanged, once and in order.
 func TestContenders(t *testing.T) {
-	for i := range contenders {
-		c := &contenders[i]
-		t.Run(c.name, func(t *testing.T) {
+	for _, c := range slices.Concat(contenders, tlsContenders) {
+		name := c.name
+		if c.tls {
+			name += " over TLS"
+		}
+		t.Run(name, func(t *testing.T) {
 			work := short
 			work.profiles = t.TempDir()
-			f, err := work.measure(t.Context(), c)
+			f, err := work.measure(t.Context(), &c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -107,7 +110,7 @@ func checkLatency(t *testing.T, what string, l latency) {
 }
 
 func TestFlags(t *testing.T) {
-	for _, args := range []string{"-contenders nobody", "-clients 0", "-clients many", "-rounds 0", "-growth wealth", "-duration 0s", "-clients 100000000", "quick"} {
+	for _, args := range []string{"-contenders nobody", "-clients 0", "-clients many", "-rounds 0", "-growth wealth", "-duration 0s", "-clients 100000000", "quick", "-tls -contenders melody"} {
 		if _, err := parse(strings.Fields(args)); err == nil {
 			t.Errorf("%s: got no error", args)
 		}
@@ -139,6 +142,17 @@ func TestStampede(t *testing.T) {
 		if cpu := g.median(name, "cpu-ns/client"); cpu <= 0 || p50 > p99 || p99 > 1e4 {
 			t.Errorf("implausible: %s", line)
 		}
+	}
+}
+
+// TestTLSFlag checks that -tls has contenders of its own.
+func TestTLSFlag(t *testing.T) {
+	c, err := parse([]string{"-tls", "-contenders", "go-sse-http2,realtime"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(c.clients, []int{2000}) || !c.contenders[0].http2 || !c.contenders[1].tls {
+		t.Errorf("got %+v", c)
 	}
 }
 

@@ -35,12 +35,10 @@ var peers = []contender{
 }
 
 // find returns the contender with that name, or nil.
-func find(name string) *contender {
-	for _, all := range [][]contender{contenders, stampeders} {
-		for i := range all {
-			if all[i].name == name {
-				return &all[i]
-			}
+func find(all []contender, name string) *contender {
+	for i := range all {
+		if all[i].name == name {
+			return &all[i]
 		}
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 // pieces. It copies only messages and events that are cut by a piece's end.
 type decoder struct {
 	stream  bool // an event stream rather than a WebSocket
+	http2   bool
 	opened  bool // the HTTP answer has been read
 	chunked bool
 	left    int    // bytes of a chunk that have not come
@@ -22,9 +23,10 @@ type decoder struct {
 
 // A sink gets what a decoder has decoded. An error ends the decoding.
 type sink interface {
-	open() error               // the HTTP answer accepts the client
-	text(b []byte) error       // a message, text or binary, or an event with its fields
-	ping(payload []byte) error // must be answered with a pong
+	open() error                    // the HTTP answer accepts the client
+	text(b []byte) error            // a message, text or binary, or an event with its fields
+	ping(payload []byte) error      // must be answered with a pong
+	http2Answer(frame []byte) error // must be sent
 }
 
 const (
@@ -39,6 +41,9 @@ const (
 // decode decodes b and returns how many bytes it used. The next call must begin
 // with the others.
 func (d *decoder) decode(b []byte, to sink) (n int, err error) {
+	if d.http2 {
+		return d.http2Frames(b, to)
+	}
 	if !d.opened {
 		if n, err = d.answer(b); n == 0 || err != nil {
 			return n, err

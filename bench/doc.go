@@ -6,6 +6,7 @@
 //	cd bench && go run . -quick  # less than a minute, writes no files
 //	cd bench && go run . -nodes 2,3  # on several nodes, some minutes
 //	cd bench && go run . -growth hub,sockets,stampede -rounds 1  # how cost grows, five minutes
+//	cd bench && go run . -tls        # over TLS, some minutes
 //
 // It needs Linux and, for 10,000 clients, as many descriptors for each process.
 // It writes a table and two charts into results/. Nothing else should run on the
@@ -14,7 +15,7 @@
 // # Flags
 //
 //	-contenders names   contenders to measure: floor,realtime,gorilla,… (all)
-//	-clients numbers    numbers of clients (1000,10000)
+//	-clients numbers    numbers of clients (1000,10000; with -tls 2000)
 //	-rounds n           turns of each contender (5)
 //	-duration d         time to measure each figure in each turn (1.2s)
 //	-limit d            time after which to stop with the turns so far (40m)
@@ -22,6 +23,7 @@
 //	-growth parts       measure how cost grows instead (none): hub, sockets or
 //	                    stampede; see results/growth.md. A part's figures stay in
 //	                    results/growth.txt until it is measured again.
+//	-tls                compare over TLS instead; see results/tls.md
 //	-threads n          threads of the load generator (half of the cores, 1 to 4)
 //	-out folder         folder for the table and the charts; empty writes none (results)
 //	-cpuprofile folder  folder for CPU profiles of the servers, one for each
@@ -57,7 +59,8 @@
 //
 // The load generator is the process that you start. Its threads have an epoll
 // set each. They make the handshakes, read what comes and check that each client
-// gets every message once, in order and unchanged. The contenders take turns, in
+// gets every message once, in order and unchanged. Over TLS each thread makes its
+// handshakes one after the other. The contenders take turns, in
 // a new process each time. The order of the turns is reversed from round to
 // round. Each figure is the median over the rounds.
 //

@@ -23,9 +23,8 @@ func serveFloor() (http.Handler, func(int, func() []byte)) {
 		fds   []int
 	)
 	join := func(w http.ResponseWriter, r *http.Request) {
-		conn, _, err := http.NewResponseController(w).Hijack()
+		conn, err := joinFloor(w, r)
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		raw, err := conn.(*net.TCPConn).SyscallConn()
@@ -37,18 +36,10 @@ func serveFloor() (http.Handler, func(int, func() []byte)) {
 		conns = append(conns, conn)
 		raw.Control(func(fd uintptr) { fds = append(fds, int(fd)) })
 		mu.Unlock()
-		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-		fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
-			base64.StdEncoding.EncodeToString(sum[:]))
 	}
 	var frames []byte
 	publish := func(n int, next func() []byte) {
-		frames = frames[:0]
-		for range n {
-			data := next()
-			frames = append(frames, 0x81, 126, byte(len(data)>>8), byte(len(data)))
-			frames = append(frames, data...)
-		}
+		frames = appendFloor(frames[:0], n, next)
 		mu.Lock()
 		defer mu.Unlock()
 		for i := 0; i < len(fds); i++ {
@@ -62,4 +53,28 @@ func serveFloor() (http.Handler, func(int, func() []byte)) {
 		}
 	}
 	return http.HandlerFunc(join), publish
+}
+
+// joinFloor takes the connection over and accepts a WebSocket on it. It has
+// answered a request whose connection it can't take.
+func joinFloor(w http.ResponseWriter, r *http.Request) (net.Conn, error) {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return nil, err
+	}
+	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	fmt.Fprintf(conn, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+		base64.StdEncoding.EncodeToString(sum[:]))
+	return conn, nil
+}
+
+// appendFloor appends n messages to b, a frame each.
+func appendFloor(b []byte, n int, next func() []byte) []byte {
+	for range n {
+		data := next()
+		b = append(b, 0x81, 126, byte(len(data)>>8), byte(len(data)))
+		b = append(b, data...)
+	}
+	return b
 }

@@ -112,7 +112,7 @@ func (c *comparison) growthOverSockets(ctx context.Context, progress io.Writer) 
 			for _, name := range []string{"floor", "realtime", "realtime-sse"} {
 				w := c.work
 				w.clients = clients
-				f, err := w.measure(ctx, find(name))
+				f, err := w.measure(ctx, find(contenders, name))
 				if err != nil {
 					return nil, fmt.Errorf("%s, %d clients: %w", name, clients, err)
 				}
@@ -162,7 +162,7 @@ func serveWithHistory() (http.Handler, func(int, func() []byte)) {
 func (w workload) stampede(ctx context.Context, c *contender, clients int) (line string, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, w.limit, fmt.Errorf("not done after %v", w.limit))
 	defer cancel()
-	srv, err := startServer(ctx, c.name)
+	srv, err := startServer(ctx, c)
 	if err != nil {
 		return "", err
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"runtime"
@@ -319,7 +320,8 @@ func (t *thread) connect(number int) error {
 	if err != nil {
 		return fmt.Errorf("socket: %w", err)
 	}
-	c := &client{thread: t, fd: fd, decoder: decoder{stream: t.load.protocol.stream}}
+	p := &t.load.protocol
+	c := &client{thread: t, fd: fd, decoder: decoder{stream: p.stream, http2: p.http2}}
 	index := len(t.clients)
 	t.clients = append(t.clients, c) // the thread closes it, also after an error below
 	source := &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, byte(2 + number/eachSource)}}
@@ -343,22 +345,28 @@ func (t *thread) connect(number int) error {
 	default:
 		return fmt.Errorf("connect: %w", err)
 	}
+	if p.tls {
+		if err := c.startTLS(); err != nil {
+			return err
+		}
+	}
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return fmt.Errorf("nonblock: %w", err)
 	}
 	if err := t.watch(fd, index, unix.EPOLLIN); err != nil {
 		return err
 	}
-	return c.write(t.load.protocol.request(number))
+	return c.write(p.request(number))
 }
 
 // A client is one connection of a load. Its thread owns it.
 type client struct {
 	decoder
 	thread  *thread
-	fd      int    // -1: closed
-	rest    []byte // bytes that the decoder has not used
-	now     int64  // when it read
+	fd      int       // -1: closed
+	tls     *tls.Conn // nil: without TLS
+	rest    []byte    // bytes that the decoder has not used
+	now     int64     // when it read
 	joined  bool
 	request []byte // to be sent when the connection is there; nil: it was sent
 	last    int64  // number of the last published message that it got
@@ -381,18 +389,33 @@ func (c *client) connected(index int) error {
 // firstEcho is above the number of any published message.
 const firstEcho = 5_000_000_000
 
-// read reads once. If there is more, epoll reports it.
+// read reads once. If there is more, epoll reports it. With TLS it reads all: what
+// is there may not be in the kernel any more.
 func (c *client) read() error {
+	if c.tls == nil {
+		_, err := c.readOnce()
+		return err
+	}
+	for c.fd >= 0 {
+		if more, err := c.readOnce(); err != nil || !more {
+			return err
+		}
+	}
+	return nil
+}
+
+// readOnce reports whether there was something to read.
+func (c *client) readOnce() (bool, error) {
 	buf := c.thread.buf
 	kept := copy(buf, c.rest)
-	n, err := unix.Read(c.fd, buf[kept:])
+	n, err := c.receive(buf[kept:])
 	switch {
 	case err == unix.EAGAIN || err == unix.EINTR:
-		return nil
+		return false, nil
 	case err != nil:
-		return fmt.Errorf("%w: read: %w", errDisconnected, err)
+		return false, fmt.Errorf("%w: read: %w", errDisconnected, err)
 	case n == 0:
-		return fmt.Errorf("%w without a close frame", errDisconnected)
+		return false, fmt.Errorf("%w without a close frame", errDisconnected)
 	}
 	c.now = time.Now().UnixNano()
 	b := buf[:kept+n]
@@ -401,7 +424,7 @@ func (c *client) read() error {
 		err = fmt.Errorf("a frame is larger than %d bytes", len(buf))
 	}
 	c.rest = append(c.rest[:0], b[used:]...)
-	return err
+	return true, err
 }
 
 // check handles the error of read or echo. A client that the server disconnects
@@ -420,7 +443,7 @@ func (c *client) check(err error) {
 // write writes b, which is short. If the kernel accepts only a part, that is an
 // error.
 func (c *client) write(b []byte) error {
-	n, err := unix.Write(c.fd, b)
+	n, err := c.transmit(b)
 	if err != nil {
 		return fmt.Errorf("%w: write: %w", errDisconnected, err)
 	}
@@ -496,6 +519,8 @@ func (c *client) text(b []byte) error {
 }
 
 func (c *client) ping(payload []byte) error { return c.send(opPong, payload) }
+
+func (c *client) http2Answer(frame []byte) error { return c.write(frame) }
 
 // inOrder records a published message. It returns an error if the message is out
 // of order or was never published. Messages may be missing before it.

@@ -3,11 +3,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime"
@@ -57,7 +59,9 @@ func main() {
 func beServer(args []string) (is bool, err error) {
 	switch {
 	case len(args) == 2 && args[0] == serveFlag:
-		return true, serve(args[1], os.Stdin, os.Stdout)
+		return true, serve(find(slices.Concat(contenders, stampeders), args[1]), os.Stdin, os.Stdout)
+	case len(args) == 2 && args[0] == tlsFlag:
+		return true, serve(find(tlsContenders, args[1]), os.Stdin, os.Stdout)
 	case len(args) == 3 && args[0] == nodeFlag:
 		return true, serveAsNode(args[1], args[2], os.Stdin, os.Stdout)
 	case len(args) == 3 && args[0] == natsFlag:
@@ -73,6 +77,7 @@ type comparison struct {
 	clients    []int
 	nodes      []int    // numbers of nodes; empty: compare on one, without an engine
 	growth     []string // parts of growthParts to measure instead
+	tls        bool
 	rounds     int
 	limit      time.Duration // for the whole run
 	work       workload      // of each turn; the number of clients is set later
@@ -83,10 +88,11 @@ func parse(args []string) (*comparison, error) {
 	c := &comparison{args: args}
 	c.work = workload{settle: time.Second, stall: 5 * time.Second, limit: 2 * time.Minute}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
-	contenders := f.String("contenders", names(), "`names` of the contenders to measure")
+	chosen := f.String("contenders", "", "`names` of the contenders to measure; empty: all")
 	clients := f.String("clients", "1000,10000", "`numbers` of clients")
 	nodes := f.String("nodes", "", "`numbers` of nodes to compare on; empty: one node without an engine")
 	growth := f.String("growth", "", "`parts` of how cost grows to measure: hub,sockets,stampede; empty: compare")
+	f.BoolVar(&c.tls, "tls", false, "compare over TLS; the default of -clients is 2000 then")
 	f.IntVar(&c.rounds, "rounds", 5, "turns of each contender")
 	f.DurationVar(&c.work.duration, "duration", 1200*time.Millisecond, "time to measure each figure in each turn")
 	f.DurationVar(&c.limit, "limit", 40*time.Minute, "time after which to stop with the turns so far")
@@ -100,19 +106,25 @@ func parse(args []string) (*comparison, error) {
 	if f.NArg() > 0 {
 		return nil, fmt.Errorf("%q is not a flag: see -h", f.Arg(0))
 	}
+	other := make(map[string]string) // defaults
+	all := contenders
+	if c.tls {
+		all = tlsContenders
+		other["clients"] = "2000"
+	}
 	if *quick {
-		quickly := map[string]string{"clients": "1000", "rounds": "1", "duration": "500ms", "out": ""}
-		f.Visit(func(given *flag.Flag) { delete(quickly, given.Name) })
-		for name, value := range quickly {
-			if err := f.Set(name, value); err != nil {
-				return nil, err
-			}
+		maps.Copy(other, map[string]string{"clients": "1000", "rounds": "1", "duration": "500ms", "out": ""})
+	}
+	f.Visit(func(given *flag.Flag) { delete(other, given.Name) })
+	for name, value := range other {
+		if err := f.Set(name, value); err != nil {
+			return nil, err
 		}
 	}
-	for name := range strings.SplitSeq(*contenders, ",") {
-		found := find(name)
+	for name := range strings.SplitSeq(cmp.Or(*chosen, names(all)), ",") {
+		found := find(all, name)
 		if found == nil {
-			return nil, fmt.Errorf("no contender is called %q: choose from %s", name, names())
+			return nil, fmt.Errorf("no contender is called %q: choose from %s", name, names(all))
 		}
 		c.contenders = append(c.contenders, found)
 	}
@@ -155,13 +167,13 @@ func parse(args []string) (*comparison, error) {
 	return c, nil
 }
 
-// names lists the contenders.
-func names() string {
-	var all []string
-	for _, c := range contenders {
-		all = append(all, c.name)
+// names lists contenders.
+func names(all []contender) string {
+	var names []string
+	for _, c := range all {
+		names = append(names, c.name)
 	}
-	return strings.Join(all, ",")
+	return strings.Join(names, ",")
 }
 
 // run lets the contenders take turns and reports on progress. The order of the

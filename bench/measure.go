@@ -59,7 +59,7 @@ const burstSize = 64
 func (w workload) measure(ctx context.Context, c *contender) (f figures, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, w.limit, fmt.Errorf("not done after %v", w.limit))
 	defer cancel()
-	srv, err := startServer(ctx, c.name)
+	srv, err := startServer(ctx, c)
 	if err != nil {
 		return f, because(ctx, err)
 	}

@@ -8,6 +8,8 @@ import "fmt"
 type protocol struct {
 	path   string
 	stream bool // an event stream rather than a WebSocket
+	tls    bool
+	http2  bool // needs tls; else HTTP/1.1
 
 	// join is sent when the WebSocket is open. The answer that accepts the client
 	// has joined in it. If join is empty, a client has joined when its WebSocket
@@ -42,7 +44,10 @@ var (
 
 // request returns the HTTP request with which client number n connects.
 func (p *protocol) request(n int) []byte {
-	if p.stream {
+	switch {
+	case p.http2:
+		return appendHTTP2Request(nil, p.path)
+	case p.stream:
 		return fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n", p.path)
 	}
 	// The key is 16 bytes in base64. Each client has another one, because gws's

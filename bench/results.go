@@ -114,8 +114,9 @@ func (r *results) floor(clients int) *result {
 // or nil. It prefers the same transport.
 func (r *results) own(other *result) (own *result) {
 	for _, one := range r.all {
+		p, q := one.contender.protocol, other.contender.protocol
 		if one.clients == other.clients && one.contender.ours() &&
-			(own == nil || one.contender.stream == other.contender.stream) {
+			(own == nil || p.stream == q.stream && p.http2 == q.http2) {
 			own = one
 		}
 	}
@@ -198,6 +199,8 @@ func (r *result) title() string {
 	switch {
 	case !r.contender.stream:
 		return r.contender.name
+	case r.contender.http2:
+		return strings.TrimSuffix(r.contender.name, "-http2") + " (SSE, HTTP/2)"
 	case r.contender.ours():
 		return "realtime (SSE)"
 	default:
@@ -242,18 +245,22 @@ func (f *figures) losses() string {
 // write writes the results as Markdown.
 func (r *results) write(w io.Writer) {
 	c := r.comparison
-	fmt.Fprintf(w, "# Side by side\n\nMade by `%s` on %s. [doc.go](../doc.go) says what the figures mean.\n"+
+	title, floor, remarks := "Side by side", "write(2)", remarks
+	if c.tls {
+		title, floor, remarks = "Over TLS", "Write of a tls.Conn", tlsRemarks
+	}
+	fmt.Fprintf(w, "# %s\n\nMade by `%s` on %s. [doc.go](../doc.go) says what the figures mean.\n"+
 		"Figures are medians of %d rounds, with %v for each figure and round and %d bytes a message. The run took %v.\n\n",
-		c.command(), time.Now().Format("2 January 2006"), c.rounds, c.work.duration, messageBytes, r.took.Round(time.Second))
+		title, c.command(), time.Now().Format("2 January 2006"), c.rounds, c.work.duration, messageBytes, r.took.Round(time.Second))
 	if r.unfinished > 0 {
 		fmt.Fprintf(w, "**%d turns were left** when the time was up.\n\n", r.unfinished)
 	}
 	fmt.Fprintf(w, "Machine: %s. Load average %s before the run, %s after it. The latter includes the run itself.\n\n", machine(), r.loadBefore, r.loadAfter)
 	fmt.Fprintf(w, "Versions: %s.\n\n", c.versions())
-	fmt.Fprint(w, "*Floor* is write(2) and nothing else. SSE marks event streams; the others are WebSockets. CPU is the time of the server\n"+
+	fmt.Fprintf(w, "*Floor* is %s and nothing else. SSE marks event streams; the others are WebSockets. CPU is the time of the server\n"+
 		"process. × realtime, and × in parentheses, is the ratio to this package's figure on the same transport, or on WebSockets\n"+
 		"if there is none. Load is how much of a core the load generator used. Lost messages are those that did not arrive, in\n"+
-		"all rounds together. Lost clients are those that the server disconnected.\n\n")
+		"all rounds together. Lost clients are those that the server disconnected.\n\n", floor)
 	for _, n := range c.clients {
 		fmt.Fprintf(w, "## %s clients\n\n", thousands(float64(n)))
 		r.summarize(w, n)
@@ -339,8 +346,8 @@ func oneLine(s string) string {
 	return strings.ReplaceAll(strings.Join(strings.Fields(s), " "), "`", "'")
 }
 
-// publish prints the results. Unless dir is empty, it writes them and the charts
-// to it. The error also names contenders that failed.
+// publish prints the results. Unless dir is empty, it writes them to it, and the
+// charts if they are not over TLS. The error also names contenders that failed.
 func (r *results) publish(w io.Writer, dir string) error {
 	var text bytes.Buffer
 	r.write(&text)
@@ -349,11 +356,15 @@ func (r *results) publish(w io.Writer, dir string) error {
 		if err := os.MkdirAll(dir, 0o777); err != nil {
 			return err
 		}
-		for name, content := range map[string][]byte{
-			"results.md":   text.Bytes(),
-			"delivery.svg": r.deliveryChart(),
-			"memory.svg":   r.memoryChart(),
-		} {
+		files := map[string][]byte{"tls.md": text.Bytes()}
+		if !r.comparison.tls {
+			files = map[string][]byte{
+				"results.md":   text.Bytes(),
+				"delivery.svg": r.deliveryChart(),
+				"memory.svg":   r.memoryChart(),
+			}
+		}
+		for name, content := range files {
 			if err := os.WriteFile(filepath.Join(dir, name), content, 0o666); err != nil {
 				return err
 			}

@@ -22,8 +22,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serveFlag, followed by a name, makes this program that contender's server.
-const serveFlag = "-serve"
+// These flags, followed by a name, make this program that contender's server.
+const (
+	serveFlag = "-serve"
+	tlsFlag   = "-serve-tls"
+)
 
 // serve is a contender's process. It prints the port it listens on. Then it runs
 // the commands on standard input, a line each, until the input ends:
@@ -31,17 +34,27 @@ const serveFlag = "-serve"
 //	publish N       publish N messages
 //	gc              collect garbage and return free memory, then print "done"
 //	profile FILE    begin a CPU profile, or end it if there is no name
-func serve(name string, in io.Reader, out io.Writer) error {
-	c := find(name)
+func serve(c *contender, in io.Reader, out io.Writer) error {
 	if c == nil {
-		return fmt.Errorf("no contender is called %q", name)
+		return errors.New("no contender has that name")
 	}
 	clients, publish := c.serve()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	go http.Serve(l, clients) // until the process ends
+	srv := &http.Server{Handler: clients}
+	if c.tls {
+		if srv.TLSConfig, err = serverTLS(); err != nil {
+			return err
+		}
+		srv.Protocols = new(http.Protocols)
+		srv.Protocols.SetHTTP1(!c.http2)
+		srv.Protocols.SetHTTP2(c.http2)
+		go srv.ServeTLS(l, "", "") // until the process ends
+	} else {
+		go srv.Serve(l)
+	}
 	fmt.Fprintln(out, l.Addr().(*net.TCPAddr).Port)
 
 	var profile *os.File
@@ -95,8 +108,11 @@ type server struct {
 
 // startServer starts another process of this program as a contender's server. The
 // caller must stop it. It also ends with ctx and with this process.
-func startServer(ctx context.Context, name string) (*server, error) {
-	return startProcess(ctx, serveFlag, name)
+func startServer(ctx context.Context, c *contender) (*server, error) {
+	if c.tls {
+		return startProcess(ctx, tlsFlag, c.name)
+	}
+	return startProcess(ctx, serveFlag, c.name)
 }
 
 // startProcess starts another process of this program as a server.

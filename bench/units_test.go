@@ -36,6 +36,10 @@ type collector []string
 func (c *collector) open() error               { *c = append(*c, "open"); return nil }
 func (c *collector) text(b []byte) error       { *c = append(*c, "text "+string(b)); return nil }
 func (c *collector) ping(payload []byte) error { *c = append(*c, "ping "+string(payload)); return nil }
+func (c *collector) http2Answer(frame []byte) error {
+	*c = append(*c, "answer "+string(frame))
+	return nil
+}
 
 // TestDecoder decodes a server's bytes in pieces of every size.
 func TestDecoder(t *testing.T) {
@@ -43,6 +47,7 @@ func TestDecoder(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		stream bool
+		http2  bool
 		in     string
 		want   []string
 	}{
@@ -66,10 +71,22 @@ func TestDecoder(t *testing.T) {
 			in:     "HTTP/1.1 200 OK\r\n\r\nid: 1\ndata: a\n\ndata: b\n\n",
 			want:   []string{"open", "text id: 1\ndata: a", "text data: b"},
 		},
+		{
+			name:  "HTTP/2",
+			http2: true,
+			in: "\x00\x00\x00\x04\x00\x00\x00\x00\x00" + // settings
+				"\x00\x00\x00\x04\x01\x00\x00\x00\x00" + // the answer to the client's
+				"\x00\x00\x02\x01\x04\x00\x00\x00\x01\x88x" +
+				"\x00\x00\x08\x00\x00\x00\x00\x00\x01data: a\n" +
+				"\x00\x00\x08\x06\x00\x00\x00\x00\x00datagram" + // a ping
+				"\x00\x00\x0a\x00\x00\x00\x00\x00\x01\ndata: b\n\n",
+			want: []string{"answer \x00\x00\x00\x04\x01\x00\x00\x00\x00", "open",
+				"answer \x00\x00\x08\x06\x01\x00\x00\x00\x00datagram", "text data: a", "text data: b"},
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for size := 1; size <= len(test.in); size++ {
-				d := decoder{stream: test.stream}
+				d := decoder{stream: test.stream, http2: test.http2}
 				var got collector
 				var waiting []byte
 				for piece := range slices.Chunk([]byte(test.in), size) {
@@ -187,6 +204,38 @@ func TestResults(t *testing.T) {
 	}
 	for _, name := range []string{"delivery.svg", "memory.svg"} {
 		checkXML(t, filepath.Join(out, name))
+	}
+}
+
+func TestTLSResults(t *testing.T) {
+	c, err := parse([]string{"-tls", "-quick"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newResults(c)
+	for i, one := range r.all {
+		var f figures
+		f.single.cpu = float64(4 + i)
+		one.figures = append(one.figures, f)
+	}
+	out := t.TempDir()
+	if err := r.publish(io.Discard, out); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(out, "tls.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"# Over TLS\n",
+		"| go-sse (SSE, HTTP/2) | 11.0 (1.57 ×) |", // realtime's is 7 on the same protocol
+	} {
+		if !bytes.Contains(text, []byte(want)) {
+			t.Errorf("%q is not in\n%s", want, text)
+		}
+	}
+	if files, _ := os.ReadDir(out); len(files) != 1 {
+		t.Errorf("got %v, want one file", files)
 	}
 }
 
