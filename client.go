@@ -434,10 +434,9 @@ func (c *Client) park() bool {
 		return false
 	}
 	p := c.hub.parking()
-	if p == nil {
+	if p == nil || !w.startParking() {
 		return false
 	}
-	w.parked.Store(true)
 	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
 }
 

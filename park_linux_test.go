@@ -2,6 +2,7 @@ package realtime_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -59,7 +60,7 @@ func newUnixSite(t testing.TB, hub *realtime.Hub) *site {
 
 func init() { sockets["unix"] = newUnixSite }
 
-var parkable = map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite}
+var parkable = map[string]func(testing.TB, *realtime.Hub) *site{"tcp": newTCPSite, "unix": newUnixSite, "tls": newTLSSite}
 
 func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 	for name, serve := range parkable {
@@ -203,10 +204,14 @@ func TestParkedClientEnds(t *testing.T) {
 		},
 		"by the client's reset": {
 			func(_ *realtime.Hub, _ *realtime.Client, peer *rawClient) {
-				if c, ok := peer.conn.(*net.TCPConn); ok {
+				conn := peer.conn
+				if c, ok := conn.(*tls.Conn); ok {
+					conn = c.NetConn()
+				}
+				if c, ok := conn.(*net.TCPConn); ok {
 					c.SetLinger(0)
 				}
-				peer.conn.Close()
+				conn.Close()
 			},
 			func(err error) bool { return err != nil },
 		},

@@ -25,9 +25,6 @@ func limitSilence(conn net.Conn, d time.Duration) {
 // unsent returns how many bytes the peer has not acknowledged (SIOCOUTQ), and
 // reports whether it can tell. It can for TCP, and for TLS over TCP.
 func unsent(conn io.Writer) (n int, ok bool) {
-	if c, isTLS := conn.(*tls.Conn); isTLS {
-		conn = c.NetConn()
-	}
 	controlTCP(conn, func(fd uintptr) {
 		var queued int32
 		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCOUTQ, uintptr(unsafe.Pointer(&queued)))
@@ -36,8 +33,12 @@ func unsent(conn io.Writer) (n int, ok bool) {
 	return n, ok
 }
 
-// controlTCP calls f with conn's descriptor if that is an open TCP connection.
+// controlTCP calls f with the descriptor if conn is an open TCP connection, or
+// TLS on one.
 func controlTCP(conn io.Writer, f func(fd uintptr)) {
+	if c, isTLS := conn.(*tls.Conn); isTLS {
+		conn = c.NetConn()
+	}
 	if c, ok := conn.(*net.TCPConn); ok {
 		if raw, err := c.SyscallConn(); err == nil {
 			raw.Control(f)
@@ -96,7 +97,7 @@ func unparked(err error) error {
 // and reports whether it could. If so, that goroutine may already run: leave
 // the client alone then. Closing the descriptor removes it from the set.
 func (p *parker) arm(c *Client) bool {
-	raw, err := asSocket(c.wire.Conn).SyscallConn()
+	raw, err := socketOf(c.wire.Conn).SyscallConn()
 	if err != nil {
 		return false
 	}

@@ -56,7 +56,7 @@ type rareWire struct {
 func (w *wire) attach(conn net.Conn, rest []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.Conn, w.parkable = conn, canPark && asSocket(conn) != nil
+	w.Conn, w.parkable = conn, canPark && socketOf(conn) != nil
 	if len(rest) > 0 {
 		w.rare = &rareWire{rest: bytes.NewReader(rest)}
 	}
@@ -77,7 +77,11 @@ func (w *wire) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	n, err := w.Conn.Read(p)
-	for n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && w.kicked() {
+	for errors.Is(err, os.ErrDeadlineExceeded) && w.kicked() {
+		if n > 0 {
+			err = nil // crypto/tls has looked for the peer's goodbye behind these bytes
+			break
+		}
 		if w.idle() {
 			return 0, errPark
 		}
@@ -136,6 +140,32 @@ func (w *wire) kicked() bool {
 	return true
 }
 
+// startParking marks the wire as parked, and reports whether it could: what has
+// come must be in the socket, whose input ends the parking. crypto/tls may have
+// read more than it has returned. A Read at a past deadline doesn't touch the
+// socket: it returns what crypto/tls has of a whole record, or ends with a
+// time-out, after which crypto/tls goes on. The rest of a record that has come
+// in part will come to the socket.
+func (w *wire) startParking() bool {
+	if _, ok := w.Conn.(*tls.Conn); ok {
+		w.kick()
+		var came [1]byte
+		if n, err := w.Read(came[:]); err != errPark {
+			if n > 0 {
+				w.rest = bytes.NewReader(came[:])
+			}
+			return false // an error comes again
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || w.aborted {
+		return false
+	}
+	w.parked.Store(true)
+	return true
+}
+
 // took notes that bytes have come.
 func (w *wire) took() {
 	now := int64(w.now())
@@ -187,11 +217,7 @@ func (w *wire) wakeLocked() {
 	// Only shutdown(2) wakes a parked connection. It also tells the peer while
 	// the reading goroutine is in a handler. TLS would send a last message,
 	// which could block.
-	conn := w.Conn
-	if c, ok := conn.(*tls.Conn); ok {
-		conn = c.NetConn()
-	}
-	if s := asSocket(conn); s != nil {
+	if s := socketOf(w.Conn); s != nil {
 		s.CloseRead()
 		s.CloseWrite()
 	}
@@ -213,6 +239,14 @@ func asSocket(conn net.Conn) socket {
 		return conn.(socket)
 	}
 	return nil
+}
+
+// socketOf returns the socket that conn is or, with TLS, stands on, or nil.
+func socketOf(conn net.Conn) socket {
+	if c, ok := conn.(*tls.Conn); ok {
+		conn = c.NetConn()
+	}
+	return asSocket(conn)
 }
 
 func (w *wire) isAborted() bool {
