@@ -440,6 +440,14 @@ func (c *Client) park() bool {
 	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
 }
 
+// stopReading makes the reading goroutine end the client.
+func (c *Client) stopReading() {
+	c.wire.Close()
+	if c.wire.parked.CompareAndSwap(true, false) {
+		go c.serve()
+	}
+}
+
 // handle runs OnMessage. Its time does not count as the client's silence.
 func (c *Client) handle(msg Message) {
 	if c.onMessage == nil {

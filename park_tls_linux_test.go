@@ -10,13 +10,16 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
@@ -279,4 +282,68 @@ func (w *recordWriter) record(typ byte, data []byte) []byte {
 
 func (w *recordWriter) application(text string) []byte {
 	return w.record(23, frame(0x81, []byte(text)))
+}
+
+// An event stream over TLS is taken over and parked, and ends well.
+func TestIdleTLSStreamHoldsNoGoroutine(t *testing.T) {
+	hub := realtime.NewHub()
+	clients := make(chan *realtime.Client, 10)
+	hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+		clients <- c
+		return nil
+	}
+	gone := make(chan error, 10)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { gone <- err }
+	s := newTLSSite(t, hub)
+	soon(t, 4*time.Second, func() error { // a client that doesn't hear of the end is cut off after 5 s
+		l := s.listen("")
+		c := <-clients
+		parked(t)
+		if n := running("(*Client).stayInHandler"); n != 0 {
+			t.Errorf("%d streams stay in the handler", n)
+		}
+		hub.Broadcast <- []byte("hello")
+		if got := l.next(); got != "hello" {
+			t.Errorf("got %q", got)
+		}
+		c.Close(4000, "")
+		if _, err := l.event(); err != io.EOF {
+			return fmt.Errorf("after Close the stream ends with %v, want io.EOF", err)
+		}
+		l.conn.Close()
+		if err := <-gone; websocket.CloseStatus(err) != 4000 {
+			t.Errorf("OnDisconnect got %v", err)
+		}
+		return nil
+	})
+	s.listen("").cut()
+	if err := <-gone; err != io.EOF {
+		t.Errorf("after its client's end OnDisconnect got %v, want io.EOF", err)
+	}
+}
+
+// Bytes that come on an event stream are counted, also those that crypto/tls has
+// read ahead.
+func TestJunkOverTLS(t *testing.T) {
+	hub := realtime.NewHub()
+	gone := make(chan error, 1)
+	hub.OnDisconnect = func(_ *realtime.Client, err error) { gone <- err }
+	s := newTLSSite(t, hub)
+	l := s.listen("")
+	parked(t)
+	for range 64 { // and a byte more is too much
+		if _, err := l.conn.Write(make([]byte, 1<<10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parked(t)
+	select {
+	case err := <-gone:
+		t.Fatalf("it has left: %v", err)
+	default:
+	}
+	l.conn.Write([]byte{0})
+	if err := <-gone; !strings.Contains(err.Error(), "65536 bytes") {
+		t.Errorf("OnDisconnect got %v", err)
+	}
 }

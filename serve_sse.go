@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -24,10 +25,10 @@ import (
 // for the name. A reader that hands on the events of all names must skip it.
 // [Hub.PingInterval] says when comments come.
 //
-// On HTTP/1.1 without TLS, ServeSSE takes the connection over from net/http and
+// On HTTP/1.1, ServeSSE takes the connection over from net/http and
 // returns at once; the client then takes little memory. Headers that are
 // already set on w are sent. Those that middleware adds later are not. On
-// HTTP/1.0, HTTP/2 and TLS, on connections without deadlines, and behind
+// HTTP/1.0 and HTTP/2, on connections without deadlines, and behind
 // middleware that hides the connection or has set a Content-Encoding, ServeSSE
 // answers through w, lifts Server.WriteTimeout and blocks until the client is
 // gone. HEAD gets the headers alone, OPTIONS the CORS answer, any other method
@@ -148,7 +149,7 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 // takeOverStream takes the connection from net/http, or returns nil if the
 // answer has to go through w. With an error, conn can only be given up.
 func takeOverStream(w http.ResponseWriter, r *http.Request) (conn net.Conn, err error) {
-	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || r.TLS != nil || w.Header().Get("Content-Encoding") != "" {
+	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || w.Header().Get("Content-Encoding") != "" {
 		return nil, nil
 	}
 	if _, err := findHijacker(w); err != nil {
@@ -224,12 +225,13 @@ func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
 }
 
 // finished tells the peer that no more will come: none answers the last bytes.
-// If the connection can't tell, it wakes the reading goroutine.
+// If the connection can't tell without blocking, the reading goroutine does.
 func (eventStream) finished(c *Client) {
-	if half := c.wire.halfCloser(); half != nil {
+	switch half := c.wire.halfCloser().(type) {
+	case nil, *tls.Conn:
+		c.stopReading()
+	default:
 		half.CloseWrite()
-	} else {
-		c.wire.Close()
 	}
 }
 

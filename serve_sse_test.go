@@ -494,8 +494,8 @@ func TestServeSSEInHandler(t *testing.T) {
 	})
 }
 
-// TLS and HTTP/1.0 stay in the handler as well.
-func TestServeSSEOverTLS(t *testing.T) {
+// HTTP/2 and HTTP/1.0 stay in the handler as well.
+func TestServeSSEHTTP2(t *testing.T) {
 	cert := httptest.NewUnstartedServer(nil)
 	cert.StartTLS()
 	conf := &tls.Config{Certificates: cert.TLS.Certificates}

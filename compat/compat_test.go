@@ -142,7 +142,7 @@ var protocols = []protocol{
 	http1,
 	http2,
 	{name: "HTTP/1.0", client: func(*httptest.Server) *http.Client { return &http.Client{Transport: http10{}} }},
-	{name: "HTTP/1.1 over TLS", tls: true, client: func(server *httptest.Server) *http.Client {
+	{name: "HTTP/1.1 over TLS", takes: true, tls: true, client: func(server *httptest.Server) *http.Client {
 		client := plainClient(server)
 		client.Transport.(*http.Transport).ForceAttemptHTTP2 = false
 		return client
