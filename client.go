@@ -400,8 +400,12 @@ func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error
 		return err
 	}
 	conn.SetWriteDeadline(time.Time{})
-	c.out.open(conn, tryWriter(conn), f) // what it held goes out
-	if c.out.isClosed() {                // OnConnect has closed it
+	try := tryWriter(conn)
+	if try == nil {
+		try = tlsTryWriter(c)
+	}
+	c.out.open(conn, try, f) // what it held goes out
+	if c.out.isClosed() {    // OnConnect has closed it
 		c.limitClosing()
 	}
 	return nil
@@ -437,13 +441,13 @@ func (c *Client) park() bool {
 	if p == nil || !w.startParking() {
 		return false
 	}
-	return p.arm(c) || !w.parked.CompareAndSwap(true, false)
+	return p.arm(c) || !w.unpark()
 }
 
 // stopReading makes the reading goroutine end the client.
 func (c *Client) stopReading() {
 	c.wire.Close()
-	if c.wire.parked.CompareAndSwap(true, false) {
+	if c.wire.unpark() {
 		go c.serve()
 	}
 }

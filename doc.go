@@ -78,7 +78,8 @@
 //
 // An event is encoded and compressed once for each form, not for each client.
 // Only a later replay may do it again. On TCP and Unix sockets it is written at
-// once, by the goroutine that has it. Elsewhere (TLS, Windows), and where a
+// once, by the goroutine that has it. So is a short event over TLS, on Linux, if
+// the client is idle and has acknowledged all before. Elsewhere, and where a
 // client reads too slowly, a goroutine writes for that client until nothing
 // waits.
 //

@@ -8,7 +8,7 @@ func init() { shardClients = 2 }
 // Kick does to all clients what the sweeper does to those that have been idle.
 func Kick(h *Hub) {
 	for _, c := range h.registry.all() {
-		if !c.wire.parked.Load() {
+		if !c.wire.isParked() {
 			c.wire.kick()
 		}
 	}

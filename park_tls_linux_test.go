@@ -14,8 +14,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -210,6 +212,48 @@ func TestKeyUpdateInPieces(t *testing.T) {
 		p.sendRecords(w.application("a"))
 		p.expect("a")
 	}
+}
+
+// Events that are written at the moment of waking lose no messages.
+func TestEventsAndMessagesOverTLS(t *testing.T) {
+	hub := newEchoHub()
+	s := newTLSSite(t, hub)
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				realtime.Kick(hub)
+				if hub.Stats().Queued < 100 {
+					hub.Broadcast <- []byte("event")
+				}
+				runtime.Gosched()
+			}
+		}
+	})
+	var clients sync.WaitGroup
+	for range 4 {
+		c := s.connect()
+		clients.Go(func() {
+			for i := range 300 {
+				want := fmt.Sprint(i)
+				write(t, c, want)
+				for got := "event"; got != want; {
+					if got = read(t, c); got != "event" && got != want {
+						t.Errorf("got %q, want %q", got, want)
+						return
+					}
+				}
+			}
+			go closeStatus(c)
+		})
+	}
+	clients.Wait()
+	close(stop)
+	all.Wait()
 }
 
 // A recordWriter writes a client's records of TLS 1.3, which crypto/tls can't all

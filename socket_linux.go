@@ -8,6 +8,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -25,13 +26,80 @@ func limitSilence(conn net.Conn, d time.Duration) {
 // unsent returns how many bytes the peer has not acknowledged (SIOCOUTQ), and
 // reports whether it can tell. It can for TCP, and for TLS over TCP.
 func unsent(conn io.Writer) (n int, ok bool) {
-	controlTCP(conn, func(fd uintptr) {
-		var queued int32
-		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCOUTQ, uintptr(unsafe.Pointer(&queued)))
-		n, ok = int(queued), errno == 0
-	})
+	controlTCP(conn, func(fd uintptr) { n, ok = unsentOn(fd) })
 	return n, ok
 }
+
+func unsentOn(fd uintptr) (n int, ok bool) {
+	var queued int32
+	_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCOUTQ, uintptr(unsafe.Pointer(&queued)))
+	return int(queued), errno == 0
+}
+
+// maxTLSTry is the most bytes that crypto/tls surely writes as one record.
+const maxTLSTry = 1 << 10
+
+// tlsTryWriter returns a function that writes b at once, or nothing of it if the
+// write could block. It returns nil unless the client has TLS on TCP.
+//
+// crypto/tls can't try: a Write that ends at a deadline spoils the connection.
+// But the kernel accepts a short record on a connection whose peer has
+// acknowledged all before. It does so even if it has little memory for TCP
+// (sk_stream_alloc_skb, __sk_mem_raise_allocated). Only a reading goroutine could
+// write in the meantime: crypto/tls answers new keys. So it is done for parked
+// clients, which stay parked during the write.
+func tlsTryWriter(c *Client) func(b []byte) (n int, err error) {
+	w := &c.wire
+	conn, ok := w.Conn.(*tls.Conn)
+	if !ok {
+		return nil
+	}
+	tcp, ok := conn.NetConn().(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return func(b []byte) (n int, err error) {
+		if len(b) > maxTLSTry || !w.hold() {
+			return 0, nil
+		}
+		if isAcknowledged(raw) {
+			n, err = conn.Write(b)
+		}
+		if w.letGo() {
+			go c.serve()
+		}
+		return n, err
+	}
+}
+
+// isAcknowledged reports whether the peer has acknowledged all that was written.
+func isAcknowledged(raw syscall.RawConn) bool {
+	l := looks.Get().(*look)
+	defer looks.Put(l)
+	l.empty = false
+	raw.Control(l.do)
+	return l.empty
+}
+
+// A look asks the kernel whether a connection is empty. They are pooled as
+// attempts are.
+type look struct {
+	do    func(fd uintptr)
+	empty bool
+}
+
+var looks = sync.Pool{New: func() any {
+	l := new(look)
+	l.do = func(fd uintptr) {
+		n, ok := unsentOn(fd)
+		l.empty = ok && n == 0
+	}
+	return l
+}}
 
 // controlTCP calls f with the descriptor if conn is an open TCP connection, or
 // TLS on one.
@@ -131,7 +199,7 @@ func (p *parker) loop() {
 			return
 		}
 		for _, e := range events[:max(n, 0)] {
-			if c := p.clients.at(uint32(e.Fd)); c != nil && c.wire.parked.CompareAndSwap(true, false) {
+			if c := p.clients.at(uint32(e.Fd)); c != nil && c.wire.unpark() {
 				go c.serve()
 			}
 		}

@@ -117,7 +117,7 @@ func (c *Client) sweep(now time.Duration) {
 // without one. That of an event stream does only if its parking has failed.
 func (c *Client) couldPark(now time.Duration) bool {
 	w := &c.wire
-	return w.parkable && !w.parked.Load() && w.partial.Load() == 0 && !c.inHandler.Load() && now-time.Duration(w.heard.Load()) >= parkAfter
+	return w.parkable && !w.isParked() && w.partial.Load() == 0 && !c.inHandler.Load() && now-time.Duration(w.heard.Load()) >= parkAfter
 }
 
 // beatInterval returns the time between a client's heartbeats. Zero or less

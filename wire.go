@@ -18,10 +18,10 @@ import (
 
 // A wire is a client's connection. A Conn of coder/websocket reads from it, while
 // it is lent to the client, and does the close handshake. Plain messages need no
-// Conn, see readPlain. Outgoing frames are the
-// hub's, and wait in the client's outbox. The library writes only close frames,
-// each in one Write of at most 127 bytes, as Write asserts. They join the outbox,
-// and nothing follows them. This holds because no user has the library's Conn.
+// Conn, see readPlain. Outgoing frames are the hub's, and wait in the client's
+// outbox. The library writes only close frames, each in one Write of at most 127
+// bytes, as Write asserts. They join the outbox, and nothing follows them. This
+// holds because no user has the library's Conn.
 //
 // Only the client's reading goroutine closes the connection. Everyone else
 // calls abort, which wakes that goroutine. A parked connection waits for its
@@ -37,13 +37,14 @@ type wire struct {
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
 
-	mu      sync.Mutex // guards the two fields below
+	parking   atomic.Int32 // a parkingState
+	parkable  bool         // set by attach
+	wasParked bool         // the parker's set has the descriptor; owned by the reading goroutine
+	inflates  bool         // compressed messages may come; set before the reading
+
+	mu      sync.Mutex // guards the fields below
 	closed  bool       // the library is done with it
 	aborted bool
-
-	parkable bool        // set by attach
-	inflates bool        // compressed messages may come; set before the reading
-	parked   atomic.Bool // no goroutine reads; who unsets it starts one
 }
 
 // A rareWire is apart because most clients have none.
@@ -152,7 +153,7 @@ func (w *wire) startParking() bool {
 		var came [1]byte
 		if n, err := w.Read(came[:]); err != errPark {
 			if n > 0 {
-				w.rest = bytes.NewReader(came[:])
+				w.rare = &rareWire{rest: bytes.NewReader(came[:])}
 			}
 			return false // an error comes again
 		}
@@ -162,7 +163,55 @@ func (w *wire) startParking() bool {
 	if w.closed || w.aborted {
 		return false
 	}
-	w.parked.Store(true)
+	w.parking.Store(wireParked)
+	return true
+}
+
+// A parkingState says whether a goroutine reads. The caller that brings
+// wireReading about starts it.
+//
+//	wireReading ──startParking──▶ wireParked ──hold──▶ wireHeld ──unpark──▶ wireWoken
+//	  ▲ ▲                           │    ▲               │                    │
+//	  │ └──────────unpark───────────┘    └────letGo──────┘                    │
+//	  └────────────────────────────────letGo──────────────────────────────────┘
+type parkingState = int32
+
+const (
+	wireReading parkingState = iota
+	wireParked
+	wireHeld  // a writer keeps it parked
+	wireWoken // a writer does, but there is something to read
+)
+
+func (w *wire) isParked() bool { return w.parking.Load() != wireReading }
+
+// unpark reports whether the caller must start the reading goroutine.
+func (w *wire) unpark() bool {
+	for {
+		switch w.parking.Load() {
+		case wireParked:
+			if w.parking.CompareAndSwap(wireParked, wireReading) {
+				return true
+			}
+		case wireHeld:
+			if w.parking.CompareAndSwap(wireHeld, wireWoken) {
+				return false // letGo's caller does it
+			}
+		default:
+			return false
+		}
+	}
+}
+
+// hold keeps the connection parked until letGo. It reports whether it is parked.
+func (w *wire) hold() bool { return w.parking.CompareAndSwap(wireParked, wireHeld) }
+
+// letGo ends hold. It reports whether the caller must start the reading goroutine.
+func (w *wire) letGo() bool {
+	if w.parking.CompareAndSwap(wireHeld, wireParked) {
+		return false
+	}
+	w.parking.Store(wireReading)
 	return true
 }
 
