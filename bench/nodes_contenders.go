@@ -55,7 +55,7 @@ func serveNodeNATS(e engineConfig) (http.Handler, func([]byte) error, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	b := natsbroker.New(conn)
+	b := natsbroker.New("realtime", conn)
 	if e.Keep {
 		return serveNode(b.WithHistory(), true)
 	}
@@ -63,7 +63,7 @@ func serveNodeNATS(e engineConfig) (http.Handler, func([]byte) error, error) {
 }
 
 func serveNodeEmbedded(e engineConfig) (http.Handler, func([]byte) error, error) {
-	b, err := natsbroker.Embedded(natsbroker.Config{Listen: e.Listen, Routes: e.Routes})
+	b, err := natsbroker.Embedded("realtime", natsbroker.Config{Listen: e.Listen, Routes: e.Routes})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,9 +73,9 @@ func serveNodeEmbedded(e engineConfig) (http.Handler, func([]byte) error, error)
 func serveNodeRedis(e engineConfig) (http.Handler, func([]byte) error, error) {
 	options := rueidis.ClientOption{InitAddress: []string{e.Addr}}
 	if e.Keep {
-		return serveNode(redisbroker.Connect(options).WithHistory(), true)
+		return serveNode(redisbroker.Connect("realtime", options).WithHistory(), true)
 	}
-	return serveNode(redisbroker.Connect(options), false)
+	return serveNode(redisbroker.Connect("realtime", options), false)
 }
 
 // serveNode follows this package's README, with a broker.

@@ -24,7 +24,7 @@ func BenchmarkMessage(b *testing.B) {
 				var from, to *natsbroker.Broker
 				if engine == "server" {
 					s := newServers(b, 1)
-					from, to = natsbroker.New(connect(b, s.url(0))), natsbroker.New(connect(b, s.url(0)))
+					from, to = natsbroker.New("realtime", connect(b, s.url(0))), natsbroker.New("realtime", connect(b, s.url(0)))
 				} else {
 					e := &embedded{t: b}
 					from, to = e.Broker().(*natsbroker.Broker), e.Broker().(*natsbroker.Broker)

@@ -179,8 +179,8 @@ func testDeadConnection(t *testing.T, msg []byte) {
 	engine := newServers(t, 1)
 	w := newWire(t, fmt.Sprintf("127.0.0.1:%d", engine.options[0].Port))
 	var got log
-	a := natsbroker.New(connect(t, "nats://"+w.listener.Addr().String()))
-	b := natsbroker.New(connect(t, engine.url(0)))
+	a := natsbroker.New("realtime", connect(t, "nats://"+w.listener.Addr().String()))
+	b := natsbroker.New("realtime", connect(t, engine.url(0)))
 	start(t, a, &got)
 	start(t, b, new(log))
 	publish(t, b, "1")
@@ -208,7 +208,7 @@ func TestQuietReturn(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	engine := newServers(t, 1)
 	var got log
-	start(t, natsbroker.New(connect(t, engine.url(0))), &got)
+	start(t, natsbroker.New("realtime", connect(t, engine.url(0))), &got)
 	engine.Stop()
 	if err := engine.Start(); err != nil {
 		t.Fatal(err)
@@ -223,8 +223,8 @@ func TestSlowConsumer(t *testing.T) {
 	engine := newServers(t, 1)
 	got := &log{gate: make(chan struct{})}
 	conn := connect(t, engine.url(0), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	a := natsbroker.New(conn)
-	b := natsbroker.New(connect(t, engine.url(0)))
+	a := natsbroker.New("realtime", conn)
+	b := natsbroker.New("realtime", connect(t, engine.url(0)))
 	start(t, a, got)
 	start(t, b, new(log))
 	filler := strings.Repeat(".", 600<<10)
@@ -274,9 +274,8 @@ func TestNoPermission(t *testing.T) {
 		t.Fatal("the server is not ready")
 	}
 	conn := connect(t, s.ClientURL(), nats.UserInfo("u", "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	start(t, natsbroker.New(conn), new(log)) // is allowed
-	b := natsbroker.New(conn)
-	b.Prefix = "Other"
+	start(t, natsbroker.New("realtime", conn), new(log)) // is allowed
+	b := natsbroker.New("Other", conn)
 	if err := b.Start(new(log)); err != nil {
 		t.Fatal(err)
 	}
@@ -290,8 +289,8 @@ func TestNoPermission(t *testing.T) {
 func TestCloseWaits(t *testing.T) {
 	engine := newServers(t, 1)
 	got := &log{gate: make(chan struct{})}
-	a := natsbroker.New(connect(t, engine.url(0)))
-	b := natsbroker.New(connect(t, engine.url(0)))
+	a := natsbroker.New("realtime", connect(t, engine.url(0)))
+	b := natsbroker.New("realtime", connect(t, engine.url(0)))
 	start(t, a, got)
 	start(t, b, new(log))
 	publish(t, b, "1")
@@ -319,7 +318,7 @@ func TestCloseWaits(t *testing.T) {
 func TestConnectionStaysOpen(t *testing.T) {
 	engine := newServers(t, 1)
 	conn := connect(t, engine.url(0))
-	b := natsbroker.New(conn)
+	b := natsbroker.New("realtime", conn)
 	start(t, b, new(log))
 	if n := conn.NumSubscriptions(); n != 1 {
 		t.Errorf("there are %d subscriptions, want 1", n)
@@ -331,7 +330,7 @@ func TestConnectionStaysOpen(t *testing.T) {
 		t.Errorf("the connection is %v and has %d subscriptions", conn.Status(), conn.NumSubscriptions())
 	}
 	conn.Close()
-	if err := natsbroker.New(conn).Start(new(log)); !errors.Is(err, nats.ErrConnectionClosed) {
+	if err := natsbroker.New("realtime", conn).Start(new(log)); !errors.Is(err, nats.ErrConnectionClosed) {
 		t.Errorf("Start: %v, want ErrConnectionClosed", err)
 	}
 }
@@ -342,8 +341,8 @@ func TestTooLarge(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	engine := newServers(t, 1)
 	var got log
-	a := natsbroker.New(connect(t, engine.url(0)))
-	b := natsbroker.New(connect(t, engine.url(0)))
+	a := natsbroker.New("realtime", connect(t, engine.url(0)))
+	b := natsbroker.New("realtime", connect(t, engine.url(0)))
 	start(t, a, &got)
 	start(t, b, new(log))
 	const most = 1 << 20 // by default
@@ -355,7 +354,7 @@ func TestTooLarge(t *testing.T) {
 	if n := b.MaxMessageBytes(); n != most {
 		t.Errorf("MaxMessageBytes() = %d, want %d", n, most)
 	}
-	if n := natsbroker.New(nil).MaxMessageBytes(); n != 0 {
+	if n := natsbroker.New("realtime", nil).MaxMessageBytes(); n != 0 {
 		t.Errorf("MaxMessageBytes() without a connection = %d, want 0", n)
 	}
 	publish(t, b, "largest"+strings.Repeat(" ", most-len("largest")))
@@ -376,15 +375,17 @@ func TestMisuse(t *testing.T) {
 			t.Errorf("got %v, want %s…", err, want)
 		}
 	}
-	for _, prefix := range []string{".", "a b", strings.Repeat("a", 201)} { // see TestSubjectPrefix
-		b := natsbroker.New(conn)
-		b.Prefix = prefix
-		expect(start(b), "natsbroker: start: prefix ")
+	for _, name := range []string{".", "a b", strings.Repeat("a", 201)} { // see TestSubjectPrefix
+		b := natsbroker.New(name, conn)
+		expect(start(b), "natsbroker: start: name ")
 		expect(b.Publish(t.Context(), "x", nil), "natsbroker: publish: the broker is not started")
 	}
-	expect(start(natsbroker.New(nil)), "natsbroker: start: there is no connection: ")
+	expect(start(natsbroker.New("", conn)), "natsbroker: start: the broker has no name: ")
+	_, err := natsbroker.Embedded("", natsbroker.Config{})
+	expect(err, "natsbroker: embedded server: the broker has no name: ")
+	expect(start(natsbroker.New("realtime", nil)), "natsbroker: start: there is no connection: ")
 
-	b := natsbroker.New(conn).WithHistory()
+	b := natsbroker.New("realtime", conn).WithHistory()
 	expect(b.Publish(t.Context(), "x", nil), "natsbroker: publish: the broker is not started")
 	expect(b.Subscribe(t.Context(), "x"), "natsbroker: subscribe: the broker is not started")
 	expect(b.Follow(nil), "natsbroker: follow: the broker is not started")
@@ -397,8 +398,9 @@ func TestMisuse(t *testing.T) {
 	}
 	expect(start(b.Broker), "natsbroker: start: the broker is started already: ")
 	expect(b.Append(t.Context(), nil), "natsbroker: append: the history is not followed")
+	expect(start(natsbroker.New("realtime", conn)), `natsbroker: start: the connection has a broker named "realtime": `)
 
-	for _, b := range []*natsbroker.HistoryBroker{b, natsbroker.New(conn).WithHistory(), natsbroker.New(nil).WithHistory()} {
+	for _, b := range []*natsbroker.HistoryBroker{b, natsbroker.New("realtime", conn).WithHistory(), natsbroker.New("realtime", nil).WithHistory()} {
 		for range 2 {
 			if err := b.Close(); err != nil {
 				t.Errorf("Close: %v", err)
@@ -416,6 +418,12 @@ func TestMisuse(t *testing.T) {
 		}
 	}
 	expect(start(b.Broker), "natsbroker: broker is closed")
+
+	again := natsbroker.New("realtime", conn)
+	if err := start(again); err != nil { // the name is free again
+		t.Error(err)
+	}
+	again.Close()
 }
 
 // A connection with a buffer must not keep messages for later either. A
@@ -425,7 +433,7 @@ func TestNoHoarding(t *testing.T) {
 	engine := newServers(t, 1)
 	engine.Stop()
 	conn := connect(t, engine.url(0), nats.ReconnectBufSize(1<<20))
-	b := natsbroker.New(conn)
+	b := natsbroker.New("realtime", conn)
 	if err := b.Start(new(log)); err != nil {
 		t.Fatal(err)
 	}

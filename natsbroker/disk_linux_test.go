@@ -50,7 +50,7 @@ func fill(t *testing.T, dir string) {
 func TestDiskIsFull(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	dir := smallDisk(t)
-	b, err := natsbroker.Embedded(natsbroker.Config{StoreDir: dir, Logger: slog.New(slog.DiscardHandler)})
+	b, err := natsbroker.Embedded("realtime", natsbroker.Config{StoreDir: dir, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

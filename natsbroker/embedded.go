@@ -82,9 +82,13 @@ type Config struct {
 //
 // Embedded returns when the server has found another server of its cluster, and
 // after two seconds at the latest, because it may be the first. Servers that
-// start later find it. An error names the field of config that is wrong, or says
-// that the server can't listen.
-func Embedded(config Config) (*Broker, error) {
+// start later find it. The name is as with [New]: hubs of one cluster need names of
+// their own as well. An error tells that the name is not valid, names the field of
+// config that is wrong, or says that the server can't listen.
+func Embedded(name string, config Config) (*Broker, error) {
+	if _, err := subjectPrefix(name); err != nil {
+		return nil, fmt.Errorf("natsbroker: embedded server: %w", err)
+	}
 	options, err := config.options()
 	if err != nil {
 		return nil, err
@@ -98,7 +102,7 @@ func Embedded(config Config) (*Broker, error) {
 		h.shutdown()
 		return nil, fmt.Errorf("natsbroker: embedded server: %w", err)
 	}
-	b := New(conn)
+	b := New(name, conn)
 	b.host, b.Logger = h, config.Logger
 	if len(options.Routes) >= 3 {
 		b.replicas = 3

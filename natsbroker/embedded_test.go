@@ -23,7 +23,7 @@ import (
 // the log of the messages of topic "x" that others publish.
 func newEmbedded(t *testing.T, config natsbroker.Config) (*natsbroker.Broker, *log) {
 	t.Helper()
-	b, err := natsbroker.Embedded(config)
+	b, err := natsbroker.Embedded("realtime", config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestEmbeddedAlone(t *testing.T) {
 	if lines := got.all(); len(lines) > 0 {
 		t.Errorf("got %q", lines)
 	}
-	unused, err := natsbroker.Embedded(config)
+	unused, err := natsbroker.Embedded("realtime", config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestEmbeddedConfig(t *testing.T) {
 		{natsbroker.Config{Listen: "127.0.0.1:0", Routes: []string{"127.0.0.1"}}, "missing port"},
 		{natsbroker.Config{Listen: taken.Addr().String()}, "address already in use"},
 	} {
-		b, err := natsbroker.Embedded(test.config)
+		b, err := natsbroker.Embedded("realtime", test.config)
 		if err == nil {
 			b.Close()
 			t.Errorf("%+v: no error, want %s", test.config, test.want)

@@ -24,7 +24,7 @@ func ExampleNew() {
 		stdlog.Fatal(err)
 	}
 	hub := realtime.NewHub()
-	hub.Broker = natsbroker.New(conn)
+	hub.Broker = natsbroker.New("chat", conn)
 
 	// …
 
@@ -34,7 +34,7 @@ func ExampleNew() {
 
 // Two hubs, as if each were a process of its own.
 func ExampleEmbedded() {
-	first, err := natsbroker.Embedded(natsbroker.Config{Listen: "127.0.0.1:0"}) // in production a port of your choice
+	first, err := natsbroker.Embedded("chat", natsbroker.Config{Listen: "127.0.0.1:0"}) // in production a port of your choice
 	if err != nil {
 		stdlog.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func ExampleEmbedded() {
 	here.Broker = first
 	defer here.Shutdown(context.Background())
 
-	second, err := natsbroker.Embedded(natsbroker.Config{Listen: "127.0.0.1:0", Routes: []string{first.ClusterAddr()}})
+	second, err := natsbroker.Embedded("chat", natsbroker.Config{Listen: "127.0.0.1:0", Routes: []string{first.ClusterAddr()}})
 	if err != nil {
 		stdlog.Fatal(err)
 	}
@@ -74,7 +74,7 @@ func ExampleBroker_WithHistory() {
 	if err != nil {
 		stdlog.Fatal(err)
 	}
-	broker := natsbroker.New(conn).WithHistory()
+	broker := natsbroker.New("chat", conn).WithHistory()
 	broker.Replicas = 3
 
 	hub := realtime.NewHub()

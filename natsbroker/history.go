@@ -98,7 +98,7 @@ func (b *HistoryBroker) js() jetstream.JetStream {
 
 // WithHistory returns a broker that keeps the history of its hub in JetStream,
 // in one stream for all topics. The stream is made when it isn't there. Nodes
-// that share a history have the same Prefix. The servers need JetStream; an
+// that share a history have the same name. The servers need JetStream; an
 // embedded one needs a StoreDir. The hub needs a [realtime.History]; without one
 // the broker works as b does. Don't use b by itself after this.
 func (b *Broker) WithHistory() *HistoryBroker {

@@ -149,7 +149,7 @@ func TestEmbeddedHistory(t *testing.T) {
 	start := func(i int) *archive {
 		t.Helper()
 		configs[i].Routes = routes
-		b, err := natsbroker.Embedded(configs[i])
+		b, err := natsbroker.Embedded("realtime", configs[i])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,15 +199,15 @@ func TestEmbeddedHistory(t *testing.T) {
 
 func TestHistoryConfig(t *testing.T) {
 	for _, routes := range [][]string{nil, {"127.0.0.1:1", "127.0.0.1:2"}} {
-		_, err := natsbroker.Embedded(natsbroker.Config{Listen: "127.0.0.1:0", Routes: routes, StoreDir: t.TempDir()})
+		_, err := natsbroker.Embedded("realtime", natsbroker.Config{Listen: "127.0.0.1:0", Routes: routes, StoreDir: t.TempDir()})
 		if err == nil || !strings.Contains(err.Error(), "three nodes") {
 			t.Errorf("Embedded: %v", err)
 		}
 	}
-	if _, err := natsbroker.Embedded(natsbroker.Config{StoreDir: "/dev/null/x"}); err == nil || !strings.Contains(err.Error(), "StoreDir") {
+	if _, err := natsbroker.Embedded("realtime", natsbroker.Config{StoreDir: "/dev/null/x"}); err == nil || !strings.Contains(err.Error(), "StoreDir") {
 		t.Errorf("Embedded: %v", err)
 	}
-	b, err := natsbroker.Embedded(natsbroker.Config{})
+	b, err := natsbroker.Embedded("realtime", natsbroker.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func TestEmbeddedAloneHistory(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	config := natsbroker.Config{StoreDir: t.TempDir()}
 	start := func() *archive {
-		b, err := natsbroker.Embedded(config)
+		b, err := natsbroker.Embedded("realtime", config)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -387,7 +387,7 @@ func TestLaggingServer(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	engine := newStores(t, 3)
 	follow := func(server int) (*natsbroker.HistoryBroker, *tally) {
-		b := natsbroker.New(connect(t, engine.url(server))).WithHistory()
+		b := natsbroker.New("realtime", connect(t, engine.url(server))).WithHistory()
 		b.Replicas = 3
 		if err := b.Start(new(log)); err != nil {
 			t.Fatal(err)

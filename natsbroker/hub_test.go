@@ -139,7 +139,7 @@ func TestKilledServer(t *testing.T) {
 	var sites []*site
 	for i := range 3 {
 		urls := engine.url(i) + "," + engine.url((i+1)%3) + "," + engine.url((i+2)%3)
-		sites = append(sites, newSite(t, natsbroker.New(connect(t, urls, nats.DontRandomize()))))
+		sites = append(sites, newSite(t, natsbroker.New("realtime", connect(t, urls, nats.DontRandomize()))))
 	}
 	sites[0].say(t, "before")
 	for _, s := range sites {
@@ -163,7 +163,7 @@ func TestKilledServer(t *testing.T) {
 // A hub refuses an event above max_payload at once. That is no outage.
 func TestHubKnowsLimit(t *testing.T) {
 	t.Parallel() // the test mostly waits
-	s := newSite(t, natsbroker.New(connect(t, newServers(t, 1).url(0))))
+	s := newSite(t, natsbroker.New("realtime", connect(t, newServers(t, 1).url(0))))
 	if err := s.Publish(t.Context(), "x", realtime.Event{Data: make([]byte, 1<<20)}); !errors.Is(err, realtime.ErrEventTooLarge) {
 		t.Errorf("Publish: %v, want ErrEventTooLarge", err)
 	}

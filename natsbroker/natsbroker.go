@@ -3,17 +3,20 @@
 //
 //	conn, err := nats.Connect("nats://10.0.0.5:4222", natsbroker.Options()...)
 //	…
-//	hub.Broker = natsbroker.New(conn)
+//	hub.Broker = natsbroker.New("chat", conn)
 //
 // or, on each machine, with the addresses of the others:
 //
-//	broker, err := natsbroker.Embedded(natsbroker.Config{
+//	broker, err := natsbroker.Embedded("chat", natsbroker.Config{
 //		Listen: "10.0.0.1:6222",
 //		Routes: []string{"10.0.0.2:6222", "10.0.0.3:6222"},
 //		Secret: secret,
 //	})
 //	…
 //	hub.Broker = broker
+//
+// All nodes of a hub give the same name, and each hub has a name of its own: hubs
+// with the same name hear each other.
 //
 // # Costs
 //
@@ -31,7 +34,7 @@
 // The price is that more nodes serve more clients, but not more events, because
 // each node has to read all events. To drop an event takes about a microsecond,
 // the server's share included. If that is too much, or the traffic, divide the
-// hubs into groups, each with its own [Broker.Prefix].
+// hubs into groups, each with a name of its own.
 //
 // # Losses
 //
@@ -51,11 +54,11 @@
 // node, also on a node that has just started:
 //
 //	hub.History = realtime.History{Age: 10 * time.Minute}
-//	hub.Broker = natsbroker.New(conn).WithHistory()
+//	hub.Broker = natsbroker.New("chat", conn).WithHistory()
 //
-// One stream has all events of all topics. It is kept in a file, and its name is
-// the Prefix. The user of the connection needs the permission to create it, and
-// those to publish to "PREFIX.>" and "$JS.>" and to subscribe to "PREFIX.*" and
+// One stream has all events of all topics. It is kept in a file, and has the
+// broker's name. The user of the connection needs the permission to create it, and
+// those to publish to "NAME.>" and "$JS.>" and to subscribe to "NAME.*" and
 // "_INBOX.>". A stream of that name that no history has made is left alone. Each
 // node reads it from the beginning when it starts. An event needs a round trip to
 // the stream's leader, and one to the replicas, before it is delivered.
@@ -179,20 +182,13 @@ func Options() []nats.Option {
 // A Broker is one hub's connection to the others. It is made by [New] or
 // [Embedded].
 type Broker struct {
-	// Prefix begins the names of all subjects, with a dot behind it. Hubs with
-	// the same Prefix hear each other, and whoever may publish to "PREFIX.*" can
-	// speak to their clients. It is one or more words with dots between them, of
-	// printable ASCII without blanks and without the characters *>=, in 200
-	// bytes at most. It may be assigned until the hub is used. Empty means
-	// "realtime".
-	Prefix string
-
 	// Logger gets warnings about settings that can't be had as they are, each
 	// once. It may be assigned until the hub is used. Nil means slog.Default(),
 	// or the Logger of an embedded server's [Config].
 	Logger *slog.Logger
 
 	// Set at construction, never changed.
+	name     string
 	user     *nats.Conn         // the connection of New, or to the embedded server
 	host     *host              // has the embedded server; nil: the servers are elsewhere
 	replicas int                // of a stream, unless the user says otherwise; zero: 1
@@ -234,27 +230,43 @@ var _ realtime.Broker = (*Broker)(nil)
 
 // New returns a broker on the user's own connection, which stays open when the
 // broker is closed. The connection should have [Options]. It may be used for
-// other things, but not for another broker: with NoEcho the hubs would not hear
-// each other.
+// other things, and for the brokers of hubs with other names.
+//
+// Hubs with the same name hear each other, and hubs with different names don't. So
+// all nodes of a hub have one name, which no other hub has. The name begins the
+// names of all subjects, with a dot behind it: whoever may publish to "NAME.*" can
+// speak to the hub's clients. It is one or more words with dots between them, of
+// printable ASCII without blanks and without the characters *>=, in 200 bytes at
+// most. There is no default.
 //
 // Until it is closed the broker is called for the connection's errors, before the
 // ErrorHandler that the connection has: a server says there what it doesn't allow.
 // A server also may close the connection for good, because its max_payload was
 // lowered. Then the broker makes another with the same options for itself.
-func New(conn *nats.Conn) *Broker {
-	b := &Broker{user: conn, topics: make(map[string]string), heard: make(chan struct{}, 1)}
+func New(name string, conn *nats.Conn) *Broker {
+	b := &Broker{name: name, user: conn, topics: make(map[string]string), heard: make(chan struct{}, 1)}
 	b.conn.Store(conn)
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	return b
 }
 
-// Start is called by the hub; see [realtime.Broker]. It fails where Prefix is
-// not valid, the connection that New got is nil or closed, or the broker is
-// another hub's already.
+// claims has a claim of each broker that is started and not closed.
+var claims sync.Map
+
+// A claim is a name on a connection. Two brokers that have the same one are those
+// of two hubs by mistake: with NoEcho nodes would not hear each other.
+type claim struct {
+	name string
+	conn *nats.Conn
+}
+
+// Start is called by the hub; see [realtime.Broker]. It fails where the name is
+// not valid, the connection that New got is nil or closed, another broker has the
+// same name and connection, or the broker is another hub's already.
 func (b *Broker) Start(h realtime.BrokerHandler) error { return wrap("start", b.start(h)) }
 
 func (b *Broker) start(h realtime.BrokerHandler) error {
-	prefix, err := subjectPrefix(b.Prefix)
+	prefix, err := subjectPrefix(b.name)
 	switch {
 	case err != nil:
 		return err
@@ -265,10 +277,14 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	case b.prefix != "":
 		return errors.New("the broker is started already: make one for each hub")
 	}
+	if _, taken := claims.LoadOrStore(claim{b.name, b.user}, b); taken {
+		return fmt.Errorf("the connection has a broker named %q: give each hub a name of its own, or each node of one hub a connection of its own", b.name)
+	}
 	b.delivering.Lock() // until sub is set
 	defer b.delivering.Unlock()
 	b.handler, b.prefix = h, prefix
 	if err := b.attachLocked(b.user); err != nil {
+		claims.Delete(claim{b.name, b.user})
 		b.prefix = ""
 		return err
 	}
@@ -412,6 +428,7 @@ func (b *Broker) Close() error {
 	if started {
 		b.watching.Wait()
 		b.detach()
+		claims.Delete(claim{b.name, b.user})
 	}
 	conn := b.conn.Load()
 	if b.host == nil && conn == b.user {

@@ -189,7 +189,7 @@ func (s *servers) Broker() realtime.Broker {
 	i := s.brokers % len(s.options)
 	s.brokers++
 	s.mu.Unlock()
-	return natsbroker.New(connect(s.t, s.url(i)))
+	return natsbroker.New("realtime", connect(s.t, s.url(i)))
 }
 
 // HistoryBroker is Broker with a history that all servers keep.
@@ -229,7 +229,7 @@ func (e *embedded) Broker() realtime.Broker {
 	if len(e.all) > 0 {
 		config.Routes = []string{e.all[0].ClusterAddr()}
 	}
-	b, err := natsbroker.Embedded(config)
+	b, err := natsbroker.Embedded("realtime", config)
 	if err != nil {
 		e.t.Fatal(err)
 	}

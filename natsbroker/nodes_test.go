@@ -56,13 +56,13 @@ func newNode(config string) (realtime.Broker, error) {
 	var b *natsbroker.Broker
 	var err error
 	if c.URL == "" {
-		b, err = natsbroker.Embedded(natsbroker.Config{
+		b, err = natsbroker.Embedded("realtime", natsbroker.Config{
 			Listen: c.Listen, Routes: c.Routes, StoreDir: c.StoreDir, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		})
 	} else {
 		var conn *nats.Conn
 		conn, err = nats.Connect(c.URL, natsbroker.Options()...)
-		b = natsbroker.New(conn)
+		b = natsbroker.New("realtime", conn)
 	}
 	if err != nil || !c.History {
 		return b, err

@@ -12,7 +12,7 @@ import (
 
 // An embedded server has to have a port for clients, and refuses all of them.
 func TestEmbeddedHasNoClients(t *testing.T) {
-	b, err := Embedded(Config{Logger: slog.New(slog.DiscardHandler)})
+	b, err := Embedded("realtime", Config{Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestSync(t *testing.T) {
 			t.Errorf("%+v: always %t, every %v, want %t, %v", test.config, o.SyncAlways, o.SyncInterval, test.always, test.every)
 		}
 	}
-	b, err := Embedded(Config{StoreDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
+	b, err := Embedded("realtime", Config{StoreDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -95,7 +95,7 @@ func (g *guarded) disconnect(user string) error {
 
 func (g *guarded) broker(user string, history bool) (realtime.Broker, *nats.Conn) {
 	conn := connect(g.t, g.ClientURL(), nats.UserInfo(user, "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	b := natsbroker.New(conn)
+	b := natsbroker.New("realtime", conn)
 	if history {
 		return b.WithHistory(), conn
 	}
@@ -235,7 +235,7 @@ func TestErrorHandlerIsGivenBack(t *testing.T) {
 			t.Errorf("the handler got %v", err)
 		}
 	}
-	b := natsbroker.New(conn)
+	b := natsbroker.New("realtime", conn)
 	start(t, b, new(log))
 	deny()
 	second := func(_ *nats.Conn, _ *nats.Subscription, err error) { heard <- fmt.Errorf("second: %w", err) }

@@ -61,12 +61,12 @@ func (c *chain) start() {
 		switch {
 		case n != nil:
 		case c.engine != nil:
-			b := natsbroker.New(connect(c.t, c.engine.url(i))).WithHistory()
+			b := natsbroker.New("realtime", connect(c.t, c.engine.url(i))).WithHistory()
 			b.Logger = slog.New(slog.DiscardHandler)
 			b.Replicas = len(c.nodes)
 			c.nodes[i] = newArchive(c.t, b)
 		default:
-			b, err := natsbroker.Embedded(c.configs[i])
+			b, err := natsbroker.Embedded("realtime", c.configs[i])
 			if err != nil {
 				c.t.Fatal(err)
 			}

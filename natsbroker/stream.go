@@ -78,7 +78,7 @@ func (b *HistoryBroker) create(ctx context.Context) (*jetstream.StreamInfo, erro
 		case err == nil:
 			return stream.CachedInfo(), nil
 		case isOverlap(err):
-			return nil, unfit("another program's stream has the subject %s: set Prefix: %w", config.Subjects[0], err)
+			return nil, unfit("another program's stream has the subject %s: give the broker another name: %w", config.Subjects[0], err)
 		case !isNoRoom(err):
 			return nil, err
 		case b.MaxBytes > 0:
@@ -133,7 +133,7 @@ func (b *HistoryBroker) raise(ctx context.Context, info *jetstream.StreamInfo) (
 func (b *HistoryBroker) check(c *jetstream.StreamConfig) error {
 	ours := b.stream.Subjects[0]
 	if c.Metadata[mark] != markValue && c.Description != description {
-		return unfit("it is another program's, with the subjects %q: set Prefix, so that the history gets another name", c.Subjects)
+		return unfit("it is another program's, with the subjects %q: give the broker another name, which the history's stream gets as well", c.Subjects)
 	}
 	is := func(what, cure string) error {
 		return unfit("somebody has changed it: %s: %s, or delete the stream: then clients that reconnect get a reset", what, cure)

@@ -18,7 +18,7 @@ import (
 func newHistoryHub(t *testing.T, engine *servers, age time.Duration, bytes int64) (*site, *buffer) {
 	var logged buffer
 	logger := slog.New(slog.NewTextHandler(&logged, nil))
-	b := natsbroker.New(connect(t, engine.url(0)))
+	b := natsbroker.New("realtime", connect(t, engine.url(0)))
 	b.Logger = logger
 	h := b.WithHistory()
 	h.MaxBytes = bytes
@@ -38,7 +38,7 @@ func streams(t *testing.T, engine *servers) jetstream.JetStream {
 }
 
 // Another program's stream has the name of the history, or its subject. Nothing of
-// it is changed. The log says that it wants another Prefix.
+// it is changed. The log says that it wants another name.
 func TestStreamOfAnotherProgram(t *testing.T) {
 	t.Parallel()
 	for _, config := range []jetstream.StreamConfig{
@@ -61,7 +61,7 @@ func TestStreamOfAnotherProgram(t *testing.T) {
 			}
 			before := fmt.Sprintf("%+v", stream.CachedInfo().Config)
 			a, logged := newHistoryHub(t, engine, time.Second, 0)
-			eventually(t, "error", func() bool { return strings.Contains(logged.String(), "set Prefix") })
+			eventually(t, "error", func() bool { return strings.Contains(logged.String(), "another name") })
 			if a.Publish(t.Context(), "x", realtime.Event{Data: []byte("1")}) == nil {
 				t.Error("Publish returns nil")
 			}

@@ -1,6 +1,7 @@
 package natsbroker
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -45,19 +46,18 @@ func subject(prefix, topic string) (string, error) {
 // plain reports whether a byte stands for itself in a subject.
 func plain(c byte) bool { return c > ' ' && c < 0x7f && c != '.' && c != '*' && c != '>' && c != '=' }
 
-// subjectPrefix returns the beginning of all subjects. An empty prefix is the
-// default one.
-func subjectPrefix(prefix string) (string, error) {
-	if prefix == "" {
-		prefix = "realtime"
+// subjectPrefix returns the beginning of all subjects of a broker.
+func subjectPrefix(name string) (string, error) {
+	if name == "" {
+		return "", errors.New("the broker has no name: give it one that all nodes of the hub have, and no other hub")
 	}
-	for token := range strings.SplitSeq(prefix, ".") {
+	for token := range strings.SplitSeq(name, ".") {
 		if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r >= 0x7f || !plain(byte(r)) }) {
-			return "", fmt.Errorf("prefix %q: use words of printable ASCII with dots between them, without blanks and without the characters *>=", prefix)
+			return "", fmt.Errorf("name %q: use words of printable ASCII with dots between them, without blanks and without the characters *>=", name)
 		}
 	}
-	if len(prefix) > 200 {
-		return "", fmt.Errorf("prefix %.50q… has %d bytes: use 200 at most", prefix, len(prefix))
+	if len(name) > 200 {
+		return "", fmt.Errorf("name %.50q… has %d bytes: use 200 at most", name, len(name))
 	}
-	return prefix + ".", nil
+	return name + ".", nil
 }

@@ -33,14 +33,14 @@ func TestSubject(t *testing.T) {
 }
 
 func TestSubjectPrefix(t *testing.T) {
-	for prefix, want := range map[string]string{"": "realtime.", "a": "a.", "a.b-c_D": "a.b-c_D."} {
-		if got, err := subjectPrefix(prefix); got != want || err != nil {
-			t.Errorf("subjectPrefix(%q) = %q, %v, want %q", prefix, got, err, want)
+	for name, want := range map[string]string{"a": "a.", "a.b-c_D": "a.b-c_D."} {
+		if got, err := subjectPrefix(name); got != want || err != nil {
+			t.Errorf("subjectPrefix(%q) = %q, %v, want %q", name, got, err, want)
 		}
 	}
-	for _, prefix := range []string{".", "a.", ".a", "a..b", "*", "a.>", "a b", "ü", "a\n", "a=", strings.Repeat("x", 201)} {
-		if got, err := subjectPrefix(prefix); err == nil {
-			t.Errorf("subjectPrefix(%q) = %q, want an error", prefix, got)
+	for _, name := range []string{"", ".", "a.", ".a", "a..b", "*", "a.>", "a b", "ü", "a\n", "a=", strings.Repeat("x", 201)} {
+		if got, err := subjectPrefix(name); err == nil {
+			t.Errorf("subjectPrefix(%q) = %q, want an error", name, got)
 		}
 	}
 }

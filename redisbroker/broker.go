@@ -2,7 +2,10 @@
 // one with sentinels, or a cluster.
 //
 //	hub := realtime.NewHub()
-//	hub.Broker = redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
+//	hub.Broker = redisbroker.Connect("chat", rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
+//
+// All nodes of a hub give the same name, and each hub has a name of its own: hubs
+// with the same name hear each other.
 //
 // Redis has to be version 6 or later, and a cluster version 7 or later. In a
 // cluster the broker uses sharded pub/sub, so that a message costs the nodes of
@@ -32,7 +35,7 @@
 // just started, and nothing is lost while a node has no connection:
 //
 //	hub.History = realtime.History{Age: 10 * time.Minute}
-//	hub.Broker = redisbroker.Connect(options).WithHistory()
+//	hub.Broker = redisbroker.Connect("chat", options).WithHistory()
 //
 // Redis has to be version 6.2 or later. The nodes trim old events from the stream: an
 // event leaves it between one and two Ages after it was published. While no node
@@ -93,7 +96,7 @@
 //   - With always, an older copy of the data is put back by hand, or a replica that
 //     was behind is started anew as a master, while the only nodes that run were cut
 //     off from Redis since before the event. They find all that they have had. Delete
-//     the key "{realtime:log}:head" in such a case, so that all clients get a reset.
+//     the key "{NAME:log}:head" in such a case, so that all clients get a reset.
 //   - always is taken back by CONFIG SET while nodes are connected.
 //
 // Redis needs the maxmemory-policy noeviction: with another one it drops the history
@@ -139,15 +142,8 @@ var (
 // A Broker is one hub's connection to the others. It is made by [New] or
 // [Connect].
 type Broker struct {
-	// Prefix begins the names of all channels and keys, with a colon behind it.
-	// Hubs with the same Prefix hear each other, and whoever may publish to
-	// "PREFIX:*" can speak to their clients. It is printable ASCII without
-	// blanks and without the characters {}*?[]\, which Redis reads as hash tags
-	// and patterns. It may be assigned until the hub is used. Empty means
-	// "realtime".
-	Prefix string
-
 	// Set at construction, never changed.
+	name      string
 	users     rueidis.Client       // the user's; nil where the broker makes its own
 	options   rueidis.ClientOption // of the broker's own client
 	connects  bool                 // the broker makes its own client
@@ -195,13 +191,20 @@ type topic struct {
 var _ realtime.Broker = (*Broker)(nil)
 
 // New returns a broker on the user's own client, which stays open when the
-// broker is closed. The client may be used for other things, and for other
-// brokers. It needs no particular options, because the broker has its own time
-// limits. The broker opens connections of its own through the client: two, and a
-// third one for a history. In a cluster it opens one to each master, and publishes
-// by the connections that the client shares.
-func New(client rueidis.Client) *Broker {
-	b := newBroker()
+// broker is closed. The client may be used for other things, and for the brokers
+// of hubs with other names. It needs no particular options, because the broker has
+// its own time limits. The broker opens connections of its own through the client:
+// two, and a third one for a history. In a cluster it opens one to each master, and
+// publishes by the connections that the client shares.
+//
+// Hubs with the same name hear each other, and hubs with different names don't. So
+// all nodes of a hub have one name, which no other hub has. The name begins the
+// names of all channels and keys, with a colon behind it: whoever may publish to
+// "NAME:*" can speak to the hub's clients. It is printable ASCII without blanks and
+// without colons, and without the characters {}*?[]\, which Redis reads as hash
+// tags and patterns. There is no default.
+func New(name string, client rueidis.Client) *Broker {
+	b := newBroker(name)
 	b.users = client
 	return b
 }
@@ -214,15 +217,17 @@ func New(client rueidis.Client) *Broker {
 // options need an InitAddress: one address of a single Redis, some of a cluster
 // or, with Sentinel.MasterSet, some of the sentinels. [rueidis.ParseURL] makes
 // options from a URL. Zero in Dialer.Timeout and ConnWriteTimeout means 3 s
-// here, and in ReadBufferEachConn and WriteBufferEachConn 64 KiB.
-func Connect(options rueidis.ClientOption) *Broker {
-	b := newBroker()
+// here, and in ReadBufferEachConn and WriteBufferEachConn 64 KiB. The name is as
+// with [New].
+func Connect(name string, options rueidis.ClientOption) *Broker {
+	b := newBroker(name)
 	b.options, b.connects = options, true
 	return b
 }
 
-func newBroker() *Broker {
+func newBroker(name string) *Broker {
 	b := &Broker{
+		name:      name,
 		inbox:     newInbox(),
 		out:       make(chan publication, maxBatch),
 		stop:      make(chan struct{}),
@@ -238,12 +243,12 @@ func newBroker() *Broker {
 	return b
 }
 
-// Start is called by the hub; see [realtime.Broker]. It fails where Prefix is
+// Start is called by the hub; see [realtime.Broker]. It fails where the name is
 // not valid, New got no client, or the broker is another hub's already.
 func (b *Broker) Start(h realtime.BrokerHandler) error { return wrap("start", b.start(h)) }
 
 func (b *Broker) start(h realtime.BrokerHandler) error {
-	prefix, err := channelPrefix(b.Prefix)
+	prefix, err := channelPrefix(b.name)
 	switch {
 	case err != nil:
 		return err
@@ -261,14 +266,16 @@ func (b *Broker) start(h realtime.BrokerHandler) error {
 	return nil
 }
 
-// channelPrefix returns the beginning of all channels. An empty prefix is the
-// default one.
-func channelPrefix(prefix string) (string, error) {
-	prefix = cmp.Or(prefix, "realtime")
-	if strings.ContainsFunc(prefix, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`{}*?[]\`, r) }) {
-		return "", fmt.Errorf(`prefix %q: use printable ASCII without blanks and without the characters {}*?[]\`, prefix)
+// channelPrefix returns the beginning of all channels of a broker. No name has a
+// colon: the topic b:c of the hub a would be the topic c of a hub a:b.
+func channelPrefix(name string) (string, error) {
+	if name == "" {
+		return "", errors.New("the broker has no name: give it one that all nodes of the hub have, and no other hub")
 	}
-	return prefix + ":", nil
+	if strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`:{}*?[]\`, r) }) {
+		return "", fmt.Errorf(`name %q: use printable ASCII without blanks and without the characters :{}*?[]\`, name)
+	}
+	return name + ":", nil
 }
 
 // wrap returns what an exported method returns for err: it says which act

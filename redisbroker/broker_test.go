@@ -198,7 +198,7 @@ func TestOutage(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(client.Close)
-				return redisbroker.New(client)
+				return redisbroker.New("realtime", client)
 			}
 			reader, writer := newNode(t, broker()), newNode(t, broker())
 			reader.join("x")
@@ -510,9 +510,8 @@ func TestClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	a, b := redisbroker.New(client), redisbroker.New(client)
-	b.Prefix = "other"
-	c := newNode(t, redisbroker.New(client))
+	a, b := redisbroker.New("realtime", client), redisbroker.New("other", client)
+	c := newNode(t, redisbroker.New("realtime", client))
 	na, nb := newNode(t, a), newNode(t, b)
 	na.join("x")
 	nb.join("x")
@@ -522,7 +521,7 @@ func TestClient(t *testing.T) {
 		t.Error(err)
 	}
 	if got := nb.lines(); len(got) != 0 {
-		t.Errorf("with another prefix got %q", got)
+		t.Errorf("with another name got %q", got)
 	}
 	if err := client.Do(t.Context(), client.B().Ping().Build()).Error(); err != nil {
 		t.Errorf("the user's client: %v", err)
@@ -558,13 +557,13 @@ func TestMisuse(t *testing.T) {
 			t.Errorf("got %v, want %s…", err, want)
 		}
 	}
-	for _, prefix := range []string{"{", "a}b", "a*", "a?", "[a]", `a\b`, "a b", "ü", "a\n"} {
-		b := newBroker("127.0.0.1:1")
-		b.Prefix = prefix
-		expect(start(b), "redisbroker: start: prefix ")
+	for _, name := range []string{"a:b", "{", "a}b", "a*", "a?", "[a]", `a\b`, "a b", "ü", "a\n"} {
+		b := redisbroker.Connect(name, rueidis.ClientOption{InitAddress: []string{"127.0.0.1:1"}})
+		expect(start(b), "redisbroker: start: name ")
 		expect(b.Publish(t.Context(), "x", nil), "redisbroker: publish: the broker is not started")
 	}
-	expect(start(redisbroker.New(nil)), "redisbroker: start: there is no client: ")
+	expect(start(redisbroker.Connect("", rueidis.ClientOption{})), "redisbroker: start: the broker has no name: ")
+	expect(start(redisbroker.New("realtime", nil)), "redisbroker: start: there is no client: ")
 
 	b := newBroker("127.0.0.1:1").WithHistory()
 	expect(b.Publish(t.Context(), "x", nil), "redisbroker: publish: the broker is not started")
@@ -605,7 +604,7 @@ func TestPermission(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
 	r.do("ACL", "SETUSER", "app", "on", ">secret", "&realtime:topic/*", "+@all")
-	n := newNode(t, redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}))
+	n := newNode(t, redisbroker.Connect("realtime", rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}))
 	n.join("topic/a")
 	if err := n.subscribe("b", patience); err == nil || !strings.Contains(err.Error(), "NOPERM") {
 		t.Errorf("Subscribe: %v, want NOPERM", err)

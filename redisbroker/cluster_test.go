@@ -18,8 +18,8 @@ import (
 // A cluster is a Redis cluster of the test's own: three masters, and a replica of
 // the first one.
 type cluster struct {
-	nodes  []*redis
-	prefix string // of the brokers that Broker returns
+	nodes []*redis
+	name  string // of the brokers that Broker returns
 }
 
 const masters = 3
@@ -67,9 +67,7 @@ func (c *cluster) settle() {
 }
 
 func (c *cluster) Broker() realtime.Broker {
-	b := newBroker(c.nodes[0].addr, c.nodes[1].addr)
-	b.Prefix = c.prefix
-	return b
+	return redisbroker.Connect(c.name, rueidis.ClientOption{InitAddress: []string{c.nodes[0].addr, c.nodes[1].addr}})
 }
 
 func (c *cluster) Stop() error {
@@ -92,10 +90,10 @@ func TestClusterSuite(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t) // one for all subtests, because it is slow to start
 	brokertest.Run(t, func(t *testing.T) brokertest.Engine {
-		c.prefix = t.Name()
+		c.name = t.Name()
 		return c
 	})
-	c.prefix = "stress"
+	c.name = "stress"
 	t.Run("Stress", func(t *testing.T) {
 		stress(t, c.Broker(), func() (channels []string) {
 			for _, r := range c.nodes {
@@ -267,7 +265,7 @@ func (w *watched) changes() []func() {
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	w := startWatched(t)
-	broker := func() *redisbroker.Broker { return redisbroker.Connect(w.options()) }
+	broker := func() *redisbroker.Broker { return redisbroker.Connect("realtime", w.options()) }
 	reader, writer := newNode(t, broker()), newNode(t, broker())
 	reader.join("x")
 	writer.say("x", "hello")

@@ -14,7 +14,7 @@ import (
 // Redis can't be reached; its events then reach its own clients alone.
 func ExampleConnect() {
 	hub := realtime.NewHub()
-	hub.Broker = redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
+	hub.Broker = redisbroker.Connect("chat", rueidis.ClientOption{InitAddress: []string{"localhost:6379"}})
 }
 
 // A URL has all of the options, as "rediss://user:password@redis.example:6380"
@@ -24,11 +24,8 @@ func ExampleConnect_url() {
 	if err != nil {
 		return
 	}
-	broker := redisbroker.Connect(options)
-	broker.Prefix = "chat"
-
 	hub := realtime.NewHub()
-	hub.Broker = broker
+	hub.Broker = redisbroker.Connect("chat", options)
 }
 
 // A client that the program also uses for other things.
@@ -38,7 +35,7 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	hub := realtime.NewHub()
-	hub.Broker = redisbroker.New(client)
+	hub.Broker = redisbroker.New("chat", client)
 
 	// …
 
@@ -49,7 +46,7 @@ func ExampleNew() {
 // A history that all nodes share, kept by Redis.
 func ExampleBroker_WithHistory() {
 	options := rueidis.ClientOption{InitAddress: []string{"localhost:6379"}}
-	broker := redisbroker.Connect(options).WithHistory()
+	broker := redisbroker.Connect("chat", options).WithHistory()
 	broker.MaxRecords = 100_000
 
 	hub := realtime.NewHub()

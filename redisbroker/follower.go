@@ -198,7 +198,7 @@ func (f *follower) open(client rueidis.Client, conn rueidis.DedicatedClient, flo
 	if !f.warned && log.max > f.log.max {
 		f.warned = true
 		slog.Warn("redisbroker: nodes of one history differ: the highest MaxRecords rules",
-			"prefix", strings.TrimSuffix(f.b.prefix, ":"), "records", log.max, "records of this node", f.log.max)
+			"name", f.b.name, "records", log.max, "records of this node", f.log.max)
 	}
 	if log.epoch != at.epoch || log.last != at.last && !flowing {
 		f.told = false

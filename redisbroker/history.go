@@ -16,11 +16,11 @@ const defaultRecords = 1_000_000
 // A HistoryBroker is a Broker that has a stream of Redis for the history of its
 // hub. It is made by [Broker.WithHistory].
 //
-// Its keys are "{realtime:log}" and "{realtime:log}:head", with the Prefix in
-// the place of "realtime". Its only channel, for the nodes' heartbeats, is
-// "realtime:nodes". These rules are enough for the user of Redis:
+// The keys of the broker "chat" are "{chat:log}" and "{chat:log}:head". Its only
+// channel, for the nodes' heartbeats, is "chat:nodes". These rules are enough for
+// the user of Redis:
 //
-//	~{realtime:log}* &realtime:*
+//	~{chat:log}* &chat:*
 //	+ping +publish +subscribe +unsubscribe
 //	+eval +evalsha +hmget +hset +xadd +xtrim +xread +xrange +xrevrange +time +pttl +persist +info +config|get
 //
@@ -54,7 +54,7 @@ var _ realtime.HistoryBroker = (*HistoryBroker)(nil)
 
 // WithHistory returns a broker that keeps the history of its hub in Redis, in
 // one stream for all topics. The stream is made when it isn't there. Nodes that
-// share a history have the same Prefix. The hub needs a [realtime.History];
+// share a history have the same name. The hub needs a [realtime.History];
 // without one the broker works as b does. Don't use b by itself after this.
 func (b *Broker) WithHistory() *HistoryBroker { return &HistoryBroker{Broker: b} }
 

@@ -540,7 +540,7 @@ func TestHistoryPermission(t *testing.T) {
 	r := startRedis(t)
 	r.do(aclUser("{realtime:log}*", "realtime:*")...)
 	broker := func(user string) *redisbroker.HistoryBroker {
-		return redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{r.addr}, Username: user, Password: "secret"}).WithHistory()
+		return redisbroker.Connect("realtime", rueidis.ClientOption{InitAddress: []string{r.addr}, Username: user, Password: "secret"}).WithHistory()
 	}
 	a := newFollower(t, broker("app"))
 	a.expect("current A-0")
@@ -688,8 +688,7 @@ func TestHistoryCloseWhileRecordBlocks(t *testing.T) {
 		name := fmt.Sprint("forGood=", forGood)
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			b := newHistory(r.addr)
-			b.Prefix = name
+			b := redisbroker.Connect(name, rueidis.ClientOption{InitAddress: []string{r.addr}}).WithHistory()
 			a := newFollower(t, b)
 			a.expect("current A-0")
 			a.block = make(chan struct{})
@@ -728,24 +727,23 @@ func TestHistoryCloseWhileIdle(t *testing.T) {
 func TestHistoryCluster(t *testing.T) {
 	t.Parallel()
 	c := startCluster(t)
-	prefix := "" // whose log is on the master with the replica
-	for i := 0; prefix == ""; i++ {
+	name := "" // whose log is on the master with the replica
+	for i := 0; name == ""; i++ {
 		p := fmt.Sprint("p", i)
 		slot, err := c.nodes[0].do("CLUSTER", "KEYSLOT", "{"+p+":log}").AsInt64()
 		if err != nil {
 			t.Fatal(err)
 		}
 		if slot < 16384/masters {
-			prefix = p
+			name = p
 		}
 	}
 	for _, r := range c.nodes { // the permissions that the documentation names
-		r.do(append(aclUser("{"+prefix+":log}*", prefix+":*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
+		r.do(append(aclUser("{"+name+":log}*", name+":*"), "+cluster|slots", "+cluster|shards", "+spublish", "+ssubscribe", "+sunsubscribe")...)
 	}
 	broker := func() *redisbroker.HistoryBroker {
-		b := redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{c.nodes[1].addr}, Username: "app", Password: "secret"}).WithHistory()
-		b.Prefix = prefix
-		return b
+		options := rueidis.ClientOption{InitAddress: []string{c.nodes[1].addr}, Username: "app", Password: "secret"}
+		return redisbroker.Connect(name, options).WithHistory()
 	}
 	a, b := newFollower(t, broker()), newFollower(t, broker())
 	a.expect("current A-0")
@@ -783,7 +781,7 @@ func TestHistorySentinel(t *testing.T) {
 	w := startWatched(t)
 	var all []*follower
 	for range 2 {
-		f := newFollower(t, redisbroker.Connect(w.options()).WithHistory())
+		f := newFollower(t, redisbroker.Connect("realtime", w.options()).WithHistory())
 		f.expect("current A-0")
 		all = append(all, f)
 	}
@@ -930,7 +928,7 @@ func TestHistoryForeign(t *testing.T) {
 			a := newFollower(t, newHistory(r.addr))
 			a.expect("away")
 			for range 3 {
-				if err := a.try("x", patience); err == nil || !strings.Contains(err.Error(), "set Prefix") {
+				if err := a.try("x", patience); err == nil || !strings.Contains(err.Error(), "give the broker a name") {
 					t.Errorf("Append: %v, want an error that says what to do", err)
 				}
 			}

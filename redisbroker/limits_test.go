@@ -105,7 +105,7 @@ func TestMaxMessageBytes(t *testing.T) {
 	}
 
 	r.do("ACL", "SETUSER", "plain", "on", ">secret", "resetchannels", "&realtime:*", "nocommands", "+ping", "+subscribe", "+unsubscribe", "+publish")
-	plain := redisbroker.Connect(rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "plain", Password: "secret"})
+	plain := redisbroker.Connect("realtime", rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "plain", Password: "secret"})
 	m := newNode(t, plain)
 	m.say("x", "hello")
 	n.await("x: hello")

@@ -25,9 +25,9 @@ func newNodeBroker(config string) (realtime.Broker, error) {
 		return nil, err
 	}
 	if history != "" {
-		return redisbroker.Connect(options).WithHistory(), nil
+		return redisbroker.Connect("realtime", options).WithHistory(), nil
 	}
-	return redisbroker.Connect(options), nil
+	return redisbroker.Connect("realtime", options), nil
 }
 
 // Three nodes have one Redis, which is harmed in one way after another.

@@ -295,7 +295,7 @@ func (l *recordLog) explain(err error) error {
 	if !refused || !strings.Contains(answer.Error(), "WRONGTYPE ") && !strings.HasPrefix(answer.Error(), "FOREIGN ") {
 		return err
 	}
-	return fmt.Errorf("the keys %s and %s have the data of another program, which stays as it is: set Prefix to a name that no other program uses: %w", l.key, l.head, err)
+	return fmt.Errorf("the keys %s and %s have the data of another program, which stays as it is: give the broker a name that no other program uses: %w", l.key, l.head, err)
 }
 
 // run runs the script.

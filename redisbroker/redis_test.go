@@ -168,7 +168,7 @@ func (r *redis) Stop() error {
 func (r *redis) Broker() realtime.Broker { return newBroker(r.addr) }
 
 func newBroker(addrs ...string) *redisbroker.Broker {
-	return redisbroker.Connect(rueidis.ClientOption{InitAddress: addrs})
+	return redisbroker.Connect("realtime", rueidis.ClientOption{InitAddress: addrs})
 }
 
 // do sends a command on a connection of its own. The command must not fail.

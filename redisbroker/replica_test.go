@@ -75,7 +75,7 @@ func TestReplica(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(client.Close)
-			reader, writer := newNode(t, newBroker(ways[old != "the publisher"].addr())), newNode(t, redisbroker.New(client))
+			reader, writer := newNode(t, newBroker(ways[old != "the publisher"].addr())), newNode(t, redisbroker.New("realtime", client))
 			reader.join("x")
 			writer.say("x", "before")
 			reader.await("x: before")

@@ -247,7 +247,7 @@ func TestHistoryRestartPermission(t *testing.T) {
 			r := startRedis(t, "--appendonly", "yes", "--appendfsync", tt.fsync)
 			newNode := func() *follower {
 				options := rueidis.ClientOption{InitAddress: []string{r.addr}, Username: "app", Password: "secret"}
-				return newFollower(t, redisbroker.Connect(options).WithHistory())
+				return newFollower(t, redisbroker.Connect("realtime", options).WithHistory())
 			}
 			allow := func() { r.do(append(aclUser("{realtime:log}*", "realtime:*"), tt.missing)...) }
 			allow()

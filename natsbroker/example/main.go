@@ -50,7 +50,7 @@ func main() {
 // this process reach those of others through its first node.
 func brokers(config natsbroker.Config) func(int) (realtime.Broker, error) {
 	return func(int) (realtime.Broker, error) {
-		broker, err := natsbroker.Embedded(config)
+		broker, err := natsbroker.Embedded("room", config)
 		if err != nil {
 			return nil, err
 		}

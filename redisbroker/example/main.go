@@ -38,6 +38,6 @@ func main() {
 // brokers returns a function that makes the broker of each node.
 func brokers(options rueidis.ClientOption) func(int) (realtime.Broker, error) {
 	return func(int) (realtime.Broker, error) {
-		return redisbroker.Connect(options).WithHistory(), nil
+		return redisbroker.Connect("room", options).WithHistory(), nil
 	}
 }
