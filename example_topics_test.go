@@ -41,6 +41,26 @@ func ExampleHub_Publish() {
 	// event stream: event: goal, data: 1:0
 }
 
+// An event with a value as JSON.
+func ExampleJSON() {
+	hub := realtime.NewHub()
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	browser := eventSource(server.URL+"?topic=prices", "")
+	defer browser.Close()
+	e, err := realtime.JSON("price", map[string]float64{"ACME": 103.5})
+	if err != nil {
+		fmt.Println(err) // a value that JSON can't express, as a channel
+		return
+	}
+	e.Key = "ACME" // only the latest counts
+	hub.Publish(context.Background(), "prices", e)
+	fmt.Println(browser.next())
+	// Output: event: price, data: {"ACME":103.5}
+}
+
 // A user who logs out is disconnected everywhere: on each device, in each tab,
 // and on each node.
 func ExampleHub_Disconnect() {

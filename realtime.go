@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -59,6 +60,16 @@ type Event struct {
 	// ID is the event's id on a [Stream], visible ASCII or empty. Browsers that
 	// reconnect send it as Last-Event-ID. Hubs refuse events that have one.
 	ID string
+}
+
+// JSON returns an event with v as JSON in its Data. An empty name means "message".
+// The error is that of [json.Marshal]. Publishing, or sending, checks the name.
+func JSON(name string, v any) (Event, error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return Event{}, fmt.Errorf("realtime: event %q: %w", name, err)
+	}
+	return Event{Name: name, Data: data}, nil
 }
 
 // check reports why a hub can't publish e.

@@ -2,7 +2,6 @@ package realtime
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"sync"
@@ -106,16 +105,16 @@ func canFlush(w http.ResponseWriter) error {
 }
 
 // Send sends an event with data as JSON. An empty name means "message". A name
-// with a line break is an error, as is data that [json.Marshal] refuses.
+// with a line break is an error, as is data that [JSON] refuses.
 func (s *Stream) Send(event string, data any) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
-	b, err := json.Marshal(data)
+	e, err := JSON(event, data)
 	if err != nil {
-		return fmt.Errorf("realtime: send: %w", err)
+		return err
 	}
-	return s.SendEvent(Event{Name: event, Data: b})
+	return s.SendEvent(e)
 }
 
 // SendRaw sends data as text without a name. CR, LF and CRLF arrive as LF, also

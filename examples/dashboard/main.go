@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -145,6 +144,7 @@ type sample struct {
 // newer value replaces one that still waits for a slow page. A new page gets the
 // latest event of each Key.
 func (s sample) event() realtime.Event {
-	data, _ := json.Marshal(s) // always encodes
-	return realtime.Event{Name: "sample", Key: s.Metric, Data: data}
+	e, _ := realtime.JSON("sample", s) // always encodes
+	e.Key = s.Metric
+	return e
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/rand"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -116,8 +115,8 @@ func (n *Node) said(hub *realtime.Hub, msg realtime.Message) {
 	if text == "" || !utf8.ValidString(text) {
 		return
 	}
-	data, _ := json.Marshal(map[string]string{"node": n.Name, "text": text}) // always encodes
-	err := hub.Publish(context.Background(), "room", realtime.Event{Name: "said", Data: data})
+	said, _ := realtime.JSON("said", map[string]string{"node": n.Name, "text": text}) // always encodes
+	err := hub.Publish(context.Background(), "room", said)
 	if errors.Is(err, realtime.ErrBrokerUnavailable) {
 		msg.Client.SendEvent(realtime.Event{Name: "alone"}) // only this node's pages got it
 	}
