@@ -70,6 +70,7 @@ type Client struct {
 
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
+	expires   atomic.Int64 // when ExpireAt closes it, in Unix milliseconds; zero: never
 	inHandler atomic.Bool  // OnMessage is running: nothing is read
 
 	mu     sync.Mutex // guards the fields below
@@ -246,6 +247,24 @@ func (c *Client) Close(code websocket.StatusCode, reason string) error {
 	}
 	return nil
 }
+
+// ExpireAt closes the client at t, or up to a second later: as a rule when the
+// credentials expire by which OnConnect let it in. It is [Client.Close] with 3000
+// (unauthorized, in IANA's registry of close codes) and "credentials have
+// expired". A later call replaces t, and the zero time takes it back. A t that
+// has passed closes the client within a second. The time is the wall clock's, in
+// milliseconds. In OnConnect it counts as well. A client that is gone or closing
+// stays so.
+func (c *Client) ExpireAt(t time.Time) {
+	at := int64(0)
+	if !t.IsZero() {
+		at = max(1, t.UnixMilli()) // some clocks begin in 1970
+	}
+	c.expires.Store(at)
+}
+
+// expired is the cause of a client that ExpireAt has closed.
+var expired = &closedError{websocket.CloseError{Code: 3000, Reason: "credentials have expired"}, ErrClientClosed}
 
 // A closedError is the cause of a client that this side has closed.
 type closedError struct {

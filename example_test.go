@@ -234,6 +234,26 @@ func ExampleClient_Close() {
 	// StatusCode(4001)
 }
 
+// ExpireAt bounds how long a client may stay by the credentials that it has shown.
+func ExampleClient_ExpireAt() {
+	hub := realtime.NewHub()
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		until := time.Now() // in production that of the session or token in r
+		c.ExpireAt(until)
+		return nil
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	browser := dial(server.URL)
+	defer browser.CloseNow()
+	_, _, err := browser.Read(context.Background())
+	status, _ := errors.AsType[websocket.CloseError](err)
+	fmt.Println(int(status.Code), status.Reason)
+	// Output: 3000 credentials have expired
+}
+
 // The server and the hub are shut down together: the server's Shutdown begins
 // the hub's, which it doesn't wait for, and main waits for both.
 func ExampleHub_Shutdown() {

@@ -96,6 +96,26 @@ func TestIdleClientHoldsNoGoroutine(t *testing.T) {
 	}
 }
 
+// A parked client expires, on both transports, and needs no goroutine until then.
+func TestParkedClientExpires(t *testing.T) {
+	hub := realtime.NewHub()
+	s := newTCPSite(t, hub)
+	conn := s.connect()
+	stream := s.listen("")
+	parkNow(t, hub)
+	for c := range hub.Clients() {
+		c.ExpireAt(time.Now())
+	}
+	if got := closeStatus(conn); got.Code != 3000 {
+		t.Errorf("closed with %v, want 3000", got)
+	}
+	if ev, err := stream.event(); err != io.EOF {
+		t.Errorf("got %v, %v, want the end", ev, err)
+	}
+	stream.cut()
+	eventually(t, "both are gone", func() bool { return realtime.Joined(hub) == 0 })
+}
+
 // The sweeper parks a client that has been idle for 3 s, and not before.
 func TestSweeperParks(t *testing.T) {
 	hub := realtime.NewHub()

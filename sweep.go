@@ -98,6 +98,9 @@ func (c *Client) sweep(now time.Duration) {
 		c.cut(err)
 		return
 	}
+	if at := c.expires.Load(); at != 0 && time.Now().UnixMilli() >= at {
+		c.close(expired.status, expired)
+	}
 	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}

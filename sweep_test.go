@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -42,6 +43,150 @@ func within(got, want time.Duration) bool {
 // inTime reports whether got is at want or as much before it as the hub allows.
 func inTime(got, want time.Duration) bool {
 	return got <= want && got >= want-1100*time.Millisecond
+}
+
+// ExpireAt closes a client at its time, on either transport, whenever and however
+// often it is called. Not for a moment does it touch one whose time is another.
+func TestExpireAt(t *testing.T) {
+	type call struct{ at, until time.Duration } // since the test's start
+	const never, farAway = time.Duration(math.MinInt64), time.Duration(math.MaxInt64)
+	times := func(start time.Time, until time.Duration) time.Time {
+		switch until {
+		case never:
+			return time.Time{}
+		case farAway:
+			return time.Date(123456, 1, 1, 0, 0, 0, 0, time.UTC)
+		}
+		return start.Add(until)
+	}
+	tests := []struct {
+		name  string
+		calls []call
+		want  time.Duration
+	}{
+		{"once", []call{{0, time.Minute}}, time.Minute},
+		{"within a second", []call{{0, 300 * time.Millisecond}}, 300 * time.Millisecond},
+		{"now", []call{{0, 1}}, 0},
+		{"in the past", []call{{0, -time.Hour}}, 0},
+		{"before 1970", []call{{0, -200 * 365 * 24 * time.Hour}}, 0},
+		{"later", []call{{time.Minute, 2 * time.Minute}}, 2 * time.Minute},
+		{"later, in the past", []call{{time.Minute, 30 * time.Second}}, time.Minute},
+		{"put off again and again", []call{{0, time.Minute}, {50 * time.Second, 2 * time.Minute}, {110 * time.Second, 3 * time.Minute}}, 3 * time.Minute},
+		{"brought forward", []call{{0, time.Hour}, {time.Minute, 70 * time.Second}}, 70 * time.Second},
+		{"taken back", []call{{0, time.Minute}, {50 * time.Second, never}}, never},
+		{"taken back and set", []call{{0, time.Minute}, {50 * time.Second, never}, {2 * time.Minute, 3 * time.Minute}}, 3 * time.Minute},
+		{"never set", []call{{0, never}}, never},
+		{"far away", []call{{0, farAway}}, never}, // later than any Duration
+	}
+	want := map[realtime.Transport]websocket.CloseError{
+		realtime.WebSocket:   {Code: 3000, Reason: "credentials have expired"},
+		realtime.EventStream: {Reason: "EOF"},
+	}
+	for transport := range want {
+		for _, tt := range tests {
+			t.Run(string(transport)+"/"+tt.name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					start := time.Now()
+					hub := realtime.NewHub()
+					l := recordLeft(hub)
+					hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+						for _, call := range tt.calls {
+							if call.at == 0 {
+								c.ExpireAt(times(start, call.until))
+							} else {
+								time.AfterFunc(call.at, func() { c.ExpireAt(times(start, call.until)) })
+							}
+						}
+						return nil
+					}
+					s := newPipeSite(t, hub)
+					ended := make(chan websocket.CloseError, 1)
+					if transport == realtime.WebSocket {
+						conn := s.connect()
+						go func() { ended <- closeStatus(conn) }()
+					} else {
+						stream := s.listen("")
+						go func() {
+							_, err := stream.event()
+							ended <- websocket.CloseError{Reason: err.Error()}
+						}()
+					}
+					if tt.want == never {
+						time.Sleep(time.Hour)
+						if l.n != 0 || hub.ClientCount() != 1 {
+							t.Fatalf("left %d times, %v, want it to stay", l.n, l.err)
+						}
+						return
+					}
+					var status websocket.CloseError
+					select {
+					case status = <-ended:
+						synctest.Wait()
+					case <-time.After(time.Hour):
+						t.Fatal("it stays for ever")
+					}
+					if status != want[transport] {
+						t.Errorf("ended by %v, want %v", status, want[transport])
+					}
+					if l.n != 1 || !within(l.at, tt.want) {
+						t.Errorf("left %d times, at %v, want once, at %v", l.n, l.at, tt.want)
+					}
+					if !errors.Is(l.err, realtime.ErrClientClosed) || websocket.CloseStatus(l.err) != 3000 {
+						t.Errorf("OnDisconnect: %v", l.err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// While OnConnect runs time passes as well. The client joins, gets what was sent
+// to it, and is closed.
+func TestExpireAtInALongOnConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			c.ExpireAt(time.Now().Add(time.Second))
+			c.Send([]byte("hello"))
+			time.Sleep(7 * time.Second)
+			return nil
+		}
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		conn := s.connect()
+		if got := read(t, conn); got != "hello" {
+			t.Errorf("got %q", got)
+		}
+		if got := closeStatus(conn); got.Code != 3000 {
+			t.Errorf("closed with %v, want 3000", got)
+		}
+		synctest.Wait()
+		if l.n != 1 || l.at != 7*time.Second || hub.ClientCount() != 0 {
+			t.Errorf("left %d times, at %v, want once, at 7s", l.n, l.at)
+		}
+	})
+}
+
+// A client that is closing or gone keeps its cause.
+func TestExpireAtOfAClosingClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		l := recordLeft(hub)
+		s := newPipeSite(t, hub)
+		c := s.raw()
+		for client := range hub.Clients() {
+			client.Close(4000, "bye")
+			client.ExpireAt(time.Now())
+			defer func() { client.ExpireAt(time.Now()) }() // it is gone
+		}
+		if got := c.expectClose(4000); got != "bye" {
+			t.Errorf("closed with %q", got)
+		}
+		c.expectEnd()
+		if websocket.CloseStatus(l.err) != 4000 || !within(l.at, 5*time.Second) { // it didn't answer
+			t.Errorf("left at %v: %v", l.at, l.err)
+		}
+	})
 }
 
 func TestPingAfterSilence(t *testing.T) {
