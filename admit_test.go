@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -186,6 +189,84 @@ func TestFloodedDuringOnConnect(t *testing.T) {
 		}
 		if st := hub.Stats(); st.SlowClients != 1 || st.Dropped != 2*64+1 || st.Queued != 0 {
 			t.Errorf("Stats() = %+v, want one slow client, 129 dropped", st)
+		}
+	})
+}
+
+// However many come at once, the hub never has more clients than MaxClients. Those
+// in OnConnect count. A place is free again when a client is gone.
+func TestMaxClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, come = 50, 400
+		var lines safeBuffer
+		hub := realtime.NewHub()
+		hub.Logger = textLogger(&lines)
+		hub.MaxClients = most
+		var now, peak atomic.Int64
+		hub.OnConnect = func(*realtime.Client, *http.Request) error {
+			if n := now.Add(1); n > most {
+				peak.Store(n)
+			}
+			time.Sleep(time.Duration(rand.IntN(100)) * time.Millisecond)
+			return nil
+		}
+		hub.OnDisconnect = func(*realtime.Client, error) { now.Add(-1) }
+		s := newPipeSite(t, hub)
+		var admitted, refused atomic.Int64
+		asSocket := func() {
+			conn, resp, err := websocket.Dial(t.Context(), s.url, &websocket.DialOptions{HTTPClient: s.httpClient()})
+			if err == nil {
+				admitted.Add(1)
+				closeStatus(conn)
+				return
+			}
+			refused.Add(1)
+			if resp == nil || resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("answered %+v, %v; want 503 with Retry-After", resp, err)
+			}
+		}
+		asStream := func() {
+			joined := time.Now()
+			l := s.listen("")
+			if _, err := l.event(); err != io.EOF || l.retry == "" {
+				t.Errorf("the stream ended with %v, retry %q", err, l.retry)
+			}
+			if l.cut(); time.Since(joined) < time.Second {
+				refused.Add(1)
+			} else {
+				admitted.Add(1)
+			}
+		}
+		var wg sync.WaitGroup
+		stampede := func() {
+			for range come / 2 {
+				wg.Go(asSocket)
+				wg.Go(asStream)
+			}
+			time.Sleep(time.Minute)
+			if n := hub.ClientCount(); n != most || peak.Load() > 0 {
+				t.Errorf("%d clients, once %d; want %d", n, peak.Load(), most)
+			}
+		}
+		stampede()
+		left := 0
+		for c := range hub.Clients() {
+			if left++; left > 7 {
+				break
+			}
+			c.Close(4000, "")
+		}
+		stampede()
+		if n := hub.Stats().Refused; n != 2*come-most-7 {
+			t.Errorf("Stats().Refused = %d, want %d", n, 2*come-most-7)
+		}
+		if n := strings.Count(lines.String(), "the hub has Hub.MaxClients clients"); n != 2 {
+			t.Errorf("%d lines, want one for each stampede: %s", n, lines.String())
+		}
+		hub.Shutdown(t.Context())
+		wg.Wait()
+		if admitted.Load() != most+7 || refused.Load() != hub.Stats().Refused {
+			t.Errorf("%d clients were admitted, %d refused", admitted.Load(), refused.Load())
 		}
 	})
 }

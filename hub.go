@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"math"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -67,6 +68,13 @@ type Hub struct {
 	// check of the package, see [SetCheckOrigin], which by default allows all.
 	// A hub that tells clients apart by a cookie must set one of them.
 	CheckOrigin func(r *http.Request) bool
+
+	// MaxClients bounds the clients of this hub on this node. Those in OnConnect
+	// count, and so do those that are being closed. A request above it is asked to
+	// try again later: a WebSocket by 503 with Retry-After, an event stream by a
+	// delay before it reconnects. The hub counts and logs that. Zero and negative
+	// mean no bound.
+	MaxClients int
 
 	// SendBuffer is the number of messages that may wait for a client that is
 	// slower than its publishers. A client above it for SlowAfter, or ever
@@ -223,6 +231,7 @@ func (h *Hub) settle() {
 	h.settling.Do(func() {
 		defer close(h.settled)
 		s := &h.shared
+		s.maxClients = positive(h.MaxClients, math.MaxInt)
 		s.sendBuffer = positive(h.SendBuffer, 256)
 		s.maxMessageBytes = positive(h.MaxMessageBytes, 512<<10)
 		s.pongTimeout = positive(h.PongTimeout, 60*time.Second)

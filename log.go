@@ -14,6 +14,7 @@ type logKind uint8
 const (
 	logSetup   logKind = iota // somebody's setup is wrong
 	logRefused                // a stranger was refused
+	logFull                   // a stranger was refused, because there are too many
 	logSlow
 	logPanic
 	logText

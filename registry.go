@@ -3,6 +3,7 @@ package realtime
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"hash/maphash"
 	"iter"
 	"runtime"
@@ -28,21 +29,27 @@ type registry struct {
 // add gives the client a slot and a shard, and joins it to the shard. From then
 // on events wait for it.
 func (h *Hub) add(c *Client) error {
-	if !h.enter(c) {
-		return ErrHubClosed
+	if err := h.enter(c); err != nil {
+		return err
 	}
 	c.home.inbox.put(entry{do: func(s *shard) { s.join(c) }}) // the shard lives on while there are clients
 	return nil
 }
 
-// enter gives the client a slot and a shard, unless the registry is closed. It
-// starts what the first client needs.
-func (h *Hub) enter(c *Client) bool {
+var errFull = errors.New("the hub has Hub.MaxClients clients")
+
+// enter gives the client a slot and a shard, unless the registry is closed or
+// full. It starts what the first client needs.
+func (h *Hub) enter(c *Client) error {
 	g := &h.registry
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return false
+		return ErrHubClosed
+	}
+	if g.clients >= h.shared.maxClients {
+		h.shared.log.warn(logFull, "client refused: "+errFull.Error(), "clients", g.clients)
+		return errFull
 	}
 	if !g.sweeping {
 		g.sweeping = true
@@ -61,7 +68,7 @@ func (h *Hub) enter(c *Client) bool {
 	g.clients++
 	c.home = h.emptiestLocked()
 	c.home.members++
-	return true
+	return nil
 }
 
 // shardClients is how many clients each shard of a hub has before there is

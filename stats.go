@@ -73,6 +73,7 @@ type shared struct {
 	toldCutShort atomic.Bool // see warnCutShort
 
 	// Set once, before the first client or event.
+	maxClients      int
 	sendBuffer      int
 	slowAfter       time.Duration
 	maxMessageBytes int64
