@@ -84,7 +84,7 @@ func (c *Client) introduce(r *http.Request) error {
 	c.open()
 	var why error
 	switch {
-	case h.closing():
+	case h.closing() || errors.Is(c.why(), ErrHubClosed): // the latter when its turn came in a drain
 		why = ErrHubClosed
 	case c.out.hasFailed(): // too much came for it while OnConnect ran
 		why = cmp.Or(c.why(), error(ErrSlowClient))

@@ -258,6 +258,7 @@ func ExampleClient_ExpireAt() {
 // the hub's, which it doesn't wait for, and main waits for both.
 func ExampleHub_Shutdown() {
 	hub := realtime.NewHub()
+	hub.DrainOver = 4 * time.Second // the next process gets the clients one after another
 	server := &http.Server{Addr: "localhost:0", Handler: hub}
 	server.RegisterOnShutdown(func() { hub.Shutdown(context.Background()) })
 	served := make(chan error)

@@ -33,7 +33,7 @@ type Hub struct {
 	// valid UTF-8 goes out as a binary message and is counted in Stats. Data
 	// belongs to the hub once it is sent: don't modify it afterwards.
 	//
-	// While Shutdown runs, what is sent is dropped and counted. Afterwards
+	// Once Done is closed, what is sent is dropped and counted. After Shutdown
 	// nothing receives: the buffer fills, and then a send blocks. Code that may
 	// outlive the hub calls Publish or selects on Done.
 	Broadcast chan []byte
@@ -118,6 +118,15 @@ type Hub struct {
 	// it. Then it is disconnected. Zero and negative mean 10 s.
 	WriteTimeout time.Duration
 
+	// DrainOver is the time over which Shutdown closes the clients, evenly, so
+	// that they don't all reconnect at once. It refuses new clients from the
+	// beginning. But the clients that are left are still served: they get what is
+	// published before they are closed, their messages are handled, and Done stays
+	// open until the time is over, or no client is left. Shutdown needs a ctx that
+	// lasts longer: at its end all that are left are cut off. Zero and negative
+	// close all at once.
+	DrainOver time.Duration
+
 	// History is what the hub keeps for clients that reconnect and for the
 	// latest values. Zero keeps nothing.
 	//
@@ -174,13 +183,14 @@ type Hub struct {
 	// Set at construction, never changed.
 	publish  chan publication // received by the loop until done is closed
 	changes  chan change      // received by the loop until stop is closed
-	done     chan struct{}    // closed when Shutdown begins
+	done     chan struct{}    // closed by finish
 	flushed  chan struct{}    // closed when all that was published has reached the outboxes
 	stop     chan struct{}    // closed when only the hub's own goroutines are left
 	looped   chan struct{}    // closed when the loop has ended
 	finished chan struct{}    // closed when Shutdown is over
 
 	started  atomic.Bool   // the loop was started
+	ending   sync.Once     // closes done
 	settling sync.Once     // guards shared's settings and order
 	settled  chan struct{} // closed when they are set
 	shared   shared
@@ -234,6 +244,7 @@ func (h *Hub) settle() {
 		s.maxClients = positive(h.MaxClients, math.MaxInt)
 		s.sendBuffer = positive(h.SendBuffer, 256)
 		s.maxMessageBytes = positive(h.MaxMessageBytes, 512<<10)
+		s.drainOver = h.DrainOver
 		s.pongTimeout = positive(h.PongTimeout, 60*time.Second)
 		s.writeTimeout = positive(h.WriteTimeout, 10*time.Second)
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
@@ -291,7 +302,8 @@ func (h *Hub) start() {
 	}
 }
 
-// Done returns a channel that is closed when Shutdown begins.
+// Done returns a channel that is closed when Shutdown begins, or with a DrainOver
+// when that is over. From then on nothing can be published.
 func (h *Hub) Done() <-chan struct{} {
 	if h.usable() != nil {
 		return ended // a nil channel would block for ever
@@ -315,7 +327,7 @@ func isClosed(c <-chan struct{}) bool {
 
 // Shutdown ends the hub. It refuses new clients, sends all that waits, and
 // closes each client with 1001 (RFC 6455 §7.4.1), for which the client has 5 s.
-// It returns nil when nothing of the hub is running, handlers included; only a
+// With a [Hub.DrainOver] it closes them one after another. It returns nil when nothing of the hub is running, handlers included; only a
 // CheckOrigin may still look at a new request. If ctx ends first, Shutdown cuts
 // the connections and returns ctx's error within a second of that. Then only
 // handlers that have not returned are running. Where a second is too short to
@@ -329,7 +341,6 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("realtime: shutdown: %w", err)
 	}
 	if h.registry.close() {
-		close(h.done)
 		go h.end()
 	}
 	select {
@@ -339,6 +350,7 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	if isClosed(h.finished) { // perhaps both
 		return nil
 	}
+	h.finish()                           // it may still drain
 	late := time.NewTimer(time.Second).C // counts while the connections are cut, too
 	err := fmt.Errorf("realtime: shutdown: %w", ctx.Err())
 	for _, c := range h.registry.all() {
@@ -358,9 +370,11 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 
 // end is the goroutine that Shutdown starts. It ends when all else of h has.
 func (h *Hub) end() {
+	cause := &closedError{websocket.CloseError{Code: websocket.StatusGoingAway, Reason: "server is shutting down"}, ErrHubClosed}
+	h.drain(cause)
+	h.finish()
 	h.start() // for what Broadcast holds
 	<-h.flushed
-	cause := &closedError{websocket.CloseError{Code: websocket.StatusGoingAway, Reason: "server is shutting down"}, ErrHubClosed}
 	for _, c := range h.registry.all() {
 		c.close(cause.status, cause)
 	}
@@ -376,3 +390,31 @@ func (h *Hub) end() {
 	<-h.shared.log.written()
 	close(h.finished)
 }
+
+// drain closes the clients one after another, over DrainOver. It ends early when
+// none is left, and when the ctx of a Shutdown has ended.
+func (h *Hub) drain(cause *closedError) {
+	clients := h.registry.all() // no others come
+	if len(clients) == 0 || h.shared.drainOver <= 0 {
+		return
+	}
+	begin, step := time.Now(), float64(h.shared.drainOver)/float64(len(clients))
+	turn := time.NewTimer(0)
+	defer turn.Stop()
+	for i, c := range clients {
+		turn.Reset(time.Until(begin.Add(time.Duration(float64(i) * step))))
+		select {
+		case <-turn.C:
+			// Through the loop and the shard, so that the client gets before all
+			// that was published before.
+			h.hand(change{client: c, do: func(*shard) { c.close(cause.status, cause) }})
+		case <-h.registry.empty:
+			return
+		case <-h.done:
+			return
+		}
+	}
+}
+
+// finish has the loop accept no more. It may be called twice.
+func (h *Hub) finish() { h.ending.Do(func() { close(h.done) }) }

@@ -21,7 +21,7 @@ func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 // PublishAll sends e to every client. It blocks until the hub accepts e or ctx
 // ends. What one goroutine publishes, by Publish, PublishAll and Broadcast
 // together, reaches each client in that order. An error means that nothing was
-// sent: [ErrHubClosed] once Shutdown has begun, ctx's error, or a fault of e (a
+// sent: [ErrHubClosed] once [Hub.Done] is closed, ctx's error, or a fault of e (a
 // line break in its name, an ID, text that is not UTF-8). One error is
 // different: after [ErrBrokerUnavailable] this node's clients get e, others may
 // not.

@@ -10,7 +10,7 @@ import (
 
 // Errors that callers branch on. They may be wrapped: test with [errors.Is].
 var (
-	// ErrHubClosed is returned once Shutdown of the hub has begun.
+	// ErrHubClosed is returned once [Hub.Done] is closed.
 	ErrHubClosed = errors.New("realtime: hub is shut down")
 
 	// ErrClientClosed is returned by a send to a client, or to a [Stream], that

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,6 +160,197 @@ func TestShutdownContext(t *testing.T) {
 			t.Errorf("Dropped = %d, want 1", got)
 		}
 	})
+}
+
+// With a DrainOver the clients are closed evenly over that time. Until its turn each
+// gets all that is published. Nobody else is let in.
+func TestDrainOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const clients, every = 20, 500 * time.Millisecond
+		hub := realtime.NewHub()
+		hub.DrainOver = clients * every
+		hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) { hub.Broadcast <- msg.Data }
+		s := newPipeSite(t, hub)
+		start := time.Now()
+		var left [clients]int // how many were closed so far, by turn
+		var mu sync.Mutex
+		note := func(got []string) {
+			mu.Lock()
+			defer mu.Unlock()
+			turn := int(time.Since(start) / every)
+			if at := time.Since(start); at != time.Duration(turn)*every || turn >= clients {
+				t.Errorf("a client was closed at %v", at)
+				return
+			}
+			left[turn]++
+			if len(got) != 10*turn {
+				t.Errorf("turn %d: got %d events, want %d", turn, len(got), 10*turn)
+			}
+			for i, text := range got {
+				if text != fmt.Sprint(i) {
+					t.Errorf("turn %d: event %d is %q", turn, i, text)
+				}
+			}
+		}
+		var wg sync.WaitGroup
+		for range clients / 2 {
+			conn, stream := s.connect(), s.listen("")
+			wg.Go(func() {
+				var got []string
+				for {
+					_, data, err := conn.Read(t.Context())
+					if err != nil {
+						if websocket.CloseStatus(err) != 1001 {
+							t.Errorf("closed with %v, want 1001", err)
+						}
+						note(got)
+						return
+					}
+					got = append(got, string(data))
+				}
+			})
+			wg.Go(func() {
+				defer stream.cut()
+				stream.retry = ""
+				var got []string
+				for {
+					ev, err := stream.event()
+					if err != nil {
+						if err != io.EOF || stream.retry == "" {
+							t.Errorf("the stream ended with %v, retry %q", err, stream.retry)
+						}
+						note(got)
+						return
+					}
+					got = append(got, ev.data)
+				}
+			})
+		}
+		synctest.Wait()
+		start = time.Now()
+		wg.Go(func() {
+			time.Sleep(every / 20)
+			for i := 0; hub.PublishAll(t.Context(), realtime.Event{Data: fmt.Append(nil, i)}) == nil; i++ {
+				time.Sleep(every / 10)
+			}
+			if !isDone(hub) {
+				t.Error("an event was refused while Done was open")
+			}
+		})
+		wg.Go(func() {
+			for time.Since(start) < (clients-2)*every {
+				time.Sleep(every)
+				if resp := s.refused(); resp.StatusCode != 503 || resp.Header.Get("Retry-After") == "" {
+					t.Errorf("a newcomer was answered with %s", resp.Status)
+				}
+				if isDone(hub) {
+					t.Errorf("Done is closed after %v", time.Since(start))
+				}
+			}
+		})
+		if err := hub.Shutdown(t.Context()); err != nil || time.Since(start) != (clients-1)*every {
+			t.Errorf("Shutdown: %v after %v, want none after %v", err, time.Since(start), (clients-1)*every)
+		}
+		wg.Wait()
+		for turn, n := range left {
+			if n != 1 {
+				t.Errorf("%d clients were closed in turn %d, want one", n, turn)
+			}
+		}
+	})
+}
+
+func isDone(hub *realtime.Hub) bool {
+	select {
+	case <-hub.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// The time ends early if no client is left. With Shutdown's ctx it ends too, and
+// those that are left are cut off.
+func TestDrainOverEndsEarly(t *testing.T) {
+	for name, tt := range map[string]struct {
+		leave   bool          // all clients do, after 10 s
+		patient time.Duration // ctx ends after that
+		want    error
+		at      time.Duration
+	}{
+		"nobody is left": {true, time.Hour, nil, 10 * time.Second},
+		"ctx ends":       {false, 10 * time.Second, context.DeadlineExceeded, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.DrainOver = time.Minute
+				var left atomic.Int32
+				hub.OnDisconnect = func(*realtime.Client, error) { left.Add(1) }
+				s := newPipeSite(t, hub)
+				for range 6 {
+					conn := s.connect()
+					go closeStatus(conn)
+					if tt.leave {
+						time.AfterFunc(10*time.Second, func() { conn.CloseNow() })
+					}
+				}
+				start := time.Now()
+				ctx, cancel := context.WithTimeout(t.Context(), tt.patient)
+				defer cancel()
+				if err := hub.Shutdown(ctx); !errors.Is(err, tt.want) || time.Since(start) != tt.at {
+					t.Errorf("Shutdown: %v after %v, want %v after %v", err, time.Since(start), tt.want, tt.at)
+				}
+				if err := hub.PublishAll(t.Context(), realtime.Event{}); err != realtime.ErrHubClosed {
+					t.Errorf("PublishAll: %v, want ErrHubClosed", err)
+				}
+				if n := left.Load(); n != 6 {
+					t.Errorf("%d clients left, want 6", n)
+				}
+			})
+		})
+	}
+}
+
+// A client in OnConnect has its turn as well. If it hasn't joined by then, it is
+// refused.
+func TestDrainOverDuringOnConnect(t *testing.T) {
+	for long, want := range map[time.Duration]int{10 * time.Second: 1001, 30 * time.Second: 503} { // its turn comes after 20 s
+		synctest.Test(t, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.DrainOver = time.Minute
+			hub.OnConnect = func(_ *realtime.Client, r *http.Request) error {
+				if r.URL.RawQuery != "" {
+					time.Sleep(long)
+				}
+				return nil
+			}
+			s := newPipeSite(t, hub)
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			wg.Go(func() { closeStatus(s.connect()) })
+			synctest.Wait()
+			start := time.Now()
+			wg.Go(func() {
+				got := 0
+				conn, resp, err := websocket.Dial(context.Background(), s.url+"?long", &websocket.DialOptions{HTTPClient: s.httpClient()})
+				if err == nil {
+					got = int(closeStatus(conn).Code)
+				} else if resp != nil {
+					got = resp.StatusCode
+				}
+				if got != want || time.Since(start) != max(long, 20*time.Second) {
+					t.Errorf("OnConnect took %v: got %d after %v, want %d", long, got, time.Since(start), want)
+				}
+			})
+			synctest.Wait()
+			wg.Go(func() { closeStatus(s.connect()) }) // whose turn is last
+			synctest.Wait()
+			if err := hub.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 // A handler that doesn't return is all that Shutdown leaves behind.

@@ -65,7 +65,7 @@ func (h *Hub) Stats() Stats {
 type shared struct {
 	clock clock
 	log   logbook
-	done  <-chan struct{} // closed when Shutdown begins
+	done  <-chan struct{} // the hub's
 
 	presence *presence
 	members  atomic.Int64 // clients that are open
@@ -77,6 +77,7 @@ type shared struct {
 	sendBuffer      int
 	slowAfter       time.Duration
 	maxMessageBytes int64
+	drainOver       time.Duration // zero and less: at once
 	pingInterval    time.Duration // negative: never
 	pongTimeout     time.Duration
 	writeTimeout    time.Duration
