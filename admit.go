@@ -233,5 +233,5 @@ func (h *Hub) catch(handler string, c *Client, then func(panicked error)) {
 		args = append(args, "client", c.ID())
 	}
 	h.shared.log.error(logPanic, handler+" panicked", args...)
-	then(fmt.Errorf("realtime: %s panicked: %v", handler, v))
+	then(fmt.Errorf("realtime: %s %w: %v", handler, errPanicked, v))
 }

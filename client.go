@@ -19,10 +19,15 @@ const closeTimeout = 5 * time.Second // for a client to read what waits and to a
 // tooSlow asks pages to reconnect, but later. realtime.js would not after 1008.
 var tooSlow = websocket.CloseError{Code: websocket.StatusTryAgainLater, Reason: "client reads too slowly"}
 
+// These are causes of clients, which leaving.count tells apart.
 var (
-	errWriteTimeout = errors.New("realtime: client accepted no bytes for Hub.WriteTimeout")
-	errPongTimeout  = errors.New("realtime: client left a ping unanswered for Hub.PongTimeout")
-	errIncomplete   = errors.New("realtime: client left a message incomplete for Hub.PongTimeout")
+	errWriteTimeout      = errors.New("realtime: client accepted no bytes for Hub.WriteTimeout")
+	errPongTimeout       = errors.New("realtime: client left a ping unanswered for Hub.PongTimeout")
+	errIncomplete        = errors.New("realtime: client left a message incomplete for Hub.PongTimeout")
+	errControlIncomplete = errors.New("realtime: client left a control frame incomplete for 5 s")
+	errProtocol          = errors.New("realtime: client broke the protocol")
+	errPanicked          = errors.New("panicked") // a handler
+	errEnded             = errors.New("realtime: a handler has ended its client's goroutine")
 )
 
 // A Client is one connection of a hub, a WebSocket or an event stream. All its
@@ -389,7 +394,7 @@ func (c *Client) gone() {
 	defer c.hub.registry.remove(c)
 	defer c.wire.linger()
 	defer c.disconnected() // which may also be a runtime.Goexit
-	c.end(errors.New("realtime: a handler has ended its client's goroutine"))
+	c.end(errEnded)
 	c.limitClosing()
 	c.unlist()
 	if c.seat != nil {
@@ -400,11 +405,17 @@ func (c *Client) gone() {
 	c.wire.hangUp(c.out.flushed())
 }
 
-// disconnected runs OnDisconnect, if OnConnect has returned nil.
+// disconnected counts the client and runs OnDisconnect, if OnConnect has returned
+// nil.
 func (c *Client) disconnected() {
+	if !c.admitted {
+		return
+	}
+	why := c.why()
+	c.hub.shared.left.count(why)
 	defer c.hub.catch("OnDisconnect", c, func(error) {})
-	if c.onDisconnect != nil && c.admitted {
-		c.onDisconnect(c, c.why())
+	if c.onDisconnect != nil {
+		c.onDisconnect(c, why)
 	}
 }
 

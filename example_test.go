@@ -295,7 +295,10 @@ func ExampleHub_Stats() {
 
 	stats := hub.Stats()
 	fmt.Println(stats.Published, "published,", stats.Delivered, "delivered,", stats.Dropped, "dropped")
-	// Output: 1 published, 1 delivered, 0 dropped
+	fmt.Println(stats.Left.Closed, "client has closed,", stats.Left.Slow, "were too slow")
+	// Output:
+	// 1 published, 1 delivered, 0 dropped
+	// 1 client has closed, 0 were too slow
 }
 
 // Code that may outlive the hub selects on Done, where a plain send to

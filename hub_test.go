@@ -384,7 +384,7 @@ func TestStatsWithoutHandlers(t *testing.T) {
 		c.readFrame()
 		c.expectEnd()
 		synctest.Wait()
-		if got, want := hub.Stats(), (realtime.Stats{Received: 2}); got != want {
+		if got, want := hub.Stats(), (realtime.Stats{Received: 2, Left: realtime.Left{Closed: 1}}); got != want {
 			t.Errorf("Stats() = %+v, want %+v", got, want)
 		}
 		if got := lines.String(); got != "" {

@@ -196,7 +196,7 @@ func (eventStream) read(c *Client) error {
 	}
 	c.wire.partial.Store(0)
 	if c.junk += int32(n); c.junk > maxJunk {
-		return fmt.Errorf("realtime: client sent more than %d bytes on an event stream", maxJunk)
+		return fmt.Errorf("%w: more than %d bytes came on an event stream", errProtocol, maxJunk)
 	}
 	return errPark
 }

@@ -1,8 +1,13 @@
 package realtime
 
 import (
+	"errors"
+	"io"
+	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/coder/websocket"
 )
 
 // Stats is what a hub has done. Figures that say "now" may also fall.
@@ -25,6 +30,64 @@ type Stats struct {
 	Refused        int64 // requests that were refused
 	InvalidText    int64 // events that Broadcast sent as binary because they were not valid UTF-8
 	Panics         int64 // of handlers
+	Left           Left  // clients that have left
+}
+
+// Left counts the clients that have left, by the reason. Each counts once, just
+// before its OnDisconnect. A client that OnConnect has refused doesn't count.
+type Left struct {
+	Closed       int64 // the client has closed: by a close frame, or by ending its event stream
+	Lost         int64 // the connection broke without that
+	Silent       int64 // it left a ping unanswered, a frame or message incomplete, or accepted no byte, for too long
+	Slow         int64 // ErrSlowClient
+	Protocol     int64 // it broke RFC 6455, sent text that is not UTF-8, or sent more than 64 KB on an event stream
+	TooLarge     int64 // a message was larger than MaxMessageBytes
+	Disconnected int64 // by Client.Close
+	Expired      int64 // by Client.ExpireAt
+	Shutdown     int64 // ErrHubClosed
+	Panicked     int64 // one of its handlers panicked, or ended its goroutine
+}
+
+// A leaving counts the clients that leave. It is safe for concurrent use.
+type leaving struct {
+	mu sync.Mutex // guards the field below
+	by Left
+}
+
+// count counts a client that left because of err. Each reason is told here, from
+// the error that OnDisconnect gets.
+func (l *leaving) count(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	is := func(target error) bool { return errors.Is(err, target) }
+	switch {
+	case is(ErrHubClosed):
+		l.by.Shutdown++
+	case is(ErrSlowClient):
+		l.by.Slow++
+	case is(expired):
+		l.by.Expired++
+	case is(ErrClientClosed):
+		l.by.Disconnected++
+	case is(errPanicked), is(errEnded):
+		l.by.Panicked++
+	case is(errTooLarge): // which is an errProtocol as well
+		l.by.TooLarge++
+	case is(errProtocol):
+		l.by.Protocol++
+	case is(errPongTimeout), is(errIncomplete), is(errControlIncomplete), is(errWriteTimeout):
+		l.by.Silent++
+	case err == io.EOF, websocket.CloseStatus(err) != -1:
+		l.by.Closed++
+	default:
+		l.by.Lost++
+	}
+}
+
+func (l *leaving) all() Left {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.by
 }
 
 // Stats returns the figures. Each is exact; together they are not a snapshot.
@@ -57,6 +120,7 @@ func (h *Hub) Stats() Stats {
 		Refused:        s.refused.Load(),
 		InvalidText:    s.invalidText.Load(),
 		Panics:         s.panics.Load(),
+		Left:           s.left.all(),
 	}
 }
 
@@ -69,6 +133,7 @@ type shared struct {
 
 	presence *presence
 	members  atomic.Int64 // clients that are open
+	left     leaving
 
 	toldCutShort atomic.Bool // see warnCutShort
 

@@ -98,8 +98,8 @@ func TestStampede(t *testing.T) {
 			if err := hub.Shutdown(context.Background()); err != nil {
 				t.Error(err)
 			}
-			if c, d := connects.Load(), disconnects.Load(); c == 0 || c != d {
-				t.Errorf("%d OnConnects, %d OnDisconnects", c, d)
+			if c, d, l := connects.Load(), disconnects.Load(), leftInAll(hub); c == 0 || c != d || d != l {
+				t.Errorf("%d OnConnects, %d OnDisconnects, %d in Stats().Left", c, d, l)
 			}
 			if st := hub.Stats(); st.Clients != 0 || st.Queued != 0 || st.Refused == 0 || st.Received == 0 {
 				t.Errorf("Stats() = %+v", st)

@@ -171,11 +171,11 @@ func (webSocket) ended(c *Client, err error) error {
 		return fmt.Errorf("realtime: closed by the client: %w", status)
 	}
 	if readErr := c.wire.readErr(); errors.Is(readErr, os.ErrDeadlineExceeded) {
-		return errors.New("realtime: client left a control frame incomplete for 5 s")
+		return errControlIncomplete
 	} else if readErr != nil {
 		return fmt.Errorf("realtime: connection lost: %w", readErr)
 	}
-	cause := fmt.Errorf("realtime: client broke the protocol: %w", err)
+	cause := fmt.Errorf("%w: %w", errProtocol, err)
 	status := websocket.CloseError{Code: websocket.StatusProtocolError, Reason: "protocol error"}
 	if _, ok := errors.AsType[flate.CorruptInputError](err); ok {
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "compressed message is corrupt"}
