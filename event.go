@@ -69,6 +69,7 @@ type event struct {
 	seq      uint64    // its position in the hub's history; zero: none
 	notice   notice    // noNotice unless the hub itself says it
 	private  bool      // it was sent to one client alone
+	accepted moment    // when this node accepted it, from its publisher or another node; set by the loop
 	unshared uint64    // its position among events that the engine lacks, whose IDs resume nowhere; zero: it isn't one
 	except   *clientID // the client that doesn't get it; nil: all get it
 

@@ -164,16 +164,21 @@ func (s *shard) deliver() {
 	if len(s.events) == 0 {
 		return
 	}
-	last := s.events[len(s.events)-1]
+	first, last := s.events[0], s.events[len(s.events)-1]
+	written := 0 // how many events had clients
 	events := conflate(s.events, func(ev *event) { s.stats.replaced.Add(s.size(ev)) })
 	if i := slices.IndexFunc(events, func(ev *event) bool { return !sameAudience(ev, events[0]) }); i < 0 {
 		s.run.add(events...)
 		for c := range s.audience(events[0]) {
 			c.out.push(&s.run) // an error concerns that client alone
+			written = s.run.messages
 		}
 		s.run.reset()
 	} else {
-		s.deliverMixed(events)
+		written = s.deliverMixed(events)
+	}
+	if written > 0 && first.accepted != 0 {
+		s.stats.latency.count(s.stats.clock.since(first.accepted), written)
 	}
 	if last.seq > 0 {
 		s.last.Store(last)
@@ -193,8 +198,8 @@ type list struct {
 
 // deliverMixed delivers events of several audiences. It divides them into
 // stretches of one audience each. Every client of a stretch moves from its list
-// to the one that adds the stretch.
-func (s *shard) deliverMixed(events []*event) {
+// to the one that adds the stretch. It returns how many events had clients.
+func (s *shard) deliverMixed(events []*event) (written int) {
 	root := new(list)
 	for len(events) > 0 {
 		n := 1
@@ -202,7 +207,9 @@ func (s *shard) deliverMixed(events []*event) {
 			n++
 		}
 		stretch := events[:n:n]
+		has := 0
 		for c := range s.audience(events[0]) {
+			has = n
 			if c.list == nil {
 				c.list = root
 				s.touched = append(s.touched, c)
@@ -213,6 +220,7 @@ func (s *shard) deliverMixed(events []*event) {
 			}
 			c.list = l.after
 		}
+		written += has
 		events = events[n:]
 	}
 	for i, c := range s.touched {
@@ -221,6 +229,7 @@ func (s *shard) deliverMixed(events []*event) {
 		c.out.push(r)
 	}
 	s.touched = s.touched[:0]
+	return written
 }
 
 // whole returns all events of l and of the lists before it.

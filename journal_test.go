@@ -215,6 +215,18 @@ func TestJournalShortOutage(t *testing.T) {
 		expect(t, here, "1", "2")
 		expect(t, there, "0", "1", "2")
 		expect(t, back(sites[1], join, "topic=a", id), "1", "2")
+		synctest.Wait()
+		for i, s := range sites { // the first has waited for the engine at its own node, perhaps with one of the other
+			var all, late int64
+			for most, n := range s.hub.Stats().Latency.Buckets() {
+				if all += n; most >= time.Second {
+					late += n
+				}
+			}
+			if all != 3 || (late > 0) != (i == 0) {
+				t.Errorf("node %d: %d events, %d of them late", i, all, late)
+			}
+		}
 		for _, s := range sites {
 			stats(t, s, func(st realtime.Stats) bool {
 				return st.Gaps == 0 && st.Unsent == 0 && !st.BrokerDown && st.Resets == 0

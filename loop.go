@@ -166,17 +166,20 @@ func (h *Hub) loop() {
 			h.takeBroadcast(&out)
 		case p := <-publish:
 			h.takeBroadcast(&out) // its publisher may have sent to Broadcast before
-			taken := order.publish(p.event, time.Now(), &out)
+			taken := h.accept(p.event, &out)
 			h.pass(&out)
 			p.taken <- taken
 		case c := <-h.changes:
 			h.change(&c)
 		case a := <-order.arrivals():
-			a(time.Now(), &out)
+			now := time.Now()
+			a(now, &out)
 			for range len(order.arrivals()) {
 				a = <-order.arrivals()
-				a(time.Now(), &out)
+				now = time.Now()
+				a(now, &out)
 			}
+			out.stamp(h.shared.clock.moment(now))
 		case <-expiry.C:
 			expiring = false
 		case <-done:
@@ -273,7 +276,14 @@ func (h *Hub) publishText(data []byte, out *batch) {
 		h.shared.invalidText.Add(1)
 		h.shared.log.warn(logText, "data sent to Broadcast is not valid UTF-8: sent as binary", "bytes", len(data))
 	}
-	h.order.publish(ev, time.Now(), out)
+	h.accept(ev, out)
+}
+
+// accept passes an event of this node to the order.
+func (h *Hub) accept(ev *event, out *batch) receipt {
+	now := time.Now()
+	ev.accepted = h.shared.clock.moment(now)
+	return h.order.publish(ev, now, out)
 }
 
 // flush closes h.flushed when the shards have handed on all they got.

@@ -69,6 +69,15 @@ func (b *batch) add(ev *event) {
 	*b = append(*b, entry{event: ev})
 }
 
+// stamp notes when the events of other nodes have arrived. Own ones are stamped.
+func (b batch) stamp(now moment) {
+	for _, e := range b {
+		if e.event != nil && e.event.accepted == 0 && e.event.notice == noNotice {
+			e.event.accepted = now
+		}
+	}
+}
+
 // A receipt tells the publisher of an event whether other nodes get it.
 type receipt struct {
 	err   error

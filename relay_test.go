@@ -56,7 +56,7 @@ func TestCluster(t *testing.T) {
 			if got := s.hub.Stats().ClusterClients; got != 3 {
 				t.Errorf("node %d counts %d clients, want 3", i, got)
 			}
-			if st := s.hub.Stats(); st.Gaps != 0 || st.Unsent != 0 || st.Published != int64(i%2+1) {
+			if st := s.hub.Stats(); st.Gaps != 0 || st.Unsent != 0 || st.Published != int64(i%2+1) || st.Latency.Counts[0] != 3 {
 				t.Errorf("node %d: Stats() = %+v", i, st)
 			}
 		}

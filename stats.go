@@ -3,6 +3,8 @@ package realtime
 import (
 	"errors"
 	"io"
+	"iter"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,6 +33,7 @@ type Stats struct {
 	InvalidText    int64 // events that Broadcast sent as binary because they were not valid UTF-8
 	Panics         int64 // of handlers
 	Left           Left  // clients that have left
+	Latency        Latency
 }
 
 // Left counts the clients that have left, by the reason. Each counts once, just
@@ -46,6 +49,81 @@ type Left struct {
 	Expired      int64 // by Client.ExpireAt
 	Shutdown     int64 // ErrHubClosed
 	Panicked     int64 // one of its handlers panicked, or ended its goroutine
+}
+
+// A Latency says how long published events took, from the moment at which this node
+// accepted them until they were written. An event counts once for each part of the
+// hub that has clients for it: parts are as many as processors, and 16 at most. Its
+// time is up to the end of the last write to one of these clients, of all events
+// that were written together. So it shows whether the hub keeps up.
+//
+// Writes that wait are not in it: to a client that reads too slowly, and where a
+// goroutine writes (TLS, Windows). The time ends there when the event waits for that.
+// It begins when Publish or Broadcast hand the event over, with a [HistoryBroker] as
+// well, or when an event of another node arrives. Replays and events that are sent
+// to one client don't count.
+type Latency struct {
+	Counts [11]int64     // of events, for each of the Buckets
+	Sum    time.Duration // of all events
+}
+
+// latencyBounds are the upper bounds of all buckets but the last.
+var latencyBounds = [...]time.Duration{
+	100 * time.Microsecond, 300 * time.Microsecond, time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond,
+	30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second,
+}
+
+// Buckets iterates over the figures from short to long: n events took at most the
+// time most, and longer than the most before. The last one is the highest Duration.
+func (l Latency) Buckets() iter.Seq2[time.Duration, int64] {
+	return func(yield func(most time.Duration, n int64) bool) {
+		for i, n := range l.Counts {
+			most := time.Duration(math.MaxInt64)
+			if i < len(latencyBounds) {
+				most = latencyBounds[i]
+			}
+			if !yield(most, n) {
+				return
+			}
+		}
+	}
+}
+
+// A latency is a Latency that is being counted.
+type latency struct {
+	counts [len(latencyBounds) + 1]atomic.Int64
+	sum    atomic.Int64
+}
+
+// count counts n events that took d.
+func (l *latency) count(d time.Duration, n int) {
+	i := 0
+	for i < len(latencyBounds) && d > latencyBounds[i] {
+		i++
+	}
+	l.counts[i].Add(int64(n))
+	l.sum.Add(int64(d) * int64(n))
+}
+
+func (l *latency) all() (all Latency) {
+	for i := range l.counts {
+		all.Counts[i] = l.counts[i].Load()
+	}
+	all.Sum = time.Duration(l.sum.Load())
+	return all
+}
+
+// A moment is a time in microseconds since the hub was made, modulo 2^32. More
+// bits would cost each event that is kept 16 bytes. Zero is no time.
+type moment uint32
+
+func (c *clock) moment(t time.Time) moment {
+	return max(1, moment(t.Sub(c.start).Microseconds()))
+}
+
+// since returns the time since m, which is less than an hour.
+func (c *clock) since(m moment) time.Duration {
+	return time.Duration(c.moment(time.Now())-m) * time.Microsecond
 }
 
 // A leaving counts the clients that leave. It is safe for concurrent use.
@@ -121,6 +199,7 @@ func (h *Hub) Stats() Stats {
 		InvalidText:    s.invalidText.Load(),
 		Panics:         s.panics.Load(),
 		Left:           s.left.all(),
+		Latency:        s.latency.all(),
 	}
 }
 
@@ -134,6 +213,7 @@ type shared struct {
 	presence *presence
 	members  atomic.Int64 // clients that are open
 	left     leaving
+	latency  latency
 
 	toldCutShort atomic.Bool // see warnCutShort
 
