@@ -434,8 +434,12 @@ func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error
 	if try == nil {
 		try = tlsTryWriter(c)
 	}
-	c.out.open(conn, try, f) // what it held goes out
-	if c.out.isClosed() {    // OnConnect has closed it
+	var hello []*event
+	if f.encoding.isEnvelope() {
+		hello = []*event{c.hub.shared.newHello(c.ID())}
+	}
+	c.out.open(conn, try, f, hello...) // what it held goes out
+	if c.out.isClosed() {              // OnConnect has closed it
 		c.limitClosing()
 	}
 	return nil

@@ -6,8 +6,8 @@ import (
 	"compress/flate"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 	"weak"
@@ -109,7 +109,7 @@ const (
 	positionNotice          // the client has seen all up to ID
 	resetNotice             // the client may have lost events
 	gapNotice               // in the history alone: events may be missing here
-	beatNotice              // the hub is there; Data says how often it tells that, in milliseconds
+	beatNotice              // the hub is there; Data is the envelope
 	disconnectNotice        // for shards alone: the topic's clients are closed; Data is the payload of their close frames
 )
 
@@ -124,7 +124,17 @@ func newReset(id string) *event {
 
 // newHeartbeat returns the heartbeat of a hub that sends one each interval.
 func newHeartbeat(interval time.Duration) *event {
-	return &event{notice: beatNotice, Event: Event{Data: strconv.AppendInt(nil, interval.Milliseconds(), 10)}}
+	return &event{notice: beatNotice, Event: Event{Data: fmt.Appendf(nil, `{"interval":%d}`, interval.Milliseconds())}}
+}
+
+// newHello returns a client's first heartbeat, which tells its id. A hub that
+// sends no heartbeats says hello all the same.
+func (s *shared) newHello(id string) *event {
+	hello := []byte(`{"client":"` + id + `"}`)
+	if s.heartbeat != nil {
+		hello = append(append(hello[:len(hello)-1], ','), s.heartbeat.Data[1:]...)
+	}
+	return &event{notice: beatNotice, Event: Event{Data: hello}}
 }
 
 func (ev *event) buffer(f format) *buffer {
@@ -210,34 +220,37 @@ func (ev *event) appendStream(b []byte, enc encoding) []byte {
 
 // An envelope is the JSON form of an event (subprotocol realtime.v1).
 type envelope struct {
-	ID       string          `json:"id,omitempty"`
-	Topic    string          `json:"topic,omitempty"`
-	Event    string          `json:"event,omitempty"`
-	Key      string          `json:"key,omitempty"`
-	Gone     bool            `json:"gone,omitempty"`
-	Data     *string         `json:"data,omitempty"` // nil in a position and in a heartbeat
-	Encoding string          `json:"encoding,omitempty"`
-	Reset    bool            `json:"reset,omitempty"`    // this is the hub's reset, not a user's event of that name
-	Interval json.RawMessage `json:"interval,omitempty"` // of heartbeats, in milliseconds
+	ID       string  `json:"id,omitempty"`
+	Topic    string  `json:"topic,omitempty"`
+	Event    string  `json:"event,omitempty"`
+	Key      string  `json:"key,omitempty"`
+	Gone     bool    `json:"gone,omitempty"`
+	Data     *string `json:"data,omitempty"` // nil in a position
+	Encoding string  `json:"encoding,omitempty"`
+	Reset    bool    `json:"reset,omitempty"` // this is the hub's reset, not a user's event of that name
 }
 
 func (ev *event) envelope() []byte {
+	if ev.notice == beatNotice {
+		return ev.Data
+	}
 	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Key: ev.memberKey(), Gone: ev.Gone, Reset: ev.notice == resetNotice}
-	switch ev.notice {
-	case positionNotice:
-	case beatNotice:
-		e.Interval = ev.Data
-	default:
+	if ev.notice != positionNotice {
 		data := string(ev.Data)
 		if ev.Binary {
 			data, e.Encoding = base64.StdEncoding.EncodeToString(ev.Data), "base64"
 		}
 		e.Data = &data
 	}
+	return encodeJSON(&e)
+}
+
+// encodeJSON encodes what the hub itself says, which can be encoded.
+func encodeJSON(v any) []byte {
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false) // it isn't HTML
-	enc.Encode(&e)           // can't fail: strings can be encoded, and a bytes.Buffer accepts all
+	enc.Encode(v)
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
 }
 

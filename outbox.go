@@ -540,15 +540,13 @@ func (o *outbox) failLocked(err error) {
 	o.held, o.past, o.pongs = nil, nil, nil
 }
 
-// open ends the held state. try writes to conn without blocking, or is nil.
-func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format) {
+// open ends the held state. try writes to conn without blocking, or is nil. first
+// goes out before what was held.
+func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format, first ...*event) {
 	o.mu.Lock()
 	defer o.unlock()
 	o.conn, o.try, o.format = conn, try, f
-	var events []*event
-	if o.shared.heartbeat != nil && f.encoding.isEnvelope() {
-		events = append(events, o.shared.heartbeat) // first: from it the client learns what to expect
-	}
+	events := first
 	var last *buffer
 	if o.held != nil {
 		o.conflateEarlyLocked()

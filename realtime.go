@@ -107,9 +107,9 @@ type Message struct {
 // alone tells how far the client has come, and one with "reset": true that it
 // may have lost events. The newest id of any object is the one to reconnect with,
 // as lastEventId in the URL's query.
-// An object with "interval" alone is a heartbeat: the first object of all is one,
-// unless [Hub.PingInterval] is negative. From then on the client gets some object
-// before each interval, in milliseconds, is over. Ignore what you don't know. An
-// event stream has such objects as data if its URL's query has
-// protocol=realtime.v1.
+// The first object of all has the client's id as "client". An object with
+// "interval" is a heartbeat. The first object is one, unless [Hub.PingInterval] is
+// negative. From then on the client gets some object before each interval, in
+// milliseconds, is over. Ignore what you don't know. An event stream has such
+// objects as data if its URL's query has protocol=realtime.v1.
 const Subprotocol = "realtime.v1"

@@ -322,10 +322,12 @@ func TestVisibleHeartbeats(t *testing.T) {
 					}
 					next := join(newPipeSite(t, hub))
 					beat := `{"interval":` + interval + `}`
+					hello := `{"client":"` + client.ID() + `"}`
 					if interval != "" {
-						if got := next(); got != beat {
-							t.Errorf("the first object is %s, want %s", got, beat)
-						}
+						hello = strings.TrimSuffix(hello, "}") + "," + beat[1:]
+					}
+					if got := next(); got != hello {
+						t.Errorf("the first object is %s, want %s", got, hello)
 					}
 					if got := next(); got != `{"data":"hello"}` {
 						t.Errorf("got %s, want hello", got)
