@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/http"
 	"runtime/debug"
+	"strconv"
+	"time"
 )
 
 // ServeHTTP makes the request a client, or answers it with an error. A request
@@ -30,25 +32,35 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 	h.start()
 	h.settle()
 	if err := t.prepare(h, w, r); err != nil {
-		return h.refuse(w, t, err)
+		return h.refuse(w, r, t, err)
 	}
 	c := newClient(h, t)
 	if err := h.add(c); err != nil {
-		return h.refuse(w, t, notNow(err))
+		return h.refuse(w, r, t, notNow(err))
 	}
-	connected := false
+	connected, dismissed := false, false
 	defer func() {
-		if !connected { // also where OnConnect has ended the goroutine
+		switch {
+		case connected:
+		case dismissed:
+			c.end(ErrClientClosed)
+			c.limitClosing()
+			go c.gone() // Shutdown waits for its end
+		default: // also where OnConnect has ended the goroutine
 			c.abort(ErrClientClosed)
 			c.gone()
 		}
 	}()
 	if err := c.introduce(r); err != nil {
-		return h.refuse(w, t, err)
+		answer, _ := errors.AsType[*refusal](err)
+		if dismissed = t.dismiss(c, w, r, answer); dismissed {
+			return h.refused(answer, err)
+		}
+		return h.refuse(w, r, t, err)
 	}
 	stay, err := t.connect(c, w, r)
 	if err != nil {
-		err = h.refuse(w, t, err)
+		err = h.refuse(w, r, t, err)
 		c.end(err)
 		return err
 	}
@@ -131,9 +143,10 @@ func (c *Client) askedTopics(r *http.Request) (err error) {
 
 // A refusal is an HTTP answer to somebody who doesn't become a client.
 type refusal struct {
-	status int    // zero: the request may succeed within seconds
-	reason string // told to the stranger
-	cause  error  // told to Upgrade's caller; nil: reason is
+	status int           // zero: the request may succeed within seconds
+	reason string        // told to the stranger
+	cause  error         // told to Upgrade's caller; nil: reason is
+	after  time.Duration // until when another request is pointless; zero: not known
 }
 
 func (e *refusal) Error() string {
@@ -144,19 +157,32 @@ func (e *refusal) Error() string {
 // answer has the given HTTP status, and reason as its text. A status outside
 // 200..599 becomes 403. A 204 tells a browser's EventSource not to reconnect
 // (WHATWG HTML §9.2.3).
-func Refuse(status int, reason string) error {
+//
+// A client of the [Subprotocol] is accepted, told and closed at once, with the
+// close code 4000 plus status, because a page sees no HTTP status. [Subprotocol]
+// says which statuses are final.
+func Refuse(status int, reason string) error { return RefuseFor(0, status, reason) }
+
+// RefuseFor is [Refuse] for a client that should connect again, but not before
+// wait is over: with 429 (Too Many Requests) or 503 (Service Unavailable). The
+// answer has it as Retry-After, in seconds. A client of the [Subprotocol] is told
+// a random time up to 4 s longer, so that those who were refused together don't
+// reconnect together. Zero and negative tell no time; see [Subprotocol].
+func RefuseFor(wait time.Duration, status int, reason string) error {
 	if status < 200 || status > 599 {
 		status = http.StatusForbidden
 	}
-	return &refusal{status: status, reason: reason}
+	return &refusal{status: status, reason: reason, after: max(wait, 0)}
 }
 
 // openly returns a refusal that tells the stranger its cause.
-func openly(status int, cause error) error { return &refusal{status, cause.Error(), cause} }
+func openly(status int, cause error) error {
+	return &refusal{status: status, reason: cause.Error(), cause: cause}
+}
 
 // bluntly returns a refusal that tells the stranger no more than the status.
 func bluntly(status int, cause error) error {
-	return &refusal{status, http.StatusText(status), cause}
+	return &refusal{status: status, reason: http.StatusText(status), cause: cause}
 }
 
 // notNow returns the refusal of a request that may succeed within seconds.
@@ -169,7 +195,7 @@ func notNow(cause error) error {
 	case errors.Is(cause, ErrSlowClient):
 		reason = "too many messages while connecting"
 	}
-	return &refusal{0, reason, cause}
+	return &refusal{reason: reason, cause: cause}
 }
 
 // wrongSetup logs and refuses what server or middleware can't let through.
@@ -178,22 +204,35 @@ func (h *Hub) wrongSetup(cause error) error {
 	return bluntly(http.StatusNotImplemented, cause)
 }
 
-// refuse answers a request if err is a refusal of it: other errors come when it
-// can't be answered any more. It counts err and returns it as Upgrade does.
-func (h *Hub) refuse(w http.ResponseWriter, t transport, err error) error {
+// refuse answers a request by HTTP if err is a refusal of it: other errors come
+// when it can't be answered any more. It counts err and returns it as Upgrade
+// does.
+func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, t transport, err error) error {
 	if err == errAnswered {
 		return err
 	}
-	if answer, ok := errors.AsType[*refusal](err); ok {
-		err = cmp.Or(answer.cause, err)
+	answer, ok := errors.AsType[*refusal](err)
+	if ok {
+		if answer.after > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int((answer.after+time.Second-1)/time.Second)))
+		}
 		switch answer.status {
 		case 0:
-			t.refuseForNow(w, answer.reason)
+			t.refuseForNow(w, r, answer)
 		case http.StatusNoContent, http.StatusNotModified:
 			w.WriteHeader(answer.status) // these have no body
 		default:
 			http.Error(w, answer.reason, answer.status)
 		}
+	}
+	return h.refused(answer, err)
+}
+
+// refused counts a refusal and returns it as Upgrade does. answer is nil if there
+// was none.
+func (h *Hub) refused(answer *refusal, err error) error {
+	if answer != nil && answer.cause != nil {
+		err = answer.cause
 	}
 	h.shared.refused.Add(1)
 	return fmt.Errorf("realtime: upgrade: %w", err)
@@ -208,7 +247,8 @@ func (h *Hub) admitOrigin(r *http.Request) (err error) {
 	}
 	origin, host := clip(r.Header.Get("Origin")), clip(r.Host)
 	h.shared.log.warn(logRefused, "origin refused: see Hub.CheckOrigin and realtime.AllowOrigins", "origin", origin, "host", host)
-	return &refusal{http.StatusForbidden, "origin not allowed", fmt.Errorf("origin %q is not allowed for host %q", origin, host)}
+	cause := fmt.Errorf("origin %q is not allowed for host %q", origin, host)
+	return &refusal{status: http.StatusForbidden, reason: "origin not allowed", cause: cause}
 }
 
 // clip bounds what a stranger can put into a log or an answer.

@@ -101,10 +101,10 @@ const (
 )
 
 // A transport is the part of a client's life in which WebSockets and event
-// streams differ. No method is called under a lock. prepare, refuseForNow and
-// connect run on the HTTP handler's goroutine, read and ended on the reading
-// goroutine, sweep on the sweeper's, lastBytes and finished on any. These last
-// three must not block.
+// streams differ. No method is called under a lock. prepare, refuseForNow,
+// dismiss and connect run on the HTTP handler's goroutine, read and ended on the
+// reading goroutine, sweep on the sweeper's, finished on any. These last two must
+// not block.
 type transport interface {
 	kind() Transport
 
@@ -113,7 +113,12 @@ type transport interface {
 	prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 
 	// refuseForNow answers a request that should be tried again later.
-	refuseForNow(w http.ResponseWriter, reason string)
+	refuseForNow(w http.ResponseWriter, r *http.Request, answer *refusal)
+
+	// dismiss tells a client of realtime.v1 that OnConnect has refused it. It
+	// reports whether the request is answered by that. The client's connection,
+	// if it has one then, is left to gone.
+	dismiss(c *Client, w http.ResponseWriter, r *http.Request, answer *refusal) bool
 
 	// connect answers the request and gives the client its connection. The
 	// error is a refusal as long as the request can be answered. If the answer
@@ -126,9 +131,6 @@ type transport interface {
 
 	// ended returns why a client left, given what ended the reading.
 	ended(c *Client, err error) error
-
-	// lastBytes returns what is sent when this side closes a client for cause.
-	lastBytes(status websocket.CloseError, cause error) *buffer
 
 	// finished is called when all is written and nothing more will be.
 	finished(c *Client)
@@ -235,18 +237,22 @@ func (c *Client) Get(key string) (value any, ok bool) {
 // Close disconnects the client and returns at once. What waits for the client
 // goes out first, then a close frame with code and reason (RFC 6455 §7.4). A
 // client that has not answered within 5 s is cut off. Messages from it are
-// discarded. The error is [ErrClientClosed] if it is gone or closing already. A
-// code that can't be sent, or a reason that is not UTF-8 or over 123 bytes, is
-// an error that leaves it connected. An event stream gets no code and no
-// reason, and its browser reconnects; [Refuse] can turn it away then.
+// discarded. A reason is cut to 123 bytes, at a character, and what isn't UTF-8
+// in it becomes U+FFFD.
+//
+// A client of the [Subprotocol] is told code and reason on both transports, and
+// whether the code is final. realtime.js doesn't reconnect then. Any other event
+// stream gets no code and no reason, and its browser reconnects; [Refuse] can
+// turn it away then.
+//
+// The error is [ErrClientClosed] if the client is gone or closing already. A code
+// that can't be sent is an error that leaves it connected.
 func (c *Client) Close(code websocket.StatusCode, reason string) error {
-	if !validCode(code) {
-		return fmt.Errorf("realtime: close code %d can't be sent: use 1000, 1001, 1003, 1007 to 1014, or 3000 to 4999", code)
+	status, err := checkClose(code, reason)
+	if err != nil {
+		return err
 	}
-	if !validReason(reason) {
-		return fmt.Errorf("realtime: close reason %q is longer than %d bytes or not UTF-8", reason, maxCloseReason)
-	}
-	cause := &closedError{websocket.CloseError{Code: code, Reason: reason}, ErrClientClosed}
+	cause := &closedError{status, ErrClientClosed}
 	if !c.close(cause.status, cause) {
 		return ErrClientClosed
 	}
@@ -306,7 +312,7 @@ func (c *Client) outboxFinished() { c.transport.finished(c) }
 // After errWriteTimeout no byte fits.
 func (c *Client) cut(err error) {
 	first := false
-	if err != ErrSlowClient || !c.out.cut(c.transport.lastBytes(tooSlow, err), func() {
+	if err != ErrSlowClient || !c.out.cut(newGoodbye(tooSlow, err).in, func() {
 		first = c.end(err)
 		c.limitClosing()
 	}) {
@@ -362,10 +368,10 @@ func (c *Client) isOpen() bool {
 	return c.state == clientOpen
 }
 
-// close ends the client behind all that waits for it, by its transport's last
-// bytes, and reports whether this call did.
+// close ends the client behind all that waits for it, by a goodbye, and reports
+// whether this call did.
 func (c *Client) close(status websocket.CloseError, cause error) bool {
-	return c.out.close(c.transport.lastBytes(status, cause), func() {
+	return c.out.close(newGoodbye(status, cause).in, func() {
 		c.end(cause)
 		if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and accept will do it
 			c.limitClosing()

@@ -3,7 +3,6 @@ package realtime
 import (
 	"context"
 	"fmt"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -19,8 +18,8 @@ import (
 // OnConnect.
 //
 // It blocks until the hub accepts it, with a [Broker] until the engine has it.
-// The errors are those of [Hub.Publish], and one for a code that Close refuses
-// or a reason that is not UTF-8. A reason over 123 bytes is cut at a character.
+// The errors are those of [Hub.Publish], and one for a code that Close refuses.
+// A reason is cut and repaired as by [Client.Close].
 // After [ErrBrokerUnavailable] this node's clients are closed, those of others
 // may not be. A node that the engine can't reach doesn't learn of it. With a
 // [HistoryBroker] and a History it does when it is back. It then also closes
@@ -56,15 +55,8 @@ func (s *shard) disconnect(ev *event) {
 // checkClose returns what a close frame can carry of code and reason: of a long
 // reason the beginning.
 func checkClose(code websocket.StatusCode, reason string) (websocket.CloseError, error) {
-	switch {
-	case !validCode(code):
+	if !validCode(code) {
 		return websocket.CloseError{}, fmt.Errorf("realtime: close code %d can't be sent: use 1000, 1001, 1003, 1007 to 1014, or 3000 to 4999", code)
-	case !utf8.ValidString(reason):
-		return websocket.CloseError{}, fmt.Errorf("realtime: close reason %q is not UTF-8", reason)
 	}
-	if len(reason) > maxCloseReason {
-		reason = reason[:maxCloseReason]
-		reason = reason[:len(reason)-cutRune([]byte(reason))]
-	}
-	return websocket.CloseError{Code: code, Reason: reason}, nil
+	return websocket.CloseError{Code: code, Reason: fitReason(reason)}, nil
 }

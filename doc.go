@@ -114,6 +114,7 @@
 //	handshake.go, seat.go  how a WebSocket opens; the library's part of one
 //	deflate.go             compressed messages
 //	serve_sse.go           clients that are event streams
+//	goodbye.go             why a client is closed or refused, as it is told
 //	event.go, frame.go     an event in each format; the bytes of frames
 //	fanout.go              shards, which hand events to clients
 //	outbox.go, backlog.go  what waits for a client; whether it is too slow

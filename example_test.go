@@ -190,6 +190,26 @@ func ExampleRefuse() {
 	// Output: 503 Service Unavailable
 }
 
+// A client that asks too often is told when to come back, a page by its
+// connection, any other by Retry-After.
+func ExampleRefuseFor() {
+	hub := realtime.NewHub()
+	allowed := func(r *http.Request) bool { return false } // a limit for each user
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		if !allowed(r) {
+			return realtime.RefuseFor(30*time.Second, http.StatusTooManyRequests, "too many connections")
+		}
+		return nil
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	_, resp, _ := websocket.Dial(context.Background(), server.URL, nil)
+	fmt.Println(resp.Status, resp.Header.Get("Retry-After"))
+	// Output: 429 Too Many Requests 30
+}
+
 // A client's context ends with the client: work done for it alone should use
 // it.
 func ExampleClient_Context() {

@@ -52,7 +52,7 @@ func controlFrame(op byte, payload []byte) *buffer {
 // needs no payload.
 var pingFrame = controlFrame(opPing, nil)
 
-// closeFrame returns a close frame. reason must have passed validReason.
+// closeFrame returns a close frame. reason must pass validReason.
 // StatusNoStatusRcvd gives an empty frame (RFC 6455 §7.1.5).
 func closeFrame(code websocket.StatusCode, reason string) *buffer {
 	if code == websocket.StatusNoStatusRcvd {

@@ -49,11 +49,12 @@ type Hub struct {
 	// Send: what is sent goes out right after the handshake. It may block;
 	// events wait for the client until then. The client counts once OnConnect
 	// has returned nil. An error refuses the client. One made by [Refuse]
-	// chooses the answer. [ErrBrokerUnavailable] asks the client to try again
-	// later. Any other is logged and answered by 403 and a fixed text, which
-	// tells a stranger nothing. Without OnConnect a client has the topics that
-	// its URL asks for (?topic=a&topic=b), 100 at most. Set OnConnect unless
-	// every client may read every topic.
+	// chooses the answer, for plain clients and for pages: see [Subprotocol].
+	// [ErrBrokerUnavailable] asks the client to try again later. Any other is
+	// logged and answered by 403 and a fixed text, which tells a stranger
+	// nothing. Without OnConnect a client has the topics that its URL asks for
+	// (?topic=a&topic=b), 100 at most. Set OnConnect unless every client may
+	// read every topic.
 	OnConnect func(c *Client, r *http.Request) error
 
 	// OnDisconnect is called once for each OnConnect that returned nil, when

@@ -80,8 +80,11 @@ const (
 type held struct {
 	early []*event
 	came  chan<- struct{} // signals early, for Listen; has room for one; nil: nobody waits
-	last  *buffer         // the transport's last bytes; nil: it isn't closed
+	last  lastBytes       // nil: it isn't closed
 }
+
+// lastBytes are what ends a client's connection, in its encoding.
+type lastBytes func(encoding) *buffer
 
 // An outboxOwner is told what becomes of its outbox. The methods run without the
 // outbox's lock.
@@ -465,10 +468,10 @@ func (o *outbox) takePongsLocked() (b []byte) {
 	return b
 }
 
-// close sends a transport's last bytes after all that waits. From then on o
-// accepts nothing. close reports whether this call closed o. If so, it has
-// called closed under the lock, before the last bytes can have an effect.
-func (o *outbox) close(last *buffer, closed func()) bool {
+// close sends last after all that waits. From then on o accepts nothing. close
+// reports whether this call closed o. If so, it has called closed under the lock,
+// before the last bytes can have an effect.
+func (o *outbox) close(last lastBytes, closed func()) bool {
 	o.mu.Lock()
 	defer o.unlock()
 	if o.state != outboxOpen {
@@ -481,7 +484,7 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 		o.holdLocked()
 		o.held.last = last
 	} else {
-		o.sendLocked(last)
+		o.sendLocked(last(o.format.encoding))
 	}
 	return true
 }
@@ -491,7 +494,7 @@ func (o *outbox) close(last *buffer, closed func()) bool {
 // if the peer has accepted nothing for a while, or SlowAfter is negative. A peer
 // that is stuck would not read last either, and must not hold memory. cut reports
 // whether o ends by itself. It then sends last, unless it was closed before.
-func (o *outbox) cut(last *buffer, closed func()) bool {
+func (o *outbox) cut(last lastBytes, closed func()) bool {
 	o.mu.Lock()
 	defer o.unlock()
 	if o.state != outboxOpen {
@@ -520,7 +523,7 @@ func (o *outbox) cut(last *buffer, closed func()) bool {
 	o.endPastLocked()
 	o.state, o.closed = outboxClosed, true
 	closed()
-	o.sendLocked(last)
+	o.sendLocked(last(o.format.encoding))
 	return true
 }
 
@@ -547,7 +550,7 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format, f
 	defer o.unlock()
 	o.conn, o.try, o.format = conn, try, f
 	events := first
-	var last *buffer
+	var last lastBytes
 	if o.held != nil {
 		o.conflateEarlyLocked()
 		events, last = append(events, o.held.early...), o.held.last
@@ -555,7 +558,7 @@ func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format, f
 	}
 	o.sendEachLocked(events)
 	if last != nil {
-		o.sendLocked(last)
+		o.sendLocked(last(f.encoding))
 	}
 	o.backlog.connected(o.shared)
 }

@@ -107,7 +107,10 @@ func newOutbox() *outbox { return &outbox{shared: newShared(), owner: new(ending
 func (o *outbox) ends() *endings { return o.owner.(*endings) }
 
 // closeWith closes o with its last bytes.
-func (o *outbox) closeWith(last *buffer) bool { return o.close(last, func() {}) }
+func (o *outbox) closeWith(last *buffer) bool { return o.close(just(last), func() {}) }
+
+// just returns last as the last bytes in any encoding.
+func just(last *buffer) lastBytes { return func(encoding) *buffer { return last } }
 
 func runOf(payloads ...string) *run {
 	r := new(run)
@@ -377,7 +380,7 @@ func TestOutboxSlowPush(t *testing.T) {
 		t.Errorf("push: %v, want ErrSlowClient", err)
 	}
 	o.ends().want(t, 0, ErrSlowClient)
-	if o.cut(closeFrame(1013, ""), func() { t.Error("it is said to be closed") }) || !o.hasFailed() {
+	if o.cut(just(closeFrame(1013, "")), func() { t.Error("it is said to be closed") }) || !o.hasFailed() {
 		t.Error("cut has not failed the outbox")
 	}
 	if got := o.shared.dropped.Load(); got != 2 {
@@ -422,11 +425,11 @@ func TestOutboxCut(t *testing.T) {
 				time.Sleep(tt.pause)
 				closed := 0
 				last := closeFrame(1013, "later")
-				told := o.cut(last, func() { closed++ })
+				told := o.cut(just(last), func() { closed++ })
 				if err := o.push(runOf("f")); err != ErrClientClosed {
 					t.Errorf("push after the cut: %v", err)
 				}
-				if again := o.cut(last, func() { closed++ }); again != told {
+				if again := o.cut(just(last), func() { closed++ }); again != told {
 					t.Errorf("a second cut returns %v, the first returned %v", again, told)
 				}
 				close(conn.gate)
@@ -465,7 +468,7 @@ func TestCutWithAFullQueue(t *testing.T) {
 	o.nextLocked(new([maxWrite]byte))
 	o.progress, o.moved = o.shared.clock.now(), true
 	last := closeFrame(1013, "later")
-	if !o.cut(last, func() {}) {
+	if !o.cut(just(last), func() {}) {
 		t.Fatal("the outbox has failed")
 	}
 	b := o.nextLocked(new([maxWrite]byte))

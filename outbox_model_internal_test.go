@@ -190,7 +190,7 @@ func (m *outboxModel) finish() {
 	isCut := m.o.moved && m.rnd.IntN(2) == 0
 	if !isCut {
 		m.o.closeWith(last)
-	} else if !m.o.cut(last, func() {}) {
+	} else if !m.o.cut(just(last), func() {}) {
 		m.t.Error("cut says that nothing is accepted")
 	}
 	m.check()

@@ -112,4 +112,26 @@ type Message struct {
 // negative. From then on the client gets some object before each interval, in
 // milliseconds, is over. Ignore what you don't know. An event stream has such
 // objects as data if its URL's query has protocol=realtime.v1.
+//
+// The last object tells why the hub ends the connection, or refuses the client:
+//
+//	{"close": {"code": 4401, "reason": "sign in first", "final": true}}
+//
+// The code and the reason are also those of a WebSocket's close frame. If "final"
+// is true, another attempt is pointless. Otherwise "retry" may tell how many
+// milliseconds to wait at least. The codes:
+//
+//	1000, 1008                 final  (RFC 6455 §7.4.1)
+//	1001, 1011, 1012, 1013 …          the server stops, fails, or is busy
+//	3000 to 3999                      the application's, registered with IANA
+//	4200 to 4499               final  refused or closed with the HTTP status 200 to 499
+//	4408, 4425, 4429                  the same, but time will help
+//	4500 to 4599                      refused or closed with the HTTP status 500 to 599
+//	4000 to 4199, 4600 to 4999        the application's
+//
+// So [Client.Close] with 4403 has the meaning of a [Refuse] with 403. A refusal
+// with 429 or 503 always has "retry"; see [RefuseFor]. What comes before OnConnect
+// is asked is refused by HTTP: a faulty handshake, or an origin that
+// [Hub.CheckOrigin] refuses. A page of that origin should learn nothing, not even
+// that there is a hub. A hub that is shutting down answers WebSockets with 503.
 const Subprotocol = "realtime.v1"

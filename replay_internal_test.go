@@ -301,7 +301,7 @@ func TestReplayEndsEarly(t *testing.T) {
 			f.o.mu.Lock()
 			f.o.moved, f.o.progress = true, f.o.shared.clock.now()
 			f.o.mu.Unlock()
-			f.o.cut(new(buffer), func() {})
+			f.o.cut(just(new(buffer)), func() {})
 		},
 		"flushed": func(f *follower) { f.o.flushed() },
 		"failed":  func(f *follower) { f.o.fail() },

@@ -7,14 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/coder/websocket"
 )
 
 // ServeSSE makes the request an event-stream client of the hub: a [Client] that
@@ -47,6 +44,7 @@ import (
 // Requests are refused as in [Upgrade]. But a request that may succeed later,
 // as after Shutdown has begun, gets a stream that ends at once, and a delay
 // after which to reconnect. A browser that gets an error would never reconnect.
+// Refusals by OnConnect reach a stream of the [Subprotocol] as its only object.
 //
 // A client that leaves is noticed at once. On Linux, one that vanishes from a
 // connection taken over is noticed within PingInterval plus PongTimeout.
@@ -91,19 +89,33 @@ func (eventStream) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 	return nil
 }
 
-// refuseForNow sends an empty stream: an error ends an EventSource for good.
-func (eventStream) refuseForNow(w http.ResponseWriter, _ string) {
+// refuseForNow sends a stream that ends: an error ends an EventSource for good.
+func (eventStream) refuseForNow(w http.ResponseWriter, r *http.Request, answer *refusal) {
 	streamHeaders(w.Header())
 	w.WriteHeader(http.StatusOK)
-	w.Write(retryNotice(time.Second).b)
+	w.Write(answer.goodbye().in(streamEncoding(r)).b)
+}
+
+// dismiss sends the answer in a stream: of any other a page sees nothing.
+func (s eventStream) dismiss(_ *Client, w http.ResponseWriter, r *http.Request, answer *refusal) bool {
+	if streamEncoding(r) != envelopeStream {
+		return false
+	}
+	s.refuseForNow(w, r, answer)
+	return true
+}
+
+// streamEncoding returns the encoding that r asks for.
+func streamEncoding(r *http.Request) encoding {
+	if r.URL.Query().Get("protocol") == Subprotocol {
+		return envelopeStream
+	}
+	return plainStream
 }
 
 // connect takes the connection over or, if it can't, stays in the handler.
 func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (stay func(), err error) {
-	f := format{encoding: plainStream}
-	if r.URL.Query().Get("protocol") == Subprotocol {
-		f.encoding = envelopeStream
-	}
+	f := format{encoding: streamEncoding(r)}
 	streamHeaders(w.Header())
 	conn, err := takeOverStream(w, r)
 	if err != nil {
@@ -117,7 +129,7 @@ func (eventStream) connect(c *Client, w http.ResponseWriter, r *http.Request) (s
 		w.Header().Set("Connection", "close") // the stream ends with the connection (RFC 9112 §6.3)
 		w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
 		limitSilence(conn, c.hub.shared.pongTimeout)
-		return f, c.wire.answer([]byte("HTTP/1.1 200 OK\r\n"), w.Header(), retryNotice(time.Second).b)
+		return f, c.wire.answer([]byte("HTTP/1.1 200 OK\r\n"), w.Header(), retryNotice())
 	})
 }
 
@@ -212,18 +224,6 @@ func (eventStream) ended(c *Client, err error) error {
 	}
 }
 
-// lastBytes returns a delay before reconnecting if the hub ends or the client is
-// too slow, else nothing.
-func (eventStream) lastBytes(_ websocket.CloseError, cause error) *buffer {
-	switch {
-	case errors.Is(cause, ErrHubClosed):
-		return retryNotice(time.Second)
-	case errors.Is(cause, ErrSlowClient):
-		return retryNotice(5 * time.Second)
-	}
-	return new(buffer)
-}
-
 // finished tells the peer that no more will come: none answers the last bytes.
 // If the connection can't tell without blocking, the reading goroutine does.
 func (eventStream) finished(c *Client) {
@@ -258,7 +258,7 @@ func (c *Client) stayInHandler(w http.ResponseWriter, r *http.Request, f format)
 	defer c.gone() // deferred because a middleware's writer may panic
 	c.accept(p, nil, func() (format, error) {
 		w.WriteHeader(http.StatusOK)
-		p.Write(retryNotice(time.Second).b) // if it fails, so does the next write
+		p.Write(retryNotice()) // if it fails, so does the next write
 		return f, nil
 	})
 	<-ctx.Done()
@@ -321,11 +321,8 @@ func (p *response) Close() error {
 }
 
 // retryNotice tells EventSource how long to wait before it reconnects (WHATWG
-// HTML §9.2.6): least and up to 4 s more at random, so that clients don't all
-// reconnect together.
-func retryNotice(least time.Duration) *buffer {
-	return &buffer{b: appendRetryField(nil, least+rand.N(4*time.Second))}
-}
+// HTML §9.2.6).
+func retryNotice() []byte { return appendRetryField(nil, spread(time.Second)) }
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.
 func acceptsStream(r *http.Request) bool {

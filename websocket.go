@@ -45,9 +45,34 @@ func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-func (webSocket) refuseForNow(w http.ResponseWriter, reason string) {
+func (webSocket) refuseForNow(w http.ResponseWriter, _ *http.Request, answer *refusal) {
 	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) // random, so that clients don't all reconnect together
-	http.Error(w, reason, http.StatusServiceUnavailable)
+	http.Error(w, answer.reason, http.StatusServiceUnavailable)
+}
+
+// dismiss makes the handshake, because a page sees nothing of one that fails. The
+// client never counts and gets no seat. gone discards what comes from it, and
+// closeTimeout bounds that.
+func (webSocket) dismiss(c *Client, w http.ResponseWriter, r *http.Request, answer *refusal) bool {
+	if !offersSubprotocol(r.Header["Sec-Websocket-Protocol"]) || c.wire.isAborted() {
+		return false // w can still have the answer
+	}
+	c.out.fail() // what waits for it, and what still comes
+	hijacker, _ := findHijacker(w)
+	conn, _, err := takeOver(hijacker)
+	switch {
+	case err != nil && conn != nil:
+		c.hub.giveUp(conn, err)
+		return true
+	case err != nil:
+		return false
+	}
+	conn.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.wire.attach(conn, nil)
+	if f, err := c.shakeHands(w.Header(), r); err == nil {
+		conn.Write(answer.goodbye().in(f.encoding).b)
+	}
+	return true
 }
 
 // connect takes the connection over and answers the handshake on it.
@@ -188,10 +213,6 @@ func (webSocket) ended(c *Client, err error) error {
 	return cause
 }
 
-func (webSocket) lastBytes(status websocket.CloseError, _ error) *buffer {
-	return closeFrame(status.Code, status.Reason)
-}
-
 func (webSocket) finished(*Client) {} // the peer answers the close frame
 
 // libraryCloses accepts a close frame from the library: an answer to the peer's
@@ -202,7 +223,7 @@ func (c *Client) libraryCloses(frame []byte) {
 		// The library echoes the peer's reason without a look at it.
 		status = websocket.CloseError{Code: websocket.StatusInvalidFramePayloadData, Reason: "close reason is not UTF-8"}
 	}
-	c.out.close(closeFrame(status.Code, status.Reason), func() {})
+	c.out.close(func(encoding) *buffer { return closeFrame(status.Code, status.Reason) }, func() {})
 	c.limitClosing()
 }
 
@@ -314,8 +335,9 @@ var errTooLarge = fmt.Errorf("message is larger than Hub.MaxMessageBytes: %w", w
 // body, 403 for a refused origin, what OnConnect chose with [Refuse], 503 to
 // try again later, 501 if a middleware's ResponseWriter hides the connection
 // (the error names its type) or the connection has no deadlines, 500 if a
-// handler panics or hub was not made by [NewHub]. The hub counts refusals. It
-// logs those for somebody's setup or a plain error of OnConnect.
+// handler panics or hub was not made by [NewHub]. Refusals by OnConnect reach a
+// client of the [Subprotocol] over its WebSocket instead. The hub counts refusals.
+// It logs those for somebody's setup or a plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 	return hub.admit(w, r, webSocket{})
 }

@@ -6,7 +6,7 @@ import "testing"
 func TestWireTakesControlFramesOnly(t *testing.T) {
 	hub := NewHub()
 	c := newClient(hub, webSocket{})
-	if _, err := c.wire.Write(closeFrame(1000, "bye").b); err != nil || !c.out.isClosed() || string(c.out.held.last.b) != string(closeFrame(1000, "bye").b) {
+	if _, err := c.wire.Write(closeFrame(1000, "bye").b); err != nil || !c.out.isClosed() || string(c.out.held.last(plainFrame).b) != string(closeFrame(1000, "bye").b) {
 		t.Errorf("a close frame: %v, closed %v", err, c.out.isClosed())
 	}
 	for name, b := range map[string][]byte{
