@@ -47,15 +47,19 @@ export interface Message {
 	readonly event: string;
 	/** Text, or the bytes of a Binary event. */
 	readonly data: string | Uint8Array;
-	/** Returns data parsed as JSON, or throws a SyntaxError. */
-	json(): any;
+	/** Returns data parsed as JSON, or throws a SyntaxError. Nothing checks that it is a T. */
+	json<T = any>(): T;
 }
 
 /** The event that reports a lost or ended connection. */
 export interface ConnectionCloseEvent extends Event {
-	/** The WebSocket's close code (RFC 6455 §7.4). An event stream has none: it reports 1006, or 1000 after `close`. */
+	/**
+	 * The close code (RFC 6455 §7.4), also of an event stream: the hub's, 1000 after
+	 * `close`, or 1006 if the connection broke. 4000 and an HTTP status, such as
+	 * 4401, means that the hub refused the page with that status.
+	 */
 	readonly code: number;
-	/** The reason that the server gave; empty if it gave none. */
+	/** The reason that the hub gave, or the error of a URL's function; empty if there is none. */
 	readonly reason: string;
 	/** Whether the Connection has ended: no events follow. Otherwise it reconnects by itself. */
 	readonly final: boolean;
@@ -65,8 +69,9 @@ export interface ConnectionEventMap {
 	/** The hub has accepted the page, for the first time or again. */
 	open: Event;
 	/**
-	 * An open connection is lost, or the Connection has ended: see `final`.
-	 * Failed attempts to reconnect are not reported.
+	 * An open connection is lost, or the hub has refused the page, or the function
+	 * for the URL has failed, or the Connection has ended: see `final`. Other
+	 * failed attempts are not reported.
 	 */
 	close: ConnectionCloseEvent;
 	/**
@@ -80,12 +85,19 @@ export interface ConnectionEventMap {
 }
 
 /**
- * Connects to the hub at url, which may be relative to the page. It throws an
- * error for an invalid URL or option. Later problems are reported by events.
- * Add listeners before the caller next awaits something: then they get every
- * event.
+ * A hub's URL, which may be relative to the page, or a function that returns it.
+ * The function is asked before each attempt, so it can add a fresh token. An error
+ * of it counts as a failed attempt and is reported by a close event. An event
+ * stream that is cut first reconnects by the browser, with the URL that it had.
  */
-export function connect(url: string | URL, options?: Options): Connection;
+export type Url = string | URL | (() => string | URL | Promise<string | URL>);
+
+/**
+ * Connects to the hub at url. It throws an error for an invalid URL or option.
+ * Later problems are reported by events. Add listeners before the caller next
+ * awaits something: then they get every event.
+ */
+export function connect(url: Url, options?: Options): Connection;
 
 /**
  * A connection to a hub. It reconnects by itself and resumes after the last
@@ -108,17 +120,30 @@ export function connect(url: string | URL, options?: Options): Connection;
  * to arrive does, so the limit doubles each time until a heartbeat comes. A hub
  * whose PingInterval is negative isn't watched.
  *
- * Two close codes end the Connection: 1000 and 1008 (policy violation). With
- * them a server tells a client not to reconnect. After every other code it
- * reconnects. To end it after a code of your own (4000–4999), call `close` in a
- * listener of close. A page can't distinguish a server that refuses it from one
- * that is down, so it keeps trying.
+ * A hub tells why it refuses or closes a page, and whether that is final. A final
+ * close ends the Connection: 1000, 1008 (policy violation), and what Refuse and
+ * Client.Close mean by the HTTP statuses 200 to 499, as the codes 4200 to 4499. But
+ * 4408, 4425 and 4429 are not final: time will help. After every other code it
+ * reconnects, not before the time that the hub may have told. To end it after
+ * another code, call `close` in a listener of close. What a proxy or a middleware
+ * refuses looks to a page like a server that is down, so it keeps trying.
+ *
+ * A page that the user has left, and that the browser keeps for the way back, is
+ * disconnected. When it is shown again it reconnects at once and resumes.
+ *
+ * Each listener may call close and reconnect.
  */
 export class Connection extends EventTarget {
-	constructor(url: string | URL, options?: Options);
+	constructor(url: Url, options?: Options);
 
 	/** "connecting" also while it waits before the next attempt. "closed" is final. */
 	readonly state: "connecting" | "open" | "closed";
+	/**
+	 * The client's id on the hub, for a request that says whose action it is, so
+	 * that Event.Except can pass over this page. It changes with each connection.
+	 * Empty while not open.
+	 */
+	readonly id: string;
 	/** The transport that is connected or is tried next. */
 	readonly transport: Transport;
 	/** The id of the last event that it got, or the position that the hub sent. Empty on a hub without History. */
@@ -142,6 +167,11 @@ export class Connection extends EventTarget {
 	 * Sends a message to the hub's OnMessage. It throws an InvalidStateError on
 	 * an event stream and while not connected. A message that is sent just
 	 * before the connection is lost may be lost too.
+	 *
+	 * Nothing is kept for later, on purpose. Only the page knows whether a message
+	 * still makes sense after an outage ("typing" doesn't), in which order with
+	 * others, and whether the hub has had it already: no answer came. What must
+	 * arrive is better sent by fetch, which tells how it went.
 	 */
 	send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
 

@@ -22,25 +22,26 @@ export function connect(url, options) {
 }
 
 export class Connection extends EventTarget {
-	#url;
+	#url; // or a function that returns one
 	#topics;
 	#transports;
 	#min;
 	#max;
 	#withCredentials;
 
-	#state = "connecting";
+	#state = "connecting"; // as it was told
+	#id = "";
 	#lastEventId;
 	#listeners = new Set(); // {event, topic, listener}
 
 	#link = null;        // the current WebSocket or EventSource: others are ignored
-	#transport = 0;      // the index of its kind
+	#openedAt = 0;       // when the link brought its first object; zero: it hasn't
+	#transport = 0;      // the index of the link's kind
 	#waiting = false;    // the next attempt has not begun
+	#notBefore = 0;      // when the hub lets it begin
 	#timer;              // for the next attempt, for an answer to this one, or for what an open link should bring
-	#openedAt = 0;       // when the link opened
 	#missed = 0;         // intervals of the hub in which nothing came
 	#patience = 2;       // how many may be missed
-	#proven = false;     // the link has brought a message
 	#wasOpen = false;    // some link has been open
 	#failures = 0;       // attempts in a row without a lasting connection: backoff grows with them
 	#tries = 0;          // failed attempts of #transport in a row
@@ -51,9 +52,7 @@ export class Connection extends EventTarget {
 
 	constructor(url, {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", backoff = {}, withCredentials = false} = {}) {
 		super();
-		this.#url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
-		this.#url.protocol = this.#url.protocol.replace("ws", "http");
-		this.#url.hash = ""; // a WebSocket's URL must not have one
+		this.#url = typeof url === "function" ? url : resolve(url);
 		if (typeof topics === "string") throw new TypeError("realtime: topics is an array of strings, not one string");
 		this.#topics = [...topics];
 		this.#transports = [...transports];
@@ -62,15 +61,14 @@ export class Connection extends EventTarget {
 		}
 		this.#lastEventId = lastEventId;
 		({min: this.#min = 500, max: this.#max = 30_000} = backoff);
-
 		this.#withCredentials = withCredentials;
-		globalThis.addEventListener?.("online", this.#online);
-		globalThis.document?.addEventListener("visibilitychange", this.#check);
+		this.#watchPage("addEventListener");
 		this.#pulse = setInterval(this.#check, pulse);
 		this.#connect();
 	}
 
 	get state() { return this.#state; }
+	get id() { return this.#id; }
 	get transport() { return this.#transports[this.#transport]; }
 	get lastEventId() { return this.#lastEventId; }
 	get topics() { return [...this.#topics]; }
@@ -87,7 +85,7 @@ export class Connection extends EventTarget {
 
 	send(data) {
 		if (this.transport !== "websocket") throw new DOMException("realtime: nothing can be sent over an event stream", "InvalidStateError");
-		if (this.#link?.readyState !== WebSocket.OPEN) throw new DOMException("realtime: not connected", "InvalidStateError");
+		if (!this.#openedAt || this.#link.readyState !== WebSocket.OPEN) throw new DOMException("realtime: not connected", "InvalidStateError");
 		this.#link.send(data);
 	}
 
@@ -97,17 +95,30 @@ export class Connection extends EventTarget {
 
 	reconnect() {
 		if (this.#state === "closed") return;
-		const lost = this.#drop();
+		this.#drop();
 		this.#connect();
-		if (lost) this.#tell("close", {code: 1006, reason: "", final: false});
+		this.#broken(1006, "");
 	}
 
 	// ---- Attempts
 
 	#connect() {
 		this.#waiting = false;
-		this.#proven = false;
-		const url = new URL(this.#url);
+		if (typeof this.#url !== "function") {
+			this.#open(this.#url);
+			return;
+		}
+		const asked = this.#link = {close() {}}; // until the URL is known
+		const current = (f) => (v) => { if (asked === this.#link) f(v); };
+		this.#expect(openTimeout);
+		(async () => resolve(await this.#url()))().then(
+			current((url) => this.#open(url)),
+			current((error) => this.#lost({reason: String(error)}, true)),
+		);
+	}
+
+	#open(base) {
+		const url = new URL(base);
 		for (const topic of this.#topics) url.searchParams.append("topic", topic);
 		if (this.#lastEventId) url.searchParams.set("lastEventId", this.#lastEventId);
 		this.#link = this.transport === "websocket" ? this.#webSocket(url) : this.#eventSource(url);
@@ -117,9 +128,8 @@ export class Connection extends EventTarget {
 	#webSocket(url) {
 		url.protocol = url.protocol.replace("http", "ws");
 		const ws = new WebSocket(url, protocol);
-		ws.onopen = () => { if (ws === this.#link) this.#opened(); };
 		ws.onmessage = ({data}) => { if (ws === this.#link) this.#receive(data); };
-		ws.onclose = ({code, reason}) => { if (ws === this.#link) this.#lost(code, reason); };
+		ws.onclose = (event) => { if (ws === this.#link) this.#lost(event); };
 		return ws;
 	}
 
@@ -130,19 +140,18 @@ export class Connection extends EventTarget {
 	#eventSource(url) {
 		url.searchParams.set("protocol", protocol);
 		const source = new EventSource(url, {withCredentials: this.#withCredentials});
-		source.onopen = () => { if (source === this.#link) this.#opened(); };
 		source.onmessage = ({data}) => { if (source === this.#link) this.#receive(data); };
 		source.onerror = () => {
 			if (source !== this.#link) return;
-			if (this.#state !== "open" || source.readyState === EventSource.CLOSED) {
-				this.#lost(1006, "");
+			if (!this.#openedAt || source.readyState === EventSource.CLOSED) {
+				this.#lost({});
 				return;
 			}
 			this.#count(true);
-			this.#state = "connecting";
+			this.#openedAt = 0;
 			this.#waiting = true;
 			this.#expect(retryTimeout);
-			this.#tell("close", {code: 1006, reason: "", final: false});
+			this.#broken(1006, "");
 		};
 		return source;
 	}
@@ -151,9 +160,11 @@ export class Connection extends EventTarget {
 	// handshake on nor refuse it.
 	#expect(time) {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => this.#lost(1006, "no answer"), time);
+		this.#timer = setTimeout(() => this.#lost({}), time);
 	}
 
+	// A link is open when its first object has come. The hub sends one at once,
+	// except to a client that it refuses. Some proxies hold all back.
 	#opened() {
 		clearTimeout(this.#timer);
 		this.#waiting = false;
@@ -167,26 +178,36 @@ export class Connection extends EventTarget {
 		if (missed && link === this.#link) this.#tell("reset");
 	}
 
-	// lost handles the end of the link.
-	#lost(code, reason) {
-		if (code === 1000 || code === 1008) {
+	// lost handles the end of the link, or an attempt that failed. The latter is
+	// told only if there is something to tell.
+	#lost({code = 1006, reason = "", final = code === 1000 || code === 1008, retry = 0}, askedInVain) {
+		if (final) {
 			this.#end(code, reason);
 			return;
 		}
-		this.#count(this.#proven || code !== 1006);
-		const wasOpen = this.#drop();
+		if (askedInVain) this.#failures++; // the transport isn't to blame
+		else this.#count(this.#openedAt > 0 || code !== 1006);
+		this.#drop();
 		this.#waiting = true;
-		this.#timer = setTimeout(() => this.#connect(), this.#delay(code));
-		if (wasOpen) this.#tell("close", {code, reason, final: false});
+		this.#notBefore = Date.now() + retry;
+		this.#timer = setTimeout(() => this.#connect(), Math.max(retry, this.#delay(code)));
+		this.#broken(code, reason, reason || code !== 1006);
+	}
+
+	// broken tells that the connection isn't open any more.
+	#broken(code, reason, always) {
+		if (this.#state !== "open" && !always) return;
+		this.#state = "connecting";
+		this.#tell("close", {code, reason, final: false});
 	}
 
 	// count records how the link did. It changes the transport after two failed
-	// attempts: those that didn't open, or ended early without a message. A
-	// transport that has worked gets six, as probably the server is down.
+	// attempts. A transport that has worked gets six, as probably the server is
+	// down.
 	#count(worked) {
-		const lasted = this.#state === "open" && Date.now() - this.#openedAt >= steady;
+		const lasted = this.#openedAt > 0 && Date.now() - this.#openedAt >= steady;
 		this.#failures = lasted ? 1 : this.#failures + 1;
-		if (worked || lasted) {
+		if (worked) {
 			this.#worked.add(this.#transport);
 			this.#tries = 0;
 		} else if (++this.#tries >= (this.#worked.has(this.#transport) ? 6 : 2)) {
@@ -209,15 +230,13 @@ export class Connection extends EventTarget {
 		return from + Math.random() * (to - from);
 	}
 
-	// drop closes the link and reports whether it was open.
 	#drop() {
 		clearTimeout(this.#timer);
 		const link = this.#link;
-		const wasOpen = this.#state === "open";
 		this.#link = null;
-		this.#state = "connecting";
+		this.#openedAt = 0;
+		this.#id = "";
 		link?.close(1000);
-		return wasOpen;
 	}
 
 	#end(code, reason) {
@@ -225,22 +244,34 @@ export class Connection extends EventTarget {
 		this.#drop();
 		this.#state = "closed";
 		clearInterval(this.#pulse);
-		globalThis.removeEventListener?.("online", this.#online);
-		globalThis.document?.removeEventListener("visibilitychange", this.#check);
+		this.#watchPage("removeEventListener");
 		this.#tell("close", {code, reason, final: true});
 	}
 
-	// ---- Losses that a browser doesn't report
+	// ---- What becomes of the page, and losses that a browser doesn't report
 
-	// check runs at each pulse and when the page is shown. A page that is shown
-	// doesn't wait for the next attempt. After a computer's sleep the connection
-	// may be dead, and the browser would notice that much later.
+	#watchPage(add) {
+		for (const type of ["online", "pagehide", "pageshow"]) globalThis[add]?.(type, this.#check);
+		globalThis.document?.[add]("visibilitychange", this.#check);
+	}
+
+	// check runs at each pulse and when something happens to the page. A page
+	// that is shown doesn't wait for the next attempt. After a computer's sleep
+	// the connection may be dead, and the browser would notice that much later.
+	// So may it be when the network is back, perhaps another one. With an id, to
+	// reconnect loses nothing. A page that leaves may be kept, but not with an
+	// open connection.
 	#check = (event) => {
 		const now = Date.now();
 		const slept = now - this.#checkedAt > asleep;
 		this.#checkedAt = now;
-		const shown = event?.type === "visibilitychange" && document.visibilityState === "visible";
-		if (slept || (shown && this.#waiting)) this.reconnect();
+		const due = this.#waiting && now >= this.#notBefore;
+		switch (event?.type) {
+			case "pagehide": if (event.persisted) this.#drop(); return; // else the browser closes it
+			case "pageshow": if (event.persisted) this.reconnect(); return;
+			case "online": if (due || (!this.#waiting && this.#lastEventId)) this.reconnect(); return;
+		}
+		if (slept || (due && event && document.visibilityState === "visible")) this.reconnect();
 	};
 
 	// watch reconnects when a hub that sends something at each interval is silent
@@ -257,22 +288,25 @@ export class Connection extends EventTarget {
 				return;
 			}
 			this.#patience = Math.min(2 * this.#patience, 64);
-			this.#lost(1006, "");
+			this.#lost({});
 		}, this.#missed < this.#patience ? interval : lastLook);
 	}
-
-	// online runs when the network is back. It may be another one, where the old
-	// connection is dead. With an id, to reconnect loses nothing.
-	#online = () => {
-		if (this.#waiting || this.#lastEventId) this.reconnect();
-	};
 
 	// ---- Events
 
 	#receive(text) {
-		this.#proven = true;
+		const {id, topic = "", event = "message", data, encoding, reset, interval, client, close} = JSON.parse(text);
+		if (close) {
+			this.#lost(close);
+			return;
+		}
 		this.#missed = 0;
-		const {id, topic = "", event = "message", data, encoding, reset, interval} = JSON.parse(text);
+		if (client) this.#id = client;
+		if (!this.#openedAt) {
+			const link = this.#link;
+			this.#opened();
+			if (link !== this.#link) return;
+		}
 		if (interval) {
 			if (Date.now() - this.#openedAt > interval / 2) this.#patience = 2; // it isn't the link's first
 			this.#watch(interval);
@@ -314,6 +348,13 @@ class Message {
 	json() {
 		return JSON.parse(this.data);
 	}
+}
+
+function resolve(url) {
+	url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
+	url.protocol = url.protocol.replace("ws", "http");
+	url.hash = ""; // a WebSocket's URL must not have one
+	return url;
 }
 
 function bytes(base64) {

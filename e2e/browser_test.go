@@ -129,7 +129,7 @@ func (tab *tab) hear(ev any) {
 	}
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
-	if tab.outage && (strings.HasPrefix(complaint, "network error: ") ||
+	if tab.outage && (strings.HasPrefix(complaint, "network ") ||
 		strings.HasPrefix(complaint, "javascript error: EventSource's response has ")) { // the response was cut in its header
 		return
 	}

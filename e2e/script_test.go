@@ -62,9 +62,11 @@ func newSite(t *testing.T, addr string, setup func(*realtime.Hub)) *site {
 		live(w, r)
 	})
 	mux.Handle("/realtime.js", realtime.Script())
-	mux.HandleFunc("/{$}", func(w http.ResponseWriter, r *http.Request) {
+	page := func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, `<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>Script</title>`)
-	})
+	}
+	mux.HandleFunc("/{$}", page)
+	mux.HandleFunc("/elsewhere", page)
 	s.server = httptest.NewUnstartedServer(mux)
 	if addr != "" {
 		listener, err := net.Listen("tcp", addr)
@@ -417,14 +419,10 @@ func TestScriptRestart(t *testing.T) {
 
 		tab.expectOutage(true)
 		site.stop()
-		code := "1001"
-		if transport == "eventsource" {
-			code = "1006"
-		}
-		tab.tells("open", "close "+code)
+		tab.tells("open", "close 1001")
 		site = newSite(t, site.addr(), setup)
 		site.publishEvent("a", realtime.Event{Key: "latest", Data: []byte("latest")})
-		tab.tells("open", "close "+code, "open", "reset")
+		tab.tells("open", "close 1001", "open", "reset")
 		site.publish("a", "", "after")
 		tab.until(`got.at(-1) === "after"`)
 		if got := eval[string](tab, `got.join()`); got != "before,latest,after" {
@@ -696,7 +694,7 @@ func TestScriptLateTimers(t *testing.T) {
 	tab.open(site.server.URL)
 	tab.run(`
 		globalThis.WebSocket = class {
-			constructor() { globalThis.socket = this; queueMicrotask(() => this.onopen()); }
+			constructor() { globalThis.socket = this; queueMicrotask(() => this.onmessage({data: '{"client":"c"}'})); }
 			close() {}
 		};
 		globalThis.timers = [];
