@@ -33,6 +33,24 @@ export interface Options {
 
 	/** Whether an event stream from another site sends that site's cookies. A WebSocket always does. */
 	withCredentials?: boolean;
+
+	/**
+	 * Whether the tabs of a site have one connection together. Each keeps its own
+	 * topics and listeners. The tab that has the connection may be closed at any
+	 * moment: another one connects, and nothing is lost or doubled. So HTTP/1.1's
+	 * limit of six connections doesn't matter.
+	 *
+	 * Tabs share if they connect to the same URL. If the URL is a function, they
+	 * share if its source is the same. A string instead of true is a name that they
+	 * share by, whatever their URLs.
+	 *
+	 * Tabs share what the hub knows of a client. So `id` is empty: Event.Except
+	 * would pass over all of them. What the hub sends to the client alone comes to
+	 * all tabs. Their topics together may be 100; further tabs have a connection of
+	 * their own. So has each tab if the hub has no History, and where the browser
+	 * has no Web Locks (they need https or localhost).
+	 */
+	shared?: boolean | string;
 }
 
 export type Transport = "websocket" | "eventsource";
@@ -141,7 +159,7 @@ export class Connection extends EventTarget {
 	/**
 	 * The client's id on the hub, for a request that says whose action it is, so
 	 * that Event.Except can pass over this page. It changes with each connection.
-	 * Empty while not open.
+	 * Empty while not open, and if the tabs share the connection.
 	 */
 	readonly id: string;
 	/** The transport that is connected or is tried next. */

@@ -10,6 +10,70 @@ import (
 	"time"
 )
 
+// script is loaded by each page, so it is at most 5 KB when compressed. How it
+// works stands here instead.
+//
+// A Connection has one link at a time: a WebSocket, an EventSource, or what stands
+// for another tab's. What comes from an older link is ignored. The link is open
+// when its first object has come, because a refused page gets another one first,
+// and because some proxies answer and then hold everything back. A listener may
+// close or reconnect, so the code that calls listeners comes last, or looks whether
+// the link is still the same.
+//
+//	connecting ──the first object──▶ open ──lost──▶ connecting
+//	     │                             │
+//	     └───────a final goodbye, or close()──────▶ closed
+//
+// Attempts. Delays are random, so that clients that lost a server together don't
+// reconnect together. After 1001 and 1012, which mean that the server stops or
+// restarts, all its clients reconnect, so the first delay is longer. The hub may
+// tell a time before which no attempt is welcome. Two failed attempts change the
+// transport. One that has worked gets six, as probably the server is down. The
+// function for the URL is no transport's fault.
+//
+// An EventSource reconnects by itself, after the time that the server set with
+// "retry". The page can't read that time, so the browser gets one attempt. Then the
+// EventSource is replaced: it gives up after an answer other than 200, and never
+// waits longer however often it fails.
+//
+// Losses that a browser doesn't report. Some paths swallow bytes and stay open, so
+// the page reconnects when a hub that sends something at each interval is silent
+// for two. It counts its own ticks, because those of a throttled or frozen page are
+// late, but don't add up. The last one lets messages be delivered that wait for such
+// a page. A message that takes longer is no reason to reconnect again and again, so
+// each time the patience doubles. After a computer's sleep, and when the network is
+// back, the old connection may be dead, which a browser would notice much later.
+// With an id, to reconnect loses nothing. A browser keeps a page that its user
+// leaves only if that has no connection. So the page gives its own up, and has a new
+// one when it is shown again.
+//
+// Tabs that share a connection have a Web Lock and a BroadcastChannel. The tab that
+// holds the lock leads: it has a link for the topics of all tabs, and posts each
+// object that comes. The others follow. The browser gives the lock to another tab
+// when its holder is gone, however that happened. If the leader is frozen, the
+// followers notice the silence like that of a hub, and one steals the lock.
+//
+//	who   from a follower   is there a leader?
+//	want  from a follower   continue from my id, on my topics too
+//	open  from the leader   what I post continues from this id, on these topics
+//	lost  from the leader   the link is lost
+//	text  from the leader   an object, and the id that came before it
+//	send  from a follower   a message for the hub
+//	bye   from any          this tab is gone
+//
+// Nothing is lost or doubled because each tab knows by the ids what it has had. A
+// history's ids have a number that grows, so they can be compared. A tab follows
+// only from an id that it has reached itself. If the leader is past that, or has
+// other topics, the tab wants more, and the leader makes another link that begins
+// earlier. Then the others skip what they have had. So it doesn't matter in which
+// order the posts of an old and a new leader come, or whether a browser loses some.
+//
+// What a hub tells a newcomer (the latest values, or what was missed since an id of
+// the page's own) is that tab's alone. So a new tab, or one that comes back, first
+// joins: it has a link of its own, until it has an id from which the leader can
+// continue. One tab joins at a time, so two connections are enough. Without a
+// History there are no ids, and all tabs stay at that.
+//
 //go:embed realtime.js
 var script []byte
 
@@ -22,7 +86,8 @@ var scriptTag = sync.OnceValue(func() string {
 // Script returns a handler that serves realtime.js, an ES module for web pages.
 // The module connects to a hub's ServeHTTP: over a WebSocket or, where none
 // gets through, an event stream. It reconnects, resumes, and says when events
-// may be lost. realtime.d.ts in this directory tells what it offers.
+// may be lost, or why the hub refuses the page. All tabs of a site can share one
+// connection. realtime.d.ts in this directory tells what it offers.
 //
 //	mux.Handle("/live", hub)
 //	mux.Handle("/realtime.js", realtime.Script())

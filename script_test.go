@@ -1,6 +1,8 @@
 package realtime_test
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -108,6 +110,17 @@ func TestScript(t *testing.T) {
 		if got := w.Header().Get("Allow"); w.Code != 405 || got != "GET, HEAD" {
 			t.Errorf("%s: got status %d and Allow %q, want 405 and GET, HEAD", method, w.Code, got)
 		}
+	}
+}
+
+// A page loads the script before it shows anything.
+func TestScriptSize(t *testing.T) {
+	var b bytes.Buffer
+	z, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	z.Write(askScript("GET", http.Header{}).Body.Bytes())
+	z.Close()
+	if b.Len() > 5<<10 {
+		t.Errorf("realtime.js has %d bytes compressed, want 5 KB at most", b.Len())
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -76,6 +77,7 @@ type tab struct {
 	*testing.T
 	name string
 	ctx  context.Context
+	shut context.CancelFunc // closes it
 
 	mu         sync.Mutex
 	complaints []string
@@ -84,10 +86,28 @@ type tab struct {
 
 func newTab(t *testing.T, browser context.Context, name string) *tab {
 	t.Helper()
-	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
+	return newTabIn(t, browser, name, chromedp.WithNewBrowserContext())
+}
+
+// newProfile returns a context for newTabIn, whose tabs have cookies, storage and
+// cache in common, like those of one person.
+func newProfile(t *testing.T, browser context.Context) context.Context {
+	t.Helper()
+	profile, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
+	t.Cleanup(cancel)
+	if err := chromedp.Do(profile); err != nil {
+		t.Fatal(err)
+	}
+	return profile
+}
+
+func newTabIn(t *testing.T, profile context.Context, name string, more ...chromedp.ContextOption) *tab {
+	t.Helper()
+	ctx, cancel := chromedp.NewContext(profile, more...)
 	tab := &tab{T: t, name: name, ctx: ctx}
+	tab.shut = cancel
 	t.Cleanup(func() {
-		if t.Failed() {
+		if t.Failed() && ctx.Err() == nil {
 			tab.screenshot()
 		}
 		cancel()
@@ -151,6 +171,31 @@ func (tab *tab) do(what string, actions ...chromedp.Action[chromedp.Void]) {
 	if err := chromedp.Do(ctx, actions...); err != nil {
 		tab.Fatalf("%s: %s: %v", tab.name, what, err)
 	}
+}
+
+// crash ends the tab's process. Nothing of the page runs then.
+func (tab *tab) crash() {
+	tab.Helper()
+	ctx, cancel := context.WithTimeout(tab.ctx, time.Second)
+	defer cancel()
+	chromedp.Do(ctx, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, page.Crash, cdp.Empty{})
+		return err // there is no answer
+	}))
+}
+
+// freeze stops the page as a browser does with one in the background, or lets it
+// go on.
+func (tab *tab) freeze(frozen bool) {
+	tab.Helper()
+	state := page.SetWebLifecycleStateParams{State: page.SetWebLifecycleStateStateActive}
+	if frozen {
+		state.State = page.SetWebLifecycleStateStateFrozen
+	}
+	tab.do("freezing", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, page.SetWebLifecycleState, state)
+		return err
+	}))
 }
 
 func (tab *tab) open(url string) {

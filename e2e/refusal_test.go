@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
@@ -170,10 +171,20 @@ func TestScriptURL(t *testing.T) {
 	})
 }
 
+// eachShared runs test over both transports, with a page that may share its
+// connection and with one that doesn't. more has the option.
+func eachShared(t *testing.T, test func(t *testing.T, browser context.Context, transport, more string)) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		for _, more := range []string{"shared: false, ", "shared: true, "} {
+			t.Run(more[:len(more)-2], func(t *testing.T) { test(t, browser, transport, more) })
+		}
+	})
+}
+
 // TestScriptListenersMayAct checks that each listener may close the Connection or
 // reconnect it.
 func TestScriptListenersMayAct(t *testing.T) {
-	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+	eachShared(t, func(t *testing.T, browser context.Context, transport, more string) {
 		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
 		for _, tt := range []struct {
 			what, told string
@@ -188,7 +199,7 @@ func TestScriptListenersMayAct(t *testing.T) {
 			tab := newTab(t, browser, "Ann-"+transport)
 			tab.expectOutage(true) // an attempt that is given up is one to the browser
 			tab.open(site.server.URL)
-			tab.run(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", ` + options(transport, `topics: ["a"]`) + `);` + watch + tt.what)
+			tab.run(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", ` + options(transport, more+`topics: ["a"]`) + `);` + watch + tt.what)
 			tab.until(`live.lastEventId || live.state === "closed"`)
 			for i := range 3 {
 				site.publish("a", fmt.Sprint(i+1), fmt.Sprint(i+1))
@@ -203,13 +214,29 @@ func TestScriptListenersMayAct(t *testing.T) {
 	})
 }
 
+// TestScriptPageGone checks that the hub can tell a page that is gone from one that
+// closed its Connection.
+func TestScriptPageGone(t *testing.T) {
+	t.Parallel()
+	left := make(chan error, 1)
+	site := newSite(t, "", func(hub *realtime.Hub) {
+		hub.OnDisconnect = func(_ *realtime.Client, err error) { left <- err }
+	})
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.connect(site.server.URL, options("websocket", ""))
+	tab.shut()
+	if err := <-left; websocket.CloseStatus(err) != websocket.StatusGoingAway {
+		t.Errorf("the page left with %v, want 1001", err)
+	}
+}
+
 // TestScriptPageCache checks that a page that the browser keeps while the user is
 // elsewhere comes back by itself, and misses nothing.
 func TestScriptPageCache(t *testing.T) {
-	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+	eachShared(t, func(t *testing.T, browser context.Context, transport, more string) {
 		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
 		tab := newTab(t, browser, "Ann-"+transport)
-		tab.connect(site.server.URL, options(transport, `topics: ["a"]`))
+		tab.connect(site.server.URL, options(transport, more+`topics: ["a"]`))
 		site.publish("a", "", "1")
 		tab.until(`got.join() === "1"`)
 		eval[chromedp.Void](tab, `addEventListener("pageshow", (e) => { globalThis.kept = e.persisted; })`)

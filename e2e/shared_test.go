@@ -1,0 +1,383 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+)
+
+// share connects the tab to /live and returns before it is open. topics are
+// those of the tab.
+func (tab *tab) share(url, transport string, topics ...string) {
+	tab.Helper()
+	tab.open(url)
+	tab.run(fmt.Sprintf(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", %s);`+watch,
+		options(transport, fmt.Sprintf(`shared: true, topics: %q.split(",").filter(Boolean)`, strings.Join(topics, ",")))))
+}
+
+// has waits until the hub has n clients, each with a number of topics.
+func (s *site) has(n, topics int) {
+	s.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		var of []int
+		for c := range s.hub.Clients() {
+			of = append(of, len(c.Topics()))
+		}
+		if slices.Equal(of, slices.Repeat([]int{topics}, n)) {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("the hub's clients have %d topics, want %d clients with %d", of, n, topics)
+		}
+	}
+}
+
+// TestScriptShared checks that eight tabs have one connection, and that each gets
+// every event once, on its own topics and on those that OnConnect adds.
+func TestScriptShared(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		heard := make(chan string, 10)
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.History = keep
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { heard <- string(msg.Data) }
+		})
+		site.publishEvent("a", realtime.Event{Key: "k", Data: []byte("latest")})
+		group := newProfile(t, browser)
+		tabs := make([]*tab, 8)
+		for i := range tabs {
+			tabs[i] = newTabIn(t, group, fmt.Sprintf("tab%d-%s", i, transport))
+			tabs[i].share(site.server.URL, transport, "a", fmt.Sprint("own", i))
+		}
+		for _, tab := range tabs {
+			tab.until(`live.state === "open" && live.lastEventId !== ""`)
+		}
+		site.has(1, 1+len(tabs))
+		for i := range 100 {
+			site.publish("a", "", fmt.Sprint("all ", i))
+			site.publish(fmt.Sprint("own", i%8), "", fmt.Sprint("own ", i))
+			site.publish("", "", fmt.Sprint("everybody ", i))
+		}
+		for n, tab := range tabs {
+			want := []string{"latest"}
+			for i := range 100 {
+				want = append(want, fmt.Sprint("all ", i))
+				if i%8 == n {
+					want = append(want, fmt.Sprint("own ", i))
+				}
+				want = append(want, fmt.Sprint("everybody ", i))
+			}
+			tab.until(fmt.Sprintf(`got.length >= %d`, len(want)))
+			if got := eval[[]string](tab, `got`); !slices.Equal(got, want) {
+				t.Errorf("%s got %q, want %q", tab.name, got, want)
+			}
+			if got := eval[string](tab, `live.id + live.transport`); got != transport {
+				t.Errorf("%s has the id and the transport %q", tab.name, got)
+			}
+			tab.tells("open")
+			if transport == "websocket" {
+				eval[chromedp.Void](tab, fmt.Sprintf(`live.send("from %d")`, n))
+				if got := <-heard; got != fmt.Sprint("from ", n) {
+					t.Errorf("the hub heard %q, want what tab %d has sent", got, n)
+				}
+			}
+		}
+	})
+}
+
+// TestScriptSharedTabsClose closes tabs again and again, and opens others, while
+// the network fails and publishers go on. Each tab gets every event once and in
+// order.
+func TestScriptSharedTabsClose(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		proxy := newProxy(t, site.addr())
+		group := newProfile(t, browser)
+		stop := make(chan struct{})
+		published := 0
+		var publisher sync.WaitGroup
+		publisher.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Duration(rand.IntN(10)) * time.Millisecond):
+				}
+				if err := publishTo(site.hub, []string{"a", "b"}[published%2], realtime.Event{Data: fmt.Append(nil, published)}); err != nil {
+					t.Error(err)
+					return
+				}
+				published++
+			}
+		})
+		var tabs []*tab
+		open := func() {
+			tab := newTabIn(t, group, fmt.Sprintf("tab%d-%s", len(tabs), transport))
+			tab.expectOutage(true)
+			tab.share(proxy.url, transport, "a", "b", fmt.Sprint("c", len(tabs)%2))
+			tab.until(`live.state === "open" && got.length > 0`)
+			tabs = append(tabs, tab)
+		}
+		const most = 4
+		for range most {
+			open()
+		}
+		for i := range 8 {
+			oldest := tabs[len(tabs)-most] // mostly the one with the connection
+			switch i % 4 {
+			case 0:
+				oldest.shut() // as by its button
+			case 1:
+				oldest.crash()
+			case 2:
+				eval[chromedp.Void](oldest, `live.close()`)
+			case 3:
+				proxy.cut()
+				oldest.shut()
+			}
+			open()
+		}
+		close(stop)
+		publisher.Wait()
+		last := fmt.Sprint(published - 1)
+		for _, tab := range tabs[len(tabs)-most:] {
+			tab.until(fmt.Sprintf(`got.at(-1) === %q`, last))
+			got := eval[[]string](tab, `got`)
+			var first int
+			fmt.Sscan(got[0], &first)
+			for i, data := range got {
+				if data != fmt.Sprint(first+i) {
+					t.Fatalf("%s: event %d of %d is %s, want %d", tab.name, i, len(got), data, first+i)
+				}
+			}
+			if told := eval[[]string](tab, `told`); slices.Contains(told, "reset") {
+				t.Errorf("%s got a reset: %q", tab.name, told)
+			}
+			t.Logf("%s: %d of %d events, told %q", tab.name, len(got), published, eval[[]string](tab, `told`))
+		}
+		site.has(1, 4)
+	})
+}
+
+// TestScriptSharedFrozen freezes the tab that has the connection, as a browser
+// does with tabs in the background. The others notice by the hub's silence, and
+// what was missed comes to all.
+func TestScriptSharedFrozen(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History, hub.PingInterval = keep, time.Second })
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 3 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.expectOutage(true) // its connection ends
+			tab.share(site.server.URL, transport, "a")
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 1)
+		tabs[0].freeze(true)
+		site.publish("a", "", "1")
+		for _, tab := range tabs[1:] {
+			tab.until(`got.join() === "1"`)
+		}
+		tabs[0].freeze(false)
+		site.publish("a", "", "2")
+		for _, tab := range tabs {
+			tab.until(`got.at(-1) === "2"`)
+			if got := eval[string](tab, `got.join()`); got != "1,2" {
+				t.Errorf("%s got %s, want 1,2", tab.name, got)
+			}
+		}
+		site.has(1, 1)
+	})
+}
+
+// TestScriptSharedRestart restarts the server of tabs that share a connection.
+func TestScriptSharedRestart(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		setup := func(hub *realtime.Hub) { hub.History = keep }
+		site := newSite(t, "", setup)
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 3 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.expectOutage(true)
+			tab.share(site.server.URL, transport, "a", fmt.Sprint("own", i))
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 4)
+		site.stop()
+		for _, tab := range tabs {
+			tab.tells("open", "close 1001")
+		}
+		site = newSite(t, site.addr(), setup)
+		for _, tab := range tabs {
+			tab.tells("open", "close 1001", "open", "reset")
+		}
+		site.publish("a", "", "1")
+		for i, tab := range tabs {
+			site.publish(fmt.Sprint("own", i), "", "2")
+			tab.until(`got.join() === "1,2"`)
+		}
+		site.has(1, 4)
+	})
+}
+
+// TestScriptSharedRefused closes the connection of several tabs for good. Each
+// learns why. A tab that OnConnect refuses doesn't take the others with it.
+func TestScriptSharedRefused(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		var banned atomic.Bool
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.History = keep
+			hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+				topics := r.URL.Query()["topic"]
+				if banned.Load() || slices.Contains(topics, "secret") {
+					return realtime.Refuse(403, "not you")
+				}
+				return c.Subscribe(topics...)
+			}
+		})
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 3 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.share(site.server.URL, transport, "a", fmt.Sprint("own", i))
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 4)
+		refused := newTabIn(t, profile, "refused-"+transport)
+		refused.share(site.server.URL, transport, "secret")
+		refused.tells("close 4403 final")
+		site.has(1, 4)
+		banned.Store(true)
+		for c := range site.hub.Clients() {
+			c.Close(4403, "banned")
+		}
+		for _, tab := range tabs {
+			tab.until(`live.state === "closed"`)
+			if got := eval[string](tab, `told.at(-1)`); got != "close 4403 final" {
+				t.Errorf("%s was told %q", tab.name, got)
+			}
+		}
+	})
+}
+
+// TestScriptSharedWithoutHistory checks that tabs of a hub without ids have
+// connections of their own.
+func TestScriptSharedWithoutHistory(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	site := newSite(t, "", nil)
+	profile := newProfile(t, browser)
+	for i := range 3 {
+		tab := newTabIn(t, profile, fmt.Sprint("tab", i))
+		tab.share(site.server.URL, "eventsource", "a")
+		tab.until(`live.state === "open"`)
+	}
+	site.has(3, 1)
+}
+
+// TestScriptSharedLostPosts loses and holds up posts between tabs, as a browser
+// might with a page that is suspended. A tab notices by the ids.
+func TestScriptSharedLostPosts(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 2 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.share(site.server.URL, transport, "a")
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 1)
+		follower := tabs[1]
+		follower.open(site.server.URL)
+		follower.run(`
+			globalThis.lost = 0;
+			globalThis.losing = true;
+			const Channel = BroadcastChannel;
+			globalThis.BroadcastChannel = class extends Channel {
+				set onmessage(f) {
+					super.onmessage = (e) => {
+						if (losing && e.data.text && Math.random() < 0.2) lost++;
+						else f(e);
+					};
+				}
+			};`)
+		follower.run(fmt.Sprintf(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", %s);`+watch,
+			options(transport, `shared: true, topics: ["a"]`)))
+		follower.until(`live.lastEventId !== "" && live.state === "open"`)
+		site.has(1, 1)
+		const n = 300
+		for i := range n {
+			site.publish("a", "", fmt.Sprint(i))
+			time.Sleep(time.Millisecond) // else one link could bring all
+		}
+		eval[chromedp.Void](follower, `losing = false`)
+		site.publish("a", "", fmt.Sprint(n)) // shows the loss of the last one
+		for _, tab := range tabs {
+			if tab == follower {
+				tab.until(fmt.Sprintf(`got.at(-1) === "%d"`, n))
+				for i, data := range eval[[]string](tab, `got`) {
+					if data != fmt.Sprint(i) {
+						t.Fatalf("%s: event %d is %s", tab.name, i, data)
+					}
+				}
+				if lost := eval[int](tab, `lost`); lost == 0 {
+					t.Error("no post was lost")
+				}
+				continue
+			}
+			tab.until(fmt.Sprintf(`got.length === %d`, n+1))
+		}
+	})
+}
+
+// TestScriptSharedHistoryRestored checks that a history whose numbers begin again,
+// as one that was restored from a backup, is not taken for one that was seen.
+func TestScriptSharedHistoryRestored(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.open(site.server.URL)
+	tab.run(`
+		globalThis.WebSocket = class {
+			static OPEN = 1;
+			readyState = 1;
+			constructor() { globalThis.socket = this; }
+			close() {}
+		};
+		const {connect} = await import("/realtime.js");
+		globalThis.live = connect("/live", {shared: true, transports: ["websocket"]});` + watch)
+	tab.until(`globalThis.socket`)
+	for _, object := range []string{
+		`{"client":"c"}`,
+		`{"id":"x-100","data":"a"}`,
+		`{"id":"x-100","data":"again"}`,
+		`{"id":"x-99","data":"again"}`,
+		`{"id":"x-101-local","data":"b"}`,
+		`{"id":"x-101-local","data":"c"}`,
+		`{"data":"d"}`,
+		`{"reset":true}`,
+		`{"id":"x-5","data":"e"}`,
+		`{"id":"x-5","data":"again"}`,
+	} {
+		eval[chromedp.Void](tab, fmt.Sprintf(`socket.onmessage({data: %q})`, object))
+	}
+	tab.until(`got.join() === "a,b,c,d,e"`)
+	tab.tells("open", "reset")
+}
