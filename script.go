@@ -87,7 +87,8 @@ var scriptTag = sync.OnceValue(func() string {
 // The module connects to a hub's ServeHTTP: over a WebSocket or, where none
 // gets through, an event stream. It reconnects, resumes, and says when events
 // may be lost, or why the hub refuses the page. All tabs of a site can share one
-// connection. realtime.d.ts in this directory tells what it offers.
+// connection. realtime.d.ts in this directory tells what it offers. Both files are
+// also the npm package @kashvi/realtime, for pages that are bundled.
 //
 //	mux.Handle("/live", hub)
 //	mux.Handle("/realtime.js", realtime.Script())

@@ -1,9 +1,9 @@
 // Package e2e has tests that drive a real browser, Debian's Chromium. They test
-// the programs in examples, realtime.js behind a proxy that cuts connections, and
-// the JavaScript that the documentation shows. The package is a module of its
-// own, so that users of realtime don't get the driver.
+// the programs in examples, realtime.js behind a proxy that cuts connections and as
+// an npm package, and the JavaScript that the documentation shows. The package is a
+// module of its own, so that users of realtime don't get the driver.
 //
-//	apt-get install chromium
+//	apt-get install chromium npm
 //	go test ./...
 //
 // $CHROMIUM names another browser to use, such as google-chrome. A test that
