@@ -78,6 +78,7 @@ func TestGoneInEnvelope(t *testing.T) {
 		conn := s.connectAs("topic=a", realtime.Subprotocol)
 		plain := s.connectAs("topic=a", "")
 		set(t, hub, "a", "x", "gone")
+		read(t, conn) // the hub says hello
 		var got map[string]any
 		if err := json.Unmarshal([]byte(read(t, conn)), &got); err != nil || got["key"] != "x" || got["gone"] != true || got["data"] != "gone" {
 			t.Errorf("got %v, %v", got, err)

@@ -117,7 +117,7 @@ type publication struct {
 type change struct {
 	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing
-	replay *replay        // filled in by the loop; it goes behind do
+	replay *replay        // nil, or filled in by the loop; it goes behind do
 	taken  chan struct{}
 }
 
@@ -240,12 +240,14 @@ func (h *Hub) pass(out *batch) {
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
 	r := c.replay
-	h.order.fill(r)
-	switch {
-	case r.lost:
-		h.shared.resets.Add(1)
-	case r.resumed:
-		h.shared.resumed.Add(1)
+	if r != nil {
+		h.order.fill(r)
+		switch {
+		case r.lost:
+			h.shared.resets.Add(1)
+		case r.resumed:
+			h.shared.resumed.Add(1)
+		}
 	}
 	if c.client == nil {
 		close(c.taken)
@@ -254,6 +256,9 @@ func (h *Hub) change(c *change) {
 	c.client.home.inbox.put(entry{do: func(s *shard) {
 		if c.do != nil {
 			c.do(s)
+		}
+		if r == nil {
+			return
 		}
 		c.client.out.replay(r)
 		if r.given != nil {

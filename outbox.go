@@ -150,7 +150,7 @@ func (o *outbox) holdLocked(events ...*event) {
 // takeHeld takes the events that o holds.
 func (o *outbox) takeHeld() (events []*event) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
+	defer o.releaseLocked()
 	if o.held != nil {
 		events, o.held.early = o.held.early, nil
 		o.backlog.delivered(o.shared, countMessages(events))
@@ -665,6 +665,7 @@ func (o *outbox) drain() {
 	defer func() {
 		o.writing = false
 		if o.drained != nil {
+			o.backlog.report(o.shared) // before somebody looks who waits
 			close(o.drained)
 			o.drained = nil
 		}
