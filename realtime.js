@@ -445,10 +445,11 @@ export class Connection extends EventTarget {
 			this.#watch();
 		}
 		const had = this.#channel && reaches(id, this.#lastEventId);
-		if (reset || (id && !had)) this.#lastEventId = id;
+		if ((reset && !topic) || (id && !had)) this.#lastEventId = id;
 		if (id && this.#joins?.call) this.#asking ||= setTimeout(() => this.#ask(), askAfter);
+		if (this.#all.includes(topic) && !this.#topics.includes(topic)) return; // another tab's
 		if (reset) this.#tell("reset");
-		else if (data !== undefined && !had && (!this.#all.includes(topic) || this.#topics.includes(topic))) {
+		else if (data !== undefined && !had) {
 			this.#hand(Object.assign(new Message(), {id, topic, event, data: encoding === "base64" ? bytes(data) : data}));
 		}
 	}
@@ -488,7 +489,7 @@ function resolve(url) {
 function reaches(a, b) {
 	const [history, number] = a.split("-");
 	const [other, limit] = b.split("-");
-	return history === other && +number <= +limit && !/-local/.test(a + b);
+	return history === other && parseInt(number) <= parseInt(limit) && !/-local/.test(a + b);
 }
 
 function bytes(base64) {

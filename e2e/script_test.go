@@ -730,4 +730,15 @@ func TestScriptLateTimers(t *testing.T) {
 		t.Errorf("after two silent intervals it waits for %q, want 54000 again", got)
 	}
 	eval[chromedp.Void](tab, `live.close()`)
+
+	// A listener may close the Connection while its first object is handled.
+	tab.run(`
+		const {connect} = await import("/realtime.js");
+		timers = [];
+		globalThis.live = connect("/live", {transports: ["websocket"]});
+		live.addEventListener("open", () => live.close());
+		socket.onmessage({data: '{"client":"c","interval":54000}'});`)
+	if got := eval[string](tab, `live.state + waits()`); got != "closed" {
+		t.Errorf("a Connection that was closed at once waits, and is %s", got)
+	}
 }

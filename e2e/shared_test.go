@@ -372,12 +372,14 @@ func TestScriptSharedHistoryRestored(t *testing.T) {
 		`{"id":"x-101-local","data":"b"}`,
 		`{"id":"x-101-local","data":"c"}`,
 		`{"data":"d"}`,
+		`{"id":"x-102-9f3a","data":"e"}`,
+		`{"id":"x-102-9f3a","data":"again"}`,
 		`{"reset":true}`,
-		`{"id":"x-5","data":"e"}`,
+		`{"id":"x-5","data":"f"}`,
 		`{"id":"x-5","data":"again"}`,
 	} {
 		eval[chromedp.Void](tab, fmt.Sprintf(`socket.onmessage({data: %q})`, object))
 	}
-	tab.until(`got.join() === "a,b,c,d,e"`)
+	tab.until(`got.join() === "a,b,c,d,e,f"`)
 	tab.tells("open", "reset")
 }
