@@ -132,9 +132,13 @@ func (j *journal) carry() {
 	}
 }
 
-// carryFailed notes that the log doesn't take a record of values.
+// carryFailed notes that the log doesn't take a record of values. The log isn't
+// trimmed then: the next call of tidy carries its values, and the next record those
+// that are many records old.
 func (j *journal) carryFailed() {
-	j.carrier.waits, j.carrier.asked = false, 0
+	c := &j.carrier
+	c.due, c.goal, c.waits, c.asked = nil, 0, false, 0
+	c.next = min(c.next, 1)
 	if j.out.live.Load() { // otherwise catchUp does it
 		j.carrySoon(1)
 	}

@@ -135,3 +135,48 @@ func TestCarriedValueWithoutRoom(t *testing.T) {
 		}
 	})
 }
+
+// Where the log doesn't take a record of values, it isn't trimmed: nodes that
+// start would lack them.
+func TestCarriedRecordFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		next := uint64(0)
+		take := func(r []byte) {
+			next++
+			j.Record("e", next, r)
+			d.arrive()
+		}
+		value := &ownEvent{event: newEvent("a", Event{Key: "k", Data: []byte("1")}), number: 1}
+		take(encodeRecord(nodeID{1}, []*ownEvent{value}))
+		take(recordOf(1, 2, "x"))
+		j.Current("e", next)
+		d.arrive()
+		j.tidy(milestone{record: 1, bytes: 1 << 20}, time.Now())
+		b.setAway(true)
+		time.Sleep(3 * time.Second)
+		d.arrive()
+		b.setAway(false)
+		for range 10 {
+			time.Sleep(time.Second)
+			for _, r := range d.appended(b) {
+				take(r)
+			}
+		}
+		synctest.Wait()
+		if trims := b.trimmed(); len(trims) > 0 && j.past.topics["a"].keys["k"].home < trims[0].before<<recordBits {
+			t.Errorf("the log was trimmed up to record %d, which has a value", trims[0].before)
+		}
+		j.tidy(milestone{record: 1, bytes: 1 << 20}, time.Now())
+		for range 10 {
+			time.Sleep(time.Second)
+			for _, r := range d.appended(b) {
+				take(r)
+			}
+		}
+		synctest.Wait()
+		if len(b.trimmed()) == 0 {
+			t.Error("the log is not trimmed later")
+		}
+	})
+}
