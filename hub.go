@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -218,7 +219,7 @@ func NewHub() *Hub {
 		looped:    make(chan struct{}),
 		finished:  make(chan struct{}),
 		settled:   make(chan struct{}),
-		registry:  registry{empty: make(chan struct{}), seed: maphash.MakeSeed()},
+		registry:  registry{quiet: make(chan struct{}), empty: make(chan struct{}), seed: maphash.MakeSeed()},
 	}
 	h.shared.clock.start = time.Now()
 	h.shared.done = h.done
@@ -395,7 +396,7 @@ func (h *Hub) end() {
 // drain closes the clients one after another, over DrainOver. It ends early when
 // none is left, and when the ctx of a Shutdown has ended.
 func (h *Hub) drain(cause *closedError) {
-	clients := h.registry.all() // no others come
+	clients := slices.DeleteFunc(h.registry.all(), (*Client).isListener) // no others come; listeners hear all until the end
 	if len(clients) == 0 || h.shared.drainOver <= 0 {
 		return
 	}
@@ -409,7 +410,7 @@ func (h *Hub) drain(cause *closedError) {
 			// Through the loop and the shard, so that the client gets before all
 			// that was published before.
 			h.hand(change{client: c, do: func(*shard) { c.close(cause.status, cause) }})
-		case <-h.registry.empty:
+		case <-h.registry.quiet:
 			return
 		case <-h.done:
 			return

@@ -27,15 +27,15 @@ type Heard struct {
 // wait for the loop. A break or the end of ctx frees all that Listen holds. The
 // end of ctx does so without a loop, too.
 //
-// A listener is no client of a stranger: it doesn't count, and OnConnect isn't
-// called. It gets no latest values and no earlier events.
+// A listener is no client of a stranger: it doesn't count, nor in
+// [Hub.MaxClients], and OnConnect isn't called. It gets no latest values and no earlier events.
 func (h *Hub) Listen(ctx context.Context, topics ...string) iter.Seq2[Heard, error] {
 	if err := h.usable(); err != nil {
 		return func(yield func(Heard, error) bool) { yield(Heard{}, fmt.Errorf("realtime: listen: %w", err)) }
 	}
 	h.start()
 	h.settle()
-	c := newClient(h, eventStream{}) // it stays in the state joining, and its outbox is never opened
+	c := newClient(h, listener{}) // it stays in the state joining, and its outbox is never opened
 	came := make(chan struct{}, 1)
 	c.out.held = &held{came: came}
 	var last []*event // what waited in the end
@@ -73,4 +73,12 @@ func (h *Hub) Listen(ctx context.Context, topics ...string) iter.Seq2[Heard, err
 		}
 		yield(Heard{}, c.why())
 	}
+}
+
+// A listener is the transport of a client that Listen has.
+type listener struct{ eventStream }
+
+func (c *Client) isListener() bool {
+	_, is := c.transport.(listener)
+	return is
 }

@@ -179,3 +179,48 @@ func TestListenOnSeveralNodes(t *testing.T) {
 		})
 	}
 }
+
+// Listeners don't take the places of clients, and a full hub doesn't refuse them.
+func TestListenWithMaxClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.MaxClients, hub.Logger = 1, quiet
+		s := newPipeSite(t, hub)
+		before := pull(t, hub.Listen(t.Context(), "a"))
+		s.connect()
+		full := pull(t, hub.Listen(t.Context(), "a"))
+		if resp := s.refused(); resp.StatusCode != 503 {
+			t.Errorf("a client above MaxClients is answered with %s", resp.Status)
+		}
+		publish(t, hub, "a", "x")
+		for _, next := range []func() string{before, full} {
+			if got := next(); got != "a||x" {
+				t.Errorf("a listener got %q", got)
+			}
+		}
+	})
+}
+
+// A listener hears all that is published in a drain, which ends with the last
+// client.
+func TestListenInDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.DrainOver = time.Minute
+		s := newPipeSite(t, hub)
+		next := pull(t, hub.Listen(t.Context(), "a"))
+		for range 2 {
+			conn := s.connect()
+			go closeStatus(conn)
+		}
+		synctest.Wait()
+		time.AfterFunc(29*time.Second, func() { publish(t, hub, "a", "late") })
+		start := time.Now()
+		if err := hub.Shutdown(t.Context()); err != nil || time.Since(start) != 30*time.Second {
+			t.Errorf("Shutdown: %v after %v, want none after 30s", err, time.Since(start))
+		}
+		if got := next(); got != "a||late" {
+			t.Errorf("the listener got %q", got)
+		}
+	})
+}

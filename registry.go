@@ -20,10 +20,12 @@ type registry struct {
 	slots    []*Client  // nil: free
 	free     []int32    // slots that are free
 	clients  int        // slots that aren't
+	hearing  int        // those of them that Listen has
 	seed     maphash.Seed
 	sweeping bool // the sweeper is running
 	closed   bool
-	empty    chan struct{} // closed when the registry is closed and has no clients
+	quiet    chan struct{} // closed when the registry is closed and has no clients but Listen's
+	empty    chan struct{} // the same without these
 }
 
 // add gives the client a slot and a shard, and joins it to the shard. From then
@@ -47,8 +49,10 @@ func (h *Hub) enter(c *Client) error {
 	if g.closed {
 		return ErrHubClosed
 	}
-	if g.clients >= h.shared.maxClients {
-		h.shared.log.warn(logFull, "client refused: "+errFull.Error(), "clients", g.clients)
+	if c.isListener() {
+		g.hearing++
+	} else if g.clients-g.hearing >= h.shared.maxClients {
+		h.shared.log.warn(logFull, "client refused: "+errFull.Error(), "clients", g.clients-g.hearing)
 		return errFull
 	}
 	if !g.sweeping {
@@ -120,12 +124,23 @@ func (g *registry) remove(c *Client) {
 	g.slots[c.slot] = nil
 	c.home.members--
 	g.clients--
+	if c.isListener() {
+		g.hearing--
+	}
 	g.free = append(g.free, c.slot)
 	if g.clients == 0 {
 		g.slots, g.free = nil, nil
-		if g.closed {
-			close(g.empty)
-		}
+	}
+	g.endLocked()
+}
+
+// endLocked closes quiet and empty when their time has come.
+func (g *registry) endLocked() {
+	if g.closed && g.clients == g.hearing && !isClosed(g.quiet) {
+		close(g.quiet)
+	}
+	if g.closed && g.clients == 0 {
+		close(g.empty)
 	}
 }
 
@@ -137,9 +152,7 @@ func (g *registry) close() bool {
 		return false
 	}
 	g.closed = true
-	if g.clients == 0 {
-		close(g.empty)
-	}
+	g.endLocked()
 	return true
 }
 
