@@ -111,13 +111,13 @@ type publication struct {
 	taken chan receipt // has room for it
 }
 
-// A change of a client's shard needs the loop only if a replay comes with it. All
-// others go to the shard's inbox. The client waits until taken is closed: its next
+// A change of a client's shard needs the loop if a replay comes with it, or if it
+// has to be behind what was sent to Broadcast. All others go to the shard's inbox. The client waits until taken is closed: its next
 // change could overtake this one otherwise.
 type change struct {
 	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing
-	replay *replay        // nil, or filled in by the loop; it goes behind do
+	replay *replay        // filled in by the loop; it goes behind do; nil: there is only do
 	taken  chan struct{}
 }
 
@@ -170,6 +170,10 @@ func (h *Hub) loop() {
 			h.pass(&out)
 			p.taken <- taken
 		case c := <-h.changes:
+			if c.replay == nil && !order.isFull() {
+				h.takeBroadcast(&out) // the client gets what was sent before
+				h.pass(&out)
+			}
 			h.change(&c)
 		case a := <-order.arrivals():
 			now := time.Now()
@@ -240,14 +244,17 @@ func (h *Hub) pass(out *batch) {
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
 	r := c.replay
-	if r != nil {
-		h.order.fill(r)
-		switch {
-		case r.lost:
-			h.shared.resets.Add(1)
-		case r.resumed:
-			h.shared.resumed.Add(1)
-		}
+	if r == nil {
+		c.client.home.inbox.put(entry{do: c.do})
+		close(c.taken)
+		return
+	}
+	h.order.fill(r)
+	switch {
+	case r.lost:
+		h.shared.resets.Add(1)
+	case r.resumed:
+		h.shared.resumed.Add(1)
 	}
 	if c.client == nil {
 		close(c.taken)
@@ -256,9 +263,6 @@ func (h *Hub) change(c *change) {
 	c.client.home.inbox.put(entry{do: func(s *shard) {
 		if c.do != nil {
 			c.do(s)
-		}
-		if r == nil {
-			return
 		}
 		c.client.out.replay(r)
 		if r.given != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
 )
 
 func TestShutdownDeliversWhatIsQueued(t *testing.T) {
@@ -686,4 +687,50 @@ func TestCloseInALongOnConnect(t *testing.T) {
 			t.Errorf("closed with %v, want 4000", got)
 		}
 	})
+}
+
+// A busyBroker stops the hub's loop until busy is closed.
+type busyBroker struct {
+	realtime.Broker
+	busy chan struct{}
+}
+
+func (b busyBroker) MaxMessageBytes() int {
+	<-b.busy
+	return 0
+}
+
+// With a DrainOver, the client whose turn is first gets what was sent to Broadcast
+// before Shutdown.
+func TestDrainOverBehindBroadcast(t *testing.T) {
+	for range 10 { // chance would have it in every second one
+		synctest.Test(t, func(t *testing.T) {
+			busy := make(chan struct{})
+			hub := realtime.NewHub()
+			hub.DrainOver = time.Minute
+			hub.Broker = busyBroker{brokertest.NewMemory().Broker(), busy}
+			conn := newPipeSite(t, hub).connect()
+			go hub.PublishAll(t.Context(), realtime.Event{})
+			synctest.Wait()
+			const events = 100
+			for range events {
+				hub.Broadcast <- []byte("x")
+			}
+			got := make(chan int)
+			go func() {
+				n := 0
+				for _, _, err := conn.Read(context.Background()); err == nil; _, _, err = conn.Read(context.Background()) {
+					n++
+				}
+				got <- n
+			}()
+			time.AfterFunc(time.Second, func() { close(busy) })
+			if err := hub.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if n := <-got; n != 1+events {
+				t.Errorf("got %d events, want %d", n, 1+events)
+			}
+		})
+	}
 }
