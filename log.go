@@ -21,6 +21,7 @@ const (
 	logHistory
 	logBroker
 	logOutage
+	logBack // it may come right after the outage
 	logKinds
 )
 
@@ -133,7 +134,7 @@ func (o *outage) over() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.since.IsZero() {
-		o.log.add(logOutage, slog.LevelInfo, o.what+" is back", []any{"after", time.Since(o.since).Round(time.Second)})
+		o.log.add(logBack, slog.LevelInfo, o.what+" is back", []any{"after", time.Since(o.since).Round(time.Second)})
 		o.since = time.Time{}
 	}
 }

@@ -37,6 +37,21 @@ func TestOutageIsToldAtGrowingIntervals(t *testing.T) {
 	})
 }
 
+// The end of an outage is logged, however short it was.
+func TestShortOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lines []string
+		l := &logbook{logger: slog.New(slog.NewTextHandler(lineWriter(func(line string) { lines = append(lines, line) }), nil))}
+		o := &outage{log: l, what: "broker connection"}
+		o.failed(errors.New("refused"))
+		o.over()
+		synctest.Wait()
+		if len(lines) != 2 || !strings.Contains(lines[1], "is back") {
+			t.Errorf("got %q, want its begin and its end", lines)
+		}
+	})
+}
+
 type lineWriter func(line string)
 
 func (w lineWriter) Write(p []byte) (int, error) { w(string(p)); return len(p), nil }
