@@ -114,7 +114,8 @@ func TestStreamKeepsTheMost(t *testing.T) {
 	}
 }
 
-// Records leave the stream when they are older than Age. The newest one stays.
+// Records leave the stream when they are older than Age. The newest one with events
+// stays, and the hub's own record behind it.
 func TestStreamIsTrimmed(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
@@ -123,13 +124,13 @@ func TestStreamIsTrimmed(t *testing.T) {
 		a.expectAny(t, fmt.Sprint(i), a)
 	}
 	js := streams(t, engine)
-	eventually(t, "stream with the newest record alone", func() bool {
+	eventually(t, "stream without old records", func() bool {
 		stream, err := js.Stream(t.Context(), "realtime")
 		if err != nil {
 			t.Fatal(err)
 		}
 		state := stream.CachedInfo().State
-		return state.Msgs == 1 && state.FirstSeq == state.LastSeq && state.LastSeq >= 5
+		return state.Msgs <= 2 && state.FirstSeq >= 5
 	})
 	a.expectAny(t, "behind it", a)
 }
@@ -208,8 +209,9 @@ func TestStreamIsChanged(t *testing.T) {
 			})
 			eventually(t, "outage", func() bool { return a.Stats().BrokerDown })
 			time.Sleep(time.Second)
-			if n := strings.Count(logged.String(), test.want); n != 1 {
-				t.Errorf("%d lines name it, want 1:\n%s", n, logged)
+			lines := logged.String()
+			if n := strings.Count(lines, test.want) - strings.Count(lines, "history still lost"); n != 1 { // which comes after 10 s
+				t.Errorf("%d lines name it, want 1:\n%s", n, lines)
 			}
 			if test.last {
 				if err := js.DeleteStream(t.Context(), "realtime"); err != nil {

@@ -443,7 +443,7 @@ func TestHistoryStays(t *testing.T) {
 }
 
 // Records leave the log when they are older than the Age of the hub's History. The
-// newest one stays.
+// newest one with events stays, and the hub's own record behind it.
 func TestHistoryIsTrimmed(t *testing.T) {
 	t.Parallel()
 	r := startRedis(t)
@@ -453,9 +453,9 @@ func TestHistoryIsTrimmed(t *testing.T) {
 			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte("x")}) == nil
 		})
 	}
-	eventually(t, "a log with the newest record alone", func() bool {
+	eventually(t, "a log without old records", func() bool {
 		n, err := r.do("XLEN", "{realtime:log}").AsInt64()
-		return err == nil && n == 1
+		return err == nil && n <= 2
 	})
 }
 
@@ -497,7 +497,8 @@ func TestHistoryTrim(t *testing.T) {
 	}
 	now := time.Now().UnixMilli() + 10_000
 	last := 2
-	for _, n := range []int{1, 100, 1, 1, 2, 3, 70} { // so many in a millisecond
+	r.do("HSET", "{realtime:log}:head", "last", "180") // before the records, because those above it would look like a loss
+	for _, n := range []int{1, 100, 1, 1, 2, 3, 70} {  // so many in a millisecond
 		for range n {
 			last++
 			if err := r.do("XADD", "{realtime:log}", fmt.Sprintf("%d-*", now), "epoch", a.epoch("B"), "number", fmt.Sprint(last), "record", "x").Error(); err != nil {
@@ -506,7 +507,6 @@ func TestHistoryTrim(t *testing.T) {
 		}
 		now += int64(n * n)
 	}
-	r.do("HSET", "{realtime:log}:head", "last", fmt.Sprint(last))
 	for before := 1; before <= last+3; before++ {
 		a.trim("B", uint64(before))
 		var want string
