@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -525,5 +526,109 @@ func simulatePresence(t *testing.T, seed uint64, history bool) {
 	}
 	for _, tab := range tabs {
 		tab.conn.cut()
+	}
+}
+
+// A meter counts the bytes and the messages that nodes give to their engine.
+type meter struct{ bytes, messages atomic.Int64 }
+
+func (m *meter) count(b []byte) {
+	m.bytes.Add(int64(len(b)))
+	m.messages.Add(1)
+}
+
+func (m *meter) reset() (bytes, messages int64) { return m.bytes.Swap(0), m.messages.Swap(0) }
+
+type meteredBroker struct {
+	realtime.Broker
+	*meter
+}
+
+func (b meteredBroker) Publish(ctx context.Context, topic string, msg []byte) error {
+	b.count(msg)
+	return b.Broker.Publish(ctx, topic, msg)
+}
+
+type meteredLog struct {
+	realtime.HistoryBroker
+	*meter
+}
+
+func (b meteredLog) Publish(ctx context.Context, topic string, msg []byte) error {
+	b.count(msg)
+	return b.HistoryBroker.Publish(ctx, topic, msg)
+}
+
+func (b meteredLog) Append(ctx context.Context, record []byte) error {
+	b.count(record)
+	return b.HistoryBroker.Append(ctx, record)
+}
+
+// Members cost the engine bytes when they come, and next to none while nothing
+// happens. With -v it tells how many.
+func TestPresenceCost(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				engine := brokertest.NewMemory()
+				m := new(meter)
+				var clients []*realtime.Client
+				var hubs []*realtime.Hub
+				for range 2 {
+					hub := realtime.NewHub()
+					lobby(hub)
+					hub.SendBuffer = 10_000
+					hub.Broker = meteredBroker{engine.Broker(), m}
+					if history {
+						hub.Broker = meteredLog{engine.HistoryBroker(), m}
+					}
+					hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+						clients = append(clients, c)
+						return c.Subscribe("lobby")
+					}
+					hubs = append(hubs, hub)
+					drained(newPipeSite(t, hub).listen(""))
+				}
+				const minutes = 60
+				time.Sleep(time.Minute)
+				m.reset()
+				time.Sleep(time.Hour)
+				alone, _ := m.reset()
+				members := 0
+				come := func(n int) {
+					for range n {
+						if err := clients[members%2].Appear("lobby", fmt.Sprintf("user-%06d", members), nil); err != nil {
+							t.Fatal(err)
+						}
+						members++
+					}
+					time.Sleep(10 * time.Second)
+				}
+				come(1000)
+				bytes, messages := m.reset()
+				t.Logf("1,000 members that come: %d bytes in %d messages", bytes, messages)
+				if bytes > 1000*150 {
+					t.Errorf("1,000 members cost %d bytes when they come", bytes)
+				}
+				come(9000)
+				for _, hub := range hubs {
+					n := 0
+					for range hub.Members("lobby") {
+						n++
+					}
+					if n != members {
+						t.Fatalf("%d members are there, want %d", n, members)
+					}
+				}
+				time.Sleep(2 * time.Hour) // until the log is tidy
+				m.reset()
+				time.Sleep(10 * time.Hour)
+				bytes, messages = m.reset()
+				t.Logf("10,000 members, while nothing happens: %d bytes in %d messages a minute; without members %d bytes", bytes/10/minutes, messages/10/minutes, alone/minutes)
+				if bytes/10 > 2*alone+1<<20 {
+					t.Errorf("10,000 members cost %d bytes an hour while nothing happens", bytes/10)
+				}
+			})
+		})
 	}
 }
