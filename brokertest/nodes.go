@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,6 +44,17 @@ const (
 	localWithin  = 4 * time.Second       // for an event to reach the clients of its node that are connected
 	wellWithin   = 30 * time.Second      // for events to reach all clients again
 	logPatience  = 2 * time.Second       // in addition, where there is a history
+	goneAfter    = 3 * time.Second       // members of a killed node are there at least so long: it counts as gone 7 s after its last heartbeat
+	goneWithin   = 25 * time.Second      // for them to be taken away, which a node does at every other heartbeat of its own, at random
+	longAge      = 5 * time.Minute       // of the history
+	shortAge     = time.Second           // of the history when the log is to be trimmed
+	trimmedIn    = 5 * shortAge          // for that
+	setEvery     = 5                     // events of a publisher, for each value
+	valueKeys    = 4                     // of all publishers together, or of each where there is no history
+
+	valuesTopic  = "values"
+	membersTopic = "members"
+	everybody    = "a member on two nodes"
 )
 
 // RunNodes runs three nodes, each in a process of its own, with two clients and a
@@ -58,10 +70,15 @@ const (
 //   - Disconnect ends the connections of its node, and of all nodes when nothing
 //     is wrong, within seconds. With a history it ends those of a node that can't
 //     be reached when that is back.
+//   - Half a minute after each fault all nodes have the same latest values, and the
+//     same members. With a history the values outlive all nodes, and the records
+//     in which they were published.
+//   - The members of a node that was killed are there until it counts as gone, and
+//     then no longer. A member that another node has too stays.
 //
 // The TestMain of the package has to call [Main].
 func RunNodes(t *testing.T, history bool, cluster Cluster) {
-	s := &scene{t: t, history: history, cluster: cluster, start: time.Now()}
+	s := &scene{t: t, history: history, cluster: cluster, start: time.Now(), age: longAge}
 	t.Cleanup(s.end)
 	for i := range s.nodes {
 		s.boot(i)
@@ -82,6 +99,7 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		s.running.Go(func() { s.publishers[i].run(publishing) })
 	}
 	s.settle("at the start")
+	s.agree("before anything was wrong")
 	s.inCalm("before anything was wrong")
 	s.disconnect(0, "before anything was wrong")
 	s.settle("after all were disconnected")
@@ -91,12 +109,15 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 			break
 		}
 		s.note(fmt.Sprintf("node %d is killed", i))
+		killed := s.node(i)
 		s.kill(i)
+		s.mourn(killed)
 		s.counted("after a node was killed")
 		s.disconnect((i+1)%3, "after a node was killed")
 		time.Sleep(downFor)
 		s.boot(i)
 		s.settle("after a node was started again")
+		s.agree("after a node was started again")
 		s.inCalm("after a node was started again")
 	}
 	for _, fault := range cluster.Faults {
@@ -122,14 +143,19 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 		}
 		s.settle("after " + fault.Name)
 		disconnected()
+		s.agree("after " + fault.Name)
 		s.counted("after " + fault.Name)
 		s.inCalm("after " + fault.Name)
 	}
 	stopPublishing()
 	s.settle("in the end")
+	s.agree("in the end")
 	stop()
 	s.running.Wait()
 	s.judge()
+	if history {
+		s.outlive()
+	}
 }
 
 // A scene is one run of RunNodes.
@@ -138,6 +164,8 @@ type scene struct {
 	history bool
 	cluster Cluster
 	start   time.Time
+	age     time.Duration // of the history of nodes that start
+	boots   int           // how many nodes have started
 	running sync.WaitGroup
 	clients []*client
 
@@ -183,7 +211,12 @@ func (s *scene) publishLarge(size int) {
 
 func (s *scene) boot(i int) {
 	s.t.Helper()
-	p := startNode(s.t, s.cluster.Config[i])
+	p := startNode(s.t, s.cluster.Config[i], s.age)
+	s.boots++
+	p.show(fmt.Sprint("a member on process ", s.boots))
+	if i < 2 {
+		p.show(everybody)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nodes[i] = p
@@ -242,31 +275,150 @@ func (s *scene) look(i int) (f figures, ok bool) {
 func (s *scene) counted(when string) {
 	s.t.Helper()
 	var counts [3]int
+	want := len(s.clients)
+	for i := range s.nodes {
+		if p := s.node(i); p != nil {
+			want += len(p.members)
+		}
+	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		right := true
 		for i := range s.nodes {
 			f, ok := s.look(i)
 			counts[i] = f.Cluster
-			right = right && (!ok || f.Cluster == len(s.clients))
+			right = right && (!ok || f.Cluster == want)
 		}
 		if right {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Errorf("%s: after %v nodes count %v clients, want %d", when, patience, counts, len(s.clients))
+			s.t.Errorf("%s: after %v nodes count %v clients, want %d", when, patience, counts, want)
 			return
 		}
 	}
 }
 
-// disconnect disconnects all clients, by one node, when nothing is wrong.
+// agree waits until all nodes have the same values, and the right members.
+func (s *scene) agree(when string) {
+	s.t.Helper()
+	began := time.Now()
+	s.agreeOnValues(when)
+	var members []string
+	for i := range s.nodes {
+		if p := s.node(i); p != nil {
+			members = append(members, p.members...)
+		}
+	}
+	slices.Sort(members)
+	members = slices.Compact(members)
+	s.agreeOn("members", when, func(f figures) []string { return f.Members }, func(got []string) bool { return slices.Equal(got, members) })
+	s.note(fmt.Sprintf("all nodes agreed in %v, %s", time.Since(began), when))
+}
+
+// agreeOnValues sets a value on each node, and waits until all have the same
+// values, and these among them.
+func (s *scene) agreeOnValues(when string) (values []string) {
+	s.t.Helper()
+	var marks []string
+	for i, p := range s.publishers {
+		p.setting.Lock() // until the nodes agree
+		defer p.setting.Unlock()
+		p.sets++
+		key, data := fmt.Sprint("last of ", i), fmt.Sprint(p.sets)
+		eventually(s.t, fmt.Sprintf("value that node %d sets, %s", i, when), func() bool {
+			return s.node(i).set(key, data, false) == http.StatusOK
+		})
+		marks = append(marks, key+"="+data)
+	}
+	return s.agreeOn("values", when, func(f figures) []string { return f.Values }, func(got []string) bool {
+		return !slices.ContainsFunc(marks, func(mark string) bool { return !slices.Contains(got, mark) })
+	})
+}
+
+// agreeOn waits until all nodes have the same of something, and have it right.
+func (s *scene) agreeOn(what, when string, of func(figures) []string, right func([]string) bool) []string {
+	s.t.Helper()
+	for deadline := time.Now().Add(wellWithin); ; time.Sleep(100 * time.Millisecond) {
+		var got [3][]string
+		agreed := true
+		for i := range s.nodes {
+			f, ok := s.look(i)
+			got[i] = of(f)
+			agreed = agreed && ok && right(got[i]) && slices.Equal(got[i], got[0])
+		}
+		if agreed {
+			return got[0]
+		}
+		if time.Now().After(deadline) {
+			s.t.Errorf("%v after nodes could agree on the %s, %s, they have\n%q\n%q\n%q", wellWithin, what, when, got[0], got[1], got[2])
+			return got[0]
+		}
+	}
+}
+
+// mourn waits until the other nodes have taken away the members of a process that
+// was killed right before.
+func (s *scene) mourn(p *process) {
+	s.t.Helper()
+	killed := time.Now()
+	alone := p.members[0] // which no other node has
+	for there := true; there; time.Sleep(100 * time.Millisecond) {
+		there = false
+		for i := range s.nodes {
+			f, ok := s.look(i)
+			if !ok {
+				continue
+			}
+			has := slices.Contains(f.Members, alone)
+			there = there || has
+			if d := time.Since(killed); !has && d < goneAfter {
+				s.t.Errorf("node %d has %q %v after a node was killed, without its member: want that for %v", i, f.Members, d, goneAfter)
+				return
+			}
+			if !slices.Contains(f.Members, everybody) {
+				s.t.Errorf("node %d has %q after a node was killed, want the member that another node has too", i, f.Members)
+				return
+			}
+		}
+		if there && time.Since(killed) > goneWithin {
+			s.t.Errorf("%v after a node was killed its member is there", goneWithin)
+			return
+		}
+	}
+	s.note(fmt.Sprintf("its member was gone after %v", time.Since(killed)))
+}
+
+// outlive tests that values outlive all nodes, and the records in which they were
+// published. So the log is trimmed before all nodes are killed.
+func (s *scene) outlive() {
+	s.t.Helper()
+	restart := func() {
+		for i := range s.nodes {
+			s.kill(i)
+		}
+		for i := range s.nodes {
+			s.boot(i)
+		}
+		s.counted("after all nodes were killed")
+	}
+	s.age, s.clients = shortAge, nil
+	restart()
+	want := s.agreeOnValues("with a short Age")
+	time.Sleep(trimmedIn)
+	restart()
+	s.agreeOn("values", "when all nodes were killed", func(f figures) []string { return f.Values }, func(got []string) bool { return slices.Equal(got, want) })
+}
+
+// disconnect disconnects all clients, by one node, when nothing is wrong. An engine
+// that is part of the nodes may need some time for that, after one was killed.
 func (s *scene) disconnect(i int, when string) {
 	s.t.Helper()
-	connections := s.connections(-1)
-	began := time.Now()
-	if status := s.node(i).disconnect("a"); status != http.StatusOK {
-		s.t.Errorf("Disconnect, %s: %d, want %d", when, status, http.StatusOK)
-	}
+	var connections []<-chan struct{}
+	var began time.Time
+	eventually(s.t, "Disconnect that succeeds, "+when, func() bool {
+		connections, began = s.connections(-1), time.Now()
+		return s.node(i).disconnect("a") == http.StatusOK
+	})
 	s.ended(connections, localWithin, "Disconnect, "+when)
 	s.note(fmt.Sprintf("all were disconnected in %v, %s", time.Since(began), when))
 }
@@ -389,15 +541,35 @@ type publisher struct {
 	node  int
 
 	publishing sync.Mutex // held for each event
+	setting    sync.Mutex // held for each value; guards sets
+	sets       int        // how many values so far
 	mu         sync.Mutex // guards the fields below
 	results    []result   // of events, by their number
 	times      []time.Time
 }
 
 func (p *publisher) run(ctx context.Context) {
-	for ctx.Err() == nil {
+	for i := 0; ctx.Err() == nil; i++ {
 		p.publish()
+		if i%setEvery == 0 {
+			p.set()
+		}
 		time.Sleep(publishEvery)
+	}
+}
+
+// set sets a value, or takes one away. A plain Broker gives values no order, so
+// that each publisher has Keys of its own.
+func (p *publisher) set() {
+	p.setting.Lock()
+	defer p.setting.Unlock()
+	p.sets++
+	key := fmt.Sprint("key ", p.sets%valueKeys)
+	if !p.scene.history {
+		key = fmt.Sprint(key, " of ", p.node)
+	}
+	if node := p.scene.node(p.node); node != nil {
+		node.set(key, fmt.Sprint(p.node, " ", p.sets), p.sets%3 == 0)
 	}
 }
 
