@@ -15,6 +15,7 @@
 //	realtime_messages_delivered_total messages written to a client's connection
 //	realtime_messages_received_total  messages from clients
 //	realtime_messages_replaced_total  messages that a newer one of their Key replaced
+//	realtime_values_forgotten_total   latest values dropped because there were too many
 //	realtime_messages_dropped_total   messages still queued when their client went, or sent too late
 //	realtime_clients_resumed_total    clients that reconnected and got every event since
 //	realtime_clients_reset_total      clients that reconnected and may have lost events
@@ -87,6 +88,7 @@ var metrics = []metric{
 	counter("messages_delivered", "Messages written to a client's connection.", func(s *realtime.Stats) int64 { return s.Delivered }),
 	counter("messages_received", "Messages from clients.", func(s *realtime.Stats) int64 { return s.Received }),
 	counter("messages_replaced", "Messages that a newer one of their Key replaced.", func(s *realtime.Stats) int64 { return s.Replaced }),
+	counter("values_forgotten", "Latest values dropped because there were too many.", func(s *realtime.Stats) int64 { return s.Forgotten }),
 	counter("messages_dropped", "Messages still queued when their client went, or sent too late.", func(s *realtime.Stats) int64 { return s.Dropped }),
 	counter("clients_resumed", "Clients that reconnected and got every event since.", func(s *realtime.Stats) int64 { return s.Resumed }),
 	counter("clients_reset", "Clients that reconnected and may have lost events.", func(s *realtime.Stats) int64 { return s.Resets }),
