@@ -32,8 +32,14 @@
 //     no order between them.
 //   - Delivery: at most once, to connected clients. With [Hub.History], a
 //     client that reconnects with the last id it saw gets every event since, on
-//     the topics that OnConnect subscribes, each once and in order. If it may
-//     have lost some, it is told so.
+//     the topics that OnConnect subscribes, each once and in order, or it gets a
+//     reset. Of events with a Key it gets the newest.
+//   - Latest values: the newest event of each Key stays, and new clients get it,
+//     until another replaces it or one that is Gone takes it away. [History]
+//     bounds their number. What is dropped for that is counted and logged.
+//   - Presence: the nodes agree on who is in a topic, and its clients get each
+//     change. Members that a node showed leave when that node is gone. See
+//     [Client.Appear].
 //   - Slow clients: up to 256 messages may wait for a client. One that stays
 //     above that for a second, without catching up, is disconnected with
 //     [ErrSlowClient], and told if it still reads. It costs nobody else
@@ -42,9 +48,11 @@
 //     log, or a reset that the client gets.
 //   - Disconnecting: [Hub.Disconnect] closes a topic's clients on all nodes, in
 //     order with what is published.
-//   - Blocking: publishing and Subscribe wait until the hub accepts the call,
-//     and with a [Broker] longer; see [Hub.PublishAll] and [Client.Subscribe].
-//     The hub waits for no client, handler or Logger.
+//   - Pages that use [Script] learn why they are refused or closed, and whether
+//     another attempt is pointless; see [Subprotocol].
+//   - Blocking: the hub waits for no client, handler or Logger. Calls that
+//     publish or subscribe wait until the hub accepts them, and with a [Broker]
+//     longer; see [Hub.PublishAll] and [Client.Subscribe].
 //   - Shutdown: what waits goes out, WebSocket clients get close code 1001, and
 //     event streams end. When [Hub.Shutdown] has returned nil, nothing of the
 //     hub is running.
@@ -68,8 +76,8 @@
 //
 // A [Broker] joins the hubs of several processes: what is published to one
 // reaches the clients of all. The modules natsbroker and redisbroker, beside
-// this one, use NATS and Redis. Each publisher's events keep their order in a
-// topic. Lost events are counted, and clients that reconnect are told. With a
+// this one, use NATS and Redis. Hubs whose brokers have the same name hear each
+// other. Each publisher's events keep their order in a topic. Lost events are counted, and clients that reconnect are told. With a
 // [HistoryBroker] all events have one order on all nodes, and clients resume on
 // any of them. Connected clients are then told, too, if the engine may have
 // lost events.
@@ -83,12 +91,12 @@
 // client reads too slowly, a goroutine writes for that client until nothing
 // waits.
 //
-// A client has one goroutine more, which reads. An idle one on Linux, on TCP or
-// a Unix socket, has none, and takes about 2 KB in all. With TLS it has none
-// either, and crypto/tls takes some 8 KB more. Event streams on HTTP/2 stay in
-// their handlers, and take over 50 KB. No client has a timer.
-// The hub looks at each once a second, so what is due happens at most a second
-// late. Pings and heartbeats come early instead.
+// A client has one goroutine more, which reads. An idle client on Linux has
+// none. It takes about 2 KB in all, on TCP or a Unix socket, and some 10 KB if
+// this process ends TLS. Event streams on HTTP/2 stay in their handlers, and
+// take over 50 KB. No client has a timer. The hub looks at each once a second,
+// so what is due happens at most a second late. Pings and heartbeats come early
+// instead.
 //
 // # Inside
 //
@@ -99,30 +107,35 @@
 //	                      ▼  │                               ▼
 //	            order: history, broker                    outbox ─▶ write(2)
 //
-// The files:
+// The files, each with its concept:
 //
-//	hub.go, loop.go        settings and lifetime; the loop
-//	order.go               where the order of events is decided; one process
-//	relay.go, journal.go   the same for a Broker and a HistoryBroker, with
-//	                       broker.go, peers.go, ledger.go, appender.go and
-//	                       codec.go
-//	admit.go, registry.go  where a request becomes a client; clients by slot
-//	client.go, topics.go   a client's life, which gone ends; its topics
-//	disconnect.go          closing a topic's clients, on all nodes
-//	listen.go              what is published, on the server
-//	websocket.go, wire.go  WebSockets; the connection under their library
-//	handshake.go, seat.go  how a WebSocket opens; the library's part of one
-//	deflate.go             compressed messages
-//	serve_sse.go           clients that are event streams
-//	goodbye.go             why a client is closed or refused, as it is told
-//	event.go, frame.go     an event in each format; the bytes of frames
-//	fanout.go              shards, which hand events to clients
-//	outbox.go, backlog.go  what waits for a client; whether it is too slow
-//	history.go, replay.go  what is kept; how a client gets it, in parts
-//	carry.go, survey.go    how values stay in a journal, and reach a new relay
-//	presence.go            who is in a topic
-//	sweep.go               what is due by time
-//	origin.go, sse.go      origin checks; event streams by hand
+//	realtime.go, hub.go       events, messages, errors; settings and lifetime
+//	loop.go, order.go         publishing; where the order of events is decided, for one process
+//	relay.go, journal.go      the order with a Broker; with a HistoryBroker
+//	broker.go, codec.go       the interfaces of both; what they carry
+//	peers.go, ledger.go       a node and the others; how it notices that events are lost
+//	appender.go               how events get into the log, or bypass it
+//	history.go, replay.go     what is kept; how a client gets it, in parts
+//	latest.go                 Hub.Latest
+//	survey.go, carry.go       how a new relay gets latest values; how they stay in the log
+//	presence.go               who is in a topic
+//	admit.go, goodbye.go      how a request becomes a client; why it is refused or closed
+//	client.go, registry.go    a client's life, which gone ends; where the hub finds it
+//	topics.go                 a client's topics
+//	disconnect.go             closing a topic's clients, on all nodes
+//	listen.go                 hearing what is published, on the server
+//	websocket.go              a WebSocket client: its messages, pings and close
+//	handshake.go, deflate.go  how it opens; compressed messages
+//	wire.go, seat.go          the connection under coder/websocket; its part of a client
+//	serve_sse.go              an event-stream client
+//	fanout.go                 shards, which hand events to clients
+//	event.go, frame.go        an event in each format; the bytes of frames
+//	outbox.go, backlog.go     what waits for a client; whether it is too slow
+//	outbox_*.go, socket_*.go  what differs by operating system
+//	sweep.go                  what is due by time
+//	stats.go, log.go          the figures; the lines in the log
+//	origin.go, script.go      origin checks; realtime.js, the module for pages
+//	sse.go                    Stream: an event stream by hand
 //
-// What may wait for what stands in CONTRIBUTING.md and above loop in loop.go.
+// CONTRIBUTING.md and the comment above loop in loop.go say what may wait for what.
 package realtime
