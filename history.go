@@ -16,11 +16,11 @@ import (
 // keeps nothing. If one field is set, the others have their defaults. Negative
 // values count as zero, but see Values.
 type History struct {
-	// Events is how many events are kept of each topic, and of the events to
-	// all clients. The default is 100.
+	// Events is how many recent events are kept of each topic, and of the events
+	// to all clients. The default is 100.
 	Events int
 
-	// Age is how long an event is kept. The default is 5 minutes.
+	// Age is how long an event is recent. The default is 5 minutes.
 	Age time.Duration
 
 	// Values is how many latest values the whole hub keeps beyond Events and

@@ -137,13 +137,13 @@ type Hub struct {
 	// and then the live ones. Those are the events on the topics that OnConnect
 	// subscribes and the events for all; of those with a Key only the newest.
 	// If the hub can't tell what the client lost, because that is no longer
-	// kept or was another process's, the client gets instead a reset (on an
-	// event stream an event of that name), the newest event of each Key, and
-	// the live ones. A new client gets no reset at first.
+	// recent or was another process's, the client gets instead a reset (on an
+	// event stream an event of that name), the latest value of each Key, and
+	// the live ones. A new client gets the same without the reset.
 	//
 	// Kept events come in parts of some 32 KB, each when the one before is
-	// written. The rest waits in the history. If the history forgets it, the
-	// client gets a reset, even a new one. A client that needs longer than
+	// written. The rest waits in the history. If the history forgets an event
+	// before its turn, the client gets a reset, even a new one. A client that needs longer than
 	// WriteTimeout for a part, and as much again for each full 32 KB of it, is
 	// disconnected with [ErrSlowClient].
 	//
@@ -173,9 +173,9 @@ type Hub struct {
 	// nodes, and events go through it. A client that joins waits up to 5 s for
 	// this node to have it, before OnConnect. An event that the engine doesn't
 	// accept in 2 s goes to this node's clients alone. The nodes make the engine
-	// forget an event between one and two Ages after it was published. While no
-	// node runs it forgets none. All nodes need a History of one Age: the
-	// shortest one rules.
+	// forget an event between one and two Ages after it was published, but
+	// carry the latest values over. While no node runs it forgets none. All nodes
+	// need a History of one Age: the shortest one rules.
 	Broker Broker
 
 	// Logger gets each kind of line at most once a second, on a goroutine of
@@ -329,11 +329,12 @@ func isClosed(c <-chan struct{}) bool {
 
 // Shutdown ends the hub. It refuses new clients, sends all that waits, and
 // closes each client with 1001 (RFC 6455 §7.4.1), for which the client has 5 s.
-// With a [Hub.DrainOver] it closes them one after another. It returns nil when nothing of the hub is running, handlers included; only a
-// CheckOrigin may still look at a new request. If ctx ends first, Shutdown cuts
-// the connections and returns ctx's error within a second of that. Then only
-// handlers that have not returned are running. Where a second is too short to
-// cut all connections, the rest end by themselves within 5 s.
+// With a [Hub.DrainOver] it closes them one after another. It returns nil when
+// nothing of the hub is running, handlers included; only a CheckOrigin may still
+// look at a new request. If ctx ends first, Shutdown cuts the connections and
+// returns ctx's error within a second of that. Then only handlers that have not
+// returned are running. Where a second is too short to cut all connections, the
+// rest end by themselves within 5 s.
 //
 // It may be called twice, and on a hub that never ran. A second call waits for
 // the first. A handler must not wait for it, because it waits for the handler.

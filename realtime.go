@@ -42,13 +42,15 @@ type Event struct {
 
 	// Key makes this event replace an older one of the same topic and Key that
 	// still waits for a client, because only the latest value matters. The
-	// older one no longer counts against SendBuffer. With [Hub.History], a
-	// client that subscribes first gets the newest event of each Key.
+	// older one no longer counts against SendBuffer. With [Hub.History] this
+	// event is the latest value of Key. It stays until a newer one replaces it,
+	// or one that is Gone takes it away; see History.Values. A client that
+	// subscribes first gets the latest values.
 	Key string
 
-	// Gone takes the latest value of Key away: this event is not kept as one.
-	// Clients get it as any other; those of the [Subprotocol] are told that the
-	// value is gone.
+	// Gone takes the latest value of Key away, and this event is none itself.
+	// Clients get it as any other. Those of the [Subprotocol] are told that the
+	// value is gone. Gone without a Key is an error.
 	Gone bool
 
 	// Except is the ID of a client that doesn't get the event: usually its

@@ -30,9 +30,10 @@ func checkTopic(topic string) error {
 // Subscribe has returned reaches the client, each event once. A topic that the
 // client has is passed over.
 //
-// With a [History] the client first gets the newest event of each Key in a
-// topic. In OnConnect it gets them after that has returned nil, or instead all
-// events since the one with whose id it reconnects.
+// With a [History] the client first gets the topic's latest values: the newest
+// event of each Key, however old, unless it is Gone. In OnConnect it gets them
+// when that has returned nil. If it reconnects with an id, it gets instead the
+// events since that one.
 //
 // Subscribe waits until the hub accepts it, with a [Broker] up to 5 s longer.
 // Nil means that events of all nodes will arrive. [ErrBrokerUnavailable] means
