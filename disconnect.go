@@ -18,13 +18,12 @@ import (
 // OnConnect.
 //
 // It blocks until the hub accepts it, with a [Broker] until the engine has it.
-// The errors are those of [Hub.Publish], and one for a code that Close refuses.
-// A reason is cut and repaired as by [Client.Close].
-// After [ErrBrokerUnavailable] this node's clients are closed, those of others
-// may not be. A node that the engine can't reach doesn't learn of it. With a
-// [HistoryBroker] and a History it does when it is back. It then also closes
-// clients that have joined it in the meantime, unless they came with an id from
-// behind the disconnect.
+// The errors are those of [Hub.Publish], and one for a code that Close refuses. A
+// reason is cut and repaired as by [Client.Close]. After [ErrBrokerUnavailable]
+// this node's clients are closed, those of others may not be. A node that the
+// engine can't reach doesn't learn of it. With a [HistoryBroker] and a History it
+// does when it is back. It then also closes clients that have joined it in the
+// meantime, unless they came with an id from behind the disconnect.
 func (h *Hub) Disconnect(ctx context.Context, topic string, code websocket.StatusCode, reason string) error {
 	if err := checkTopic(topic); err != nil {
 		return err

@@ -18,8 +18,8 @@ type Heard struct {
 
 // Listen iterates over what is published to topics and to all clients, by any
 // node, in the order in which a client gets it: for a cache that has to be told,
-// a bot, or a test. It begins when Listen has returned, not with the loop. The
-// loop may be run once.
+// a bot, or a test. It has all that is published after Listen has returned, even
+// before the loop begins. The loop may be run once.
 //
 // Listen waits for a [Broker] as [Client.Subscribe] does. An error is yielded
 // last. It is the error of that Subscribe, ctx's, [ErrHubClosed] behind all that
@@ -27,8 +27,8 @@ type Heard struct {
 // wait for the loop. A break or the end of ctx frees all that Listen holds. The
 // end of ctx does so without a loop, too.
 //
-// A listener is no client of a stranger: it doesn't count, nor in
-// [Hub.MaxClients], and OnConnect isn't called. It gets no latest values and no earlier events.
+// A listener doesn't count as a client, nor in [Hub.MaxClients], and OnConnect
+// isn't called for it. It gets no latest values and no earlier events.
 func (h *Hub) Listen(ctx context.Context, topics ...string) iter.Seq2[Heard, error] {
 	if err := h.usable(); err != nil {
 		return func(yield func(Heard, error) bool) { yield(Heard{}, fmt.Errorf("realtime: listen: %w", err)) }

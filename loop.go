@@ -43,14 +43,14 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 //
 // The id stands for all events for which Publish has returned on this node, and
 // perhaps later ones. With a Broker without a shared history it is valid on this
-// node alone. With a [HistoryBroker] it is valid on all nodes, and a client with
-// it waits until its node has come that far; events that other nodes, or this
-// node a moment ago, have published may be behind it, so the page gets them. While
-// the engine is away the id may stand for nothing, so its page gets a reset.
+// node alone. With a [HistoryBroker] it is valid on all nodes. A client with it
+// waits until its node has come that far. Events that other nodes have published,
+// or this one a moment ago, may be behind it. The page then gets them too. While
+// the engine is away the id may stand for nothing. Its page then gets a reset.
 //
-// Position doesn't block, but that with a HistoryBroker it first waits until this
-// node has read the log, for 5 s if the engine is away. It is empty without a
-// [History].
+// Position is empty without a [History]. It doesn't block without a HistoryBroker.
+// With one it waits until this node has read the log, for 5 s if the engine is
+// away.
 func (h *Hub) Position() string {
 	if h.usable() != nil {
 		return ""
@@ -111,9 +111,10 @@ type publication struct {
 	taken chan receipt // has room for it
 }
 
-// A change of a client's shard needs the loop if a replay comes with it, or if it
-// has to be behind what was sent to Broadcast. All others go to the shard's inbox. The client waits until taken is closed: its next
-// change could overtake this one otherwise.
+// A change of a client's shard needs the loop if a replay comes with it, or if all
+// that the hub has accepted is to come before it. All others go to the shard's
+// inbox. The client waits until taken is closed: its next change could overtake
+// this one otherwise.
 type change struct {
 	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing

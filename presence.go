@@ -20,16 +20,18 @@ type Member struct {
 	Data json.RawMessage // nil: none; don't modify it
 }
 
-// Appear shows the client in a topic that it has, under a key: a user's name, not
-// a tab's. It is shown until it leaves the topic or is gone, and
-// [Hub.LeaveAfter] longer. A key that several clients have, on any nodes, is
-// there once and leaves with the last. data becomes JSON, nil is none; if it
-// differs, the newest is shown. Calling it again changes data.
+// Appear shows the client as a member of a topic that it has, under a key: a
+// user's name, not a tab's. The member stays until the client leaves the topic or
+// is gone, and [Hub.LeaveAfter] longer. Several clients with one key, on any
+// nodes, are one member, which leaves with the last of them. data is encoded as
+// JSON; nil means none. If the clients of a member have different data, the newest
+// is shown. Another call changes it.
 //
-// Clients of the topic get an event named "presence" for each change, and each
-// member as a latest value when they subscribe. Its data is
-// {"key":"…","data":…}, with "gone":true in the place of data when the member
-// leaves. So a [History] is needed; members count in its Values.
+// Each client that has the topic sees its members. It gets an event named
+// "presence" for each change, and each member as a latest value when it
+// subscribes. The event's data is {"key":"…","data":…}, with "gone":true in the
+// place of data when the member leaves. The hub needs a [History] for that, and
+// members count in its Values.
 //
 // Appear doesn't wait until others know. In OnConnect, the client is shown when
 // that has returned nil. The error is [ErrClientClosed] if the client is gone or

@@ -57,11 +57,11 @@ type Event struct {
 	// sender, who has it already. A client that reconnects has a new ID.
 	Except string
 
-	member bool // Key is a node's key of a member, see presence
-
 	// ID is the event's id on a [Stream], visible ASCII or empty. Browsers that
 	// reconnect send it as Last-Event-ID. Hubs refuse events that have one.
 	ID string
+
+	member bool // Key is a node's key of a member, see presence
 }
 
 // JSON returns an event with v as JSON in its Data. An empty name means "message".
