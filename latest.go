@@ -3,11 +3,12 @@ package realtime
 import "iter"
 
 // Latest iterates over the latest values of a topic, as of the iteration's start
-// and oldest first. A client that subscribes then gets the same: the newest event
-// of each Key that isn't Gone. The empty topic has those of the events to all
-// clients. Without a [History] there are none, and after Shutdown neither. Don't
-// modify their Data. With a [Broker] that keeps no history, a node knows the values of
-// the topics that its own clients have.
+// and oldest first: the newest event of each Key, unless it is Gone. A client that
+// subscribes then gets the same, and the members that [Hub.Members] has. The empty
+// topic has the values of the events to all clients. Without a [History] there are
+// none, and after Shutdown neither. Don't modify their Data. With a [Broker] that
+// keeps no history, a node knows the values of the topics that its own clients
+// have.
 func (h *Hub) Latest(topic string) iter.Seq[Event] {
 	return func(yield func(Event) bool) {
 		for _, ev := range h.values(topic) {

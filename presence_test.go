@@ -96,7 +96,7 @@ func TestAppear(t *testing.T) {
 		}
 		bob.cut()
 		time.Sleep(9 * time.Second)
-		bob = drained(join(s, "user=bob&status=away")) // it has reloaded
+		drained(join(s, "user=bob&status=away")) // it has reloaded
 		first.cut()
 		for _, tab := range tabs[1:] {
 			tab.cut()

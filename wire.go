@@ -37,10 +37,9 @@ type wire struct {
 	heard   atomic.Int64 // the last time that bytes came
 	partial atomic.Int64 // since when a frame or message has been incomplete; zero: none is
 
-	parking   atomic.Int32 // a parkingState
-	parkable  bool         // set by attach
-	wasParked bool         // the parker's set has the descriptor; owned by the reading goroutine
-	inflates  bool         // compressed messages may come; set before the reading
+	parking  atomic.Int32 // a parkingState
+	parkable bool         // set by attach
+	inflates bool         // compressed messages may come; set before the reading
 
 	mu      sync.Mutex // guards the fields below
 	closed  bool       // the library is done with it
