@@ -109,9 +109,10 @@ type presence struct {
 
 // An appearance is a member that this node's clients show.
 type appearance struct {
-	clients map[*Client]bool
-	data    []byte // as JSON
-	told    []byte // data that is published; nil: none is
+	clients map[*Client][]byte // the data that each shows
+	data    []byte             // the newest, as JSON; nil: all are still joining
+	told    []byte             // data that is published; nil: none is
+	leaves  time.Time          // when the newest leave is due
 }
 
 // A leave is due when nobody has shown the member since.
@@ -130,22 +131,29 @@ func (p *presence) show(c *Client, name topicKey, data []byte) {
 	}
 	a := p.here[name]
 	if a == nil {
-		a = &appearance{clients: make(map[*Client]bool)}
+		a = &appearance{clients: make(map[*Client][]byte)}
 		p.here[name] = a
 	}
-	if !a.clients[c] {
-		a.clients[c] = true
+	if a.clients[c] == nil {
 		p.of[c] = append(p.of[c], name)
 	}
-	a.data = data
-	p.changedLocked(name)
+	a.clients[c] = data
+	if c.isOpen() { // otherwise opened does it, or OnConnect refuses c
+		a.data = data
+		p.changedLocked(name)
+	}
 }
 
 // opened shows a client that has joined.
 func (p *presence) opened(c *Client) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !c.isOpen() { // it has been closed in OnConnect
+		return
+	}
 	for _, name := range p.of[c] {
+		a := p.here[name]
+		a.data = a.clients[c]
 		p.changedLocked(name)
 	}
 }
@@ -165,6 +173,7 @@ func (p *presence) left(c *Client, topics []string) {
 		}
 		a := p.here[name]
 		if delete(a.clients, c); len(a.clients) == 0 {
+			a.leaves = at
 			p.leaving = append(p.leaving, leave{name, a, at})
 			p.wakeLocked()
 		}
@@ -252,7 +261,7 @@ func (p *presence) news(now time.Time) (events []*event, wait time.Duration) {
 	defer p.mu.Unlock()
 	node := p.hub.order.self()
 	for _, name := range p.changed {
-		if a := p.here[name]; a != nil && !bytes.Equal(a.data, a.told) && a.isOpen() {
+		if a := p.here[name]; a != nil && !bytes.Equal(a.data, a.told) {
 			a.told = a.data
 			events = append(events, newMember(name, node, a.data, false))
 		}
@@ -261,8 +270,8 @@ func (p *presence) news(now time.Time) (events []*event, wait time.Duration) {
 	for len(p.leaving) > 0 && !now.Before(p.leaving[0].at) {
 		l := p.leaving[0]
 		p.leaving = p.leaving[1:]
-		if p.here[l.name] != l.what || len(l.what.clients) > 0 || p.leavesLater(&l) {
-			continue
+		if p.here[l.name] != l.what || len(l.what.clients) > 0 || l.at.Before(l.what.leaves) {
+			continue // it came back, and may have left again
 		}
 		delete(p.here, l.name)
 		if l.what.told != nil {
@@ -275,21 +284,6 @@ func (p *presence) news(now time.Time) (events []*event, wait time.Duration) {
 		return events, time.Hour
 	}
 	return events, p.leaving[0].at.Sub(now)
-}
-
-// leavesLater reports whether the member of l came back and left again since.
-func (p *presence) leavesLater(l *leave) bool {
-	return slices.ContainsFunc(p.leaving, func(later leave) bool { return later.what == l.what })
-}
-
-// isOpen reports whether a client that shows a is no longer joining.
-func (a *appearance) isOpen() bool {
-	for c := range a.clients {
-		if c.isOpen() {
-			return true
-		}
-	}
-	return false
 }
 
 // newMember returns an event that shows a member on a node, or takes it away.

@@ -116,6 +116,26 @@ func TestAppear(t *testing.T) {
 	})
 }
 
+// What a client shows that OnConnect refuses is shown to nobody, also under the key
+// of a member that is there.
+func TestAppearRefused(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		lobby(hub)
+		s := newPipeSite(t, hub)
+		drained(join(s, "user=ann&status=here"))
+		synctest.Wait()
+		s.url += "?user=ann&status=forged&refused"
+		if resp := s.refused(); resp.StatusCode != 403 {
+			t.Errorf("answered with %s, want 403", resp.Status)
+		}
+		synctest.Wait()
+		if got := members(hub, "lobby"); got != `ann="here"` {
+			t.Errorf("the members are %s", got)
+		}
+	})
+}
+
 // Who is refused was never there. Who leaves the topic isn't shown in it.
 func TestAppearAndLeaveTheTopic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
