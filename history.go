@@ -103,9 +103,10 @@ type topicLog struct {
 	// members has by a member's key the newest event of each node that shows it,
 	// the newest last.
 	members map[string][]*keptEvent
-	forgot  uint64 // the highest position of an event that is no longer recent
-	buried  uint64 // the highest position of one of them that was Gone
-	gap     uint64 // the position of the newest gap; zero: there is none
+	shown   map[string]*event // what clients were told last of each of them
+	forgot  uint64            // the highest position of an event that is no longer recent
+	buried  uint64            // the highest position of one of them that was Gone
+	gap     uint64            // the position of the newest gap; zero: there is none
 }
 
 // A keptEvent is a recent event, or a value that stays when it is no longer one.

@@ -315,19 +315,26 @@ func (e *Event) memberNode() (node nodeID) {
 // or was not there.
 func (h *history) note(m *keptEvent) {
 	p, ev, key := m.log, m.event, m.event.memberKey()
-	before := p.members[key]
+	shown := p.shown[key]
 	knew := p.unlist(ev)
 	node := ev.memberNode()
 	h.heard(node, topicKey{p.topic, key}, ev.Gone)
 	if ev.Gone {
-		m.hidden = !knew || len(p.members[key]) > 0
+		rest := p.members[key]
+		m.hidden = !knew || len(rest) > 0
+		if n := len(rest); n > 0 && !rest[n-1].event.isLike(&shown.Event) {
+			h.heard(rest[n-1].event.memberNode(), topicKey{p.topic, key}, true) // its data is to be shown again
+		}
 		return
 	}
-	m.hidden = len(before) > 0 && before[len(before)-1].event.isLike(&ev.Event)
 	if p.members == nil {
-		p.members = make(map[string][]*keptEvent)
+		p.members, p.shown = make(map[string][]*keptEvent), make(map[string]*event)
 	}
 	p.members[key] = append(p.members[key], m)
+	if m.hidden = shown != nil && shown.isLike(&ev.Event); !m.hidden {
+		shown = ev
+	}
+	p.shown[key] = shown
 	if _, known := h.nodes[node]; !known {
 		h.nodes[node] = m.at
 	}
@@ -344,6 +351,7 @@ func (p *topicLog) unlist(ev *event) bool {
 	}
 	if len(nodes) == 1 {
 		delete(p.members, key)
+		delete(p.shown, key)
 	} else {
 		p.members[key] = slices.Delete(slices.Clone(nodes), i, i+1)
 	}
@@ -391,12 +399,12 @@ func (r *relay) beat(now time.Time, out *batch) {
 
 // tellMembers sends the other nodes all members of this node in a topic.
 func (r *relay) tellMembers(topic string, now time.Time) {
-	if !r.shows[topic] {
-		return // other nodes have none of it
-	}
 	var members []*keptEvent
 	if p := r.past.topics[topic]; p != nil {
 		members = p.membersOf(r.peers.node)
+	}
+	if len(members) == 0 && !r.shows[topic] {
+		return // other nodes know of none
 	}
 	messages := r.pack(members, now)
 	for i, values := range messages {

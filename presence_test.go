@@ -362,6 +362,34 @@ func TestPresenceOnNodes(t *testing.T) {
 	})
 }
 
+// When the node leaves whose data is shown, the data of another node is shown.
+func TestPresenceDataOfTheOtherNode(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
+		first, _ := lobbyNode(t, engine, history)
+		second, _ := lobbyNode(t, engine, history)
+		watchers := []*listener{first.listen(""), second.listen("")}
+		next := func(want string) {
+			t.Helper()
+			for i, w := range watchers {
+				if got := w.next(); got != want {
+					t.Errorf("the watcher on node %d got %s, want %s", i, got, want)
+				}
+			}
+		}
+		drained(first.listen("user=ann&status=here"))
+		next(`{"key":"ann","data":"here"}`)
+		phone := drained(second.listen("user=ann&status=away"))
+		next(`{"key":"ann","data":"away"}`)
+		phone.cut()
+		next(`{"key":"ann","data":"here"}`)
+		for i, s := range []*site{first, second} {
+			if got := members(s.hub, "lobby"); got != `ann="here"` {
+				t.Errorf("node %d has the members %s", i, got)
+			}
+		}
+	})
+}
+
 // Members of nodes that have all ended are not there when a node starts.
 func TestPresenceOfADeadCluster(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {

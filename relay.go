@@ -39,6 +39,9 @@ func newRelay(s *shared, broker Broker) *relay {
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	r.local.publish(ev, now, out)
 	if ev.member {
+		if len(r.shows) >= maxSentTopics {
+			clear(r.shows)
+		}
 		r.shows[ev.topic] = true
 	}
 	msg := r.numbered(brokeredEvent, ev.topic, now)
