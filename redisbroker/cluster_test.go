@@ -174,7 +174,7 @@ func TestClusterChanges(t *testing.T) {
 		writer.say(topics[2], fmt.Sprint("other ", i))
 		reader.await(fmt.Sprint(topics[2], ": other ", i))
 	}
-	eventually(t, "a gap", func() bool { return reader.gaps() == 2 })
+	eventually(t, "a gap", func() bool { return reader.gaps() >= 2 })
 	reader.awaitFrom(writer, topics[0]) // the writer may notice it later
 	for _, topic := range topics {
 		writer.say(topic, "4")
@@ -193,7 +193,7 @@ func TestClusterChanges(t *testing.T) {
 	for _, r := range []*redis{late, c.nodes[2], c.nodes[1], c.nodes[3]} {
 		r.do("CLUSTER", "SETSLOT", slot, "NODE", late.id())
 	}
-	eventually(t, "a gap", func() bool { return reader.gaps() == gaps+1 })
+	eventually(t, "a gap", func() bool { return reader.gaps() > gaps })
 	for _, topic := range topics {
 		writer.say(topic, "5")
 		reader.await(topic + ": 5")
