@@ -356,7 +356,7 @@ func TestNodesOnALargeHistory(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	engine := newStores(t, 1)
 	writeHistory(t, engine)
-	var cluster brokertest.Cluster
+	cluster := brokertest.Cluster{Large: true}
 	for i := range cluster.Config {
 		cluster.Config[i] = nodeConfig{History: true, URL: engine.url(0)}.String()
 	}
