@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -67,14 +68,14 @@ func TestCarriedValues(t *testing.T) {
 					j.Record("e", tt.first+uint64(i), r)
 				}
 				d.arrive()
-				got := ""
+				var got strings.Builder
 				for _, m := range j.past.newest("a") {
 					if !m.event.Gone {
-						got += string(m.event.Data)
+						got.WriteString(string(m.event.Data))
 					}
 				}
-				if got != tt.want {
-					t.Errorf("%s, current %v: k is %q, want %q", name, current, got, tt.want)
+				if got.String() != tt.want {
+					t.Errorf("%s, current %v: k is %q, want %q", name, current, got.String(), tt.want)
 				}
 			})
 		}

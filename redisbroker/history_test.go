@@ -509,12 +509,12 @@ func TestHistoryTrim(t *testing.T) {
 	}
 	for before := 1; before <= last+3; before++ {
 		a.trim("B", uint64(before))
-		var want string
+		var want strings.Builder
 		for n := min(before, last); n <= last; n++ {
-			want += fmt.Sprint(" ", n)
+			want.WriteString(fmt.Sprint(" ", n))
 		}
-		if got := rest(); got != want {
-			t.Fatalf("after Trim(%d) the log has%s, want%s", before, got, want)
+		if got := rest(); got != want.String() {
+			t.Fatalf("after Trim(%d) the log has%s, want%s", before, got, want.String())
 		}
 	}
 	if err := r.do("XADD", "{realtime:log}", "*", "some", "thing").Error(); err != nil {
