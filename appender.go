@@ -99,7 +99,9 @@ func (a *appender) run() {
 			look = err == nil || a.widenCut(err)
 		case <-ticker.C:
 			a.checkProgress()
-			a.tellPutBack()
+			if !a.down.Load() {
+				a.tellPutBack()
+			}
 			look = true
 		case t := <-trims:
 			trims = nil
@@ -119,6 +121,7 @@ func (a *appender) run() {
 			if a.down.Load() && !probing {
 				a.appendCut(brokerTimeout)
 			}
+			a.tellPutBack() // this node may be the only one that knows
 			return
 		}
 		switch {
@@ -229,10 +232,7 @@ func (a *appender) append(ctx context.Context, record []byte, d time.Duration) e
 // tellPutBack appends a cut of all topics if this node saw that the log was put
 // back. Nodes that were started since don't know it.
 func (a *appender) tellPutBack() {
-	if !a.putBack.Load() || a.down.Load() {
-		return
-	}
-	if a.append(a.peers.ctx, encodeCut(a.peers.node, 0, map[string]bool{"": true}), appendTry) == nil {
+	if a.putBack.Load() && a.append(a.peers.ctx, encodeCut(a.peers.node, 0, map[string]bool{"": true}), appendTry) == nil {
 		a.putBack.Store(false)
 	}
 }

@@ -597,6 +597,34 @@ func TestJournalPutBack(t *testing.T) {
 	})
 }
 
+// A node that is shut down right after the log was put back may be the only one
+// that knows it. It says so before it ends.
+func TestShutdownAfterPutBack(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		first, _ := newNode(t, engine)
+		c := join(first, "topic=a")
+		publish(t, first.hub, "a", "0")
+		expect(t, c, "0")
+		id := c.last()
+		c.cut()
+		for i := range 9 {
+			publish(t, first.hub, "a", fmt.Sprint(i+1))
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait() // the client is gone, so that Shutdown waits for nothing
+		engine.Stop()
+		engine.PutBack(5)
+		engine.Start()
+		synctest.Wait()
+		if err := first.hub.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		second, _ := newNode(t, engine)
+		expect(t, back(second, join, "topic=a", id), "reset")
+	})
+}
+
 // An engine that hangs, or that was never there, holds up clients and Shutdown
 // for no longer than it says.
 func TestJournalHangs(t *testing.T) {
