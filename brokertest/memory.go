@@ -22,6 +22,7 @@ type Memory struct {
 	mu      sync.Mutex // guards the fields below
 	brokers map[*memoryBroker]bool
 	stopped bool
+	outages int // so far: a broker notices each, however short
 
 	log     [][]byte   // the records that are kept
 	first   uint64     // the number of the first one
@@ -80,7 +81,10 @@ func (m *Memory) Trim(keep int) {
 func (m *Memory) Stop() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.stopped = true
+	if !m.stopped {
+		m.stopped = true
+		m.outages++
+	}
 	m.changed.Broadcast()
 	for b := range m.brokers {
 		b.lose()
@@ -236,9 +240,13 @@ func (b *memoryHistory) follow() {
 	m := b.engine
 	var epoch string
 	var next uint64
-	current, away := false, false
+	current := false
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	outages := m.outages
+	if m.stopped {
+		outages-- // it doesn't know of this one
+	}
 	for !b.closed {
 		if m.epoch != epoch {
 			epoch, next, current = m.epoch, 0, false
@@ -247,8 +255,8 @@ func (b *memoryHistory) follow() {
 		next = max(min(next, last+1), m.first)
 		var tell func()
 		switch {
-		case m.stopped && !away:
-			away, current = true, false
+		case m.outages > outages:
+			outages, current = m.outages, false
 			next = max(next, 1) - 1 // the last one comes again
 			tell = func() { b.handler.Away(ErrStopped) }
 		case m.stopped:
@@ -257,7 +265,7 @@ func (b *memoryHistory) follow() {
 			tell = func() { b.handler.Record(epoch, seq, record) }
 			next++
 		case !current:
-			current, away = true, false
+			current = true
 			tell = func() { b.handler.Current(epoch, last) }
 		}
 		if tell == nil {
