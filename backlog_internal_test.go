@@ -33,7 +33,7 @@ func TestReplaysDoNotExcuse(t *testing.T) {
 			return
 		}
 		if n%50 == 0 {
-			r := &replay{topics: []pastTopic{{name: "a"}}}
+			r := &replay{topics: []*subscription{{name: "a"}}}
 			h.fill(r)
 			o.replay(r)
 		}
@@ -48,7 +48,7 @@ func TestPositionsDoNotPileUp(t *testing.T) {
 		o.push(runOf("x"))
 		for range 10_000 {
 			h.add(&event{topic: "other"}, time.Now())
-			r := &replay{topics: []pastTopic{{name: "a"}}}
+			r := &replay{topics: []*subscription{{name: "a"}}}
 			h.fill(r)
 			o.replay(r)
 		}
@@ -128,7 +128,7 @@ func TestReplayedValueIsNotOlder(t *testing.T) {
 	} {
 		o, h := newOutbox(), newHistory(History{Events: 100, Age: time.Minute})
 		tt.early(o, h)
-		r := &replay{topics: []pastTopic{{name: tt.topic}}}
+		r := &replay{topics: []*subscription{{name: tt.topic}}}
 		h.fill(r)
 		o.replay(r)
 		conn := &recorder{room: func() int { return 1 << 20 }}
@@ -149,7 +149,7 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 	}
 	for first := range events {
 		o := newOutbox()
-		r := &replay{topics: []pastTopic{{name: "a"}}, last: h.id(uint64(first))}
+		r := &replay{topics: []*subscription{{name: "a"}}, last: h.id(uint64(first))}
 		h.fill(r)
 		o.replay(r)
 		o.writing = true // for ever

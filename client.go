@@ -71,7 +71,8 @@ type Client struct {
 	junk      int32 // bytes that came on an event stream
 
 	// Owned by accept, then by the sweeper.
-	beat time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
+	beat  time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
+	looks uint8         // at the open connection, until its ids are final
 
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
@@ -90,6 +91,7 @@ type Client struct {
 	topics   []*subscription // sorted by name
 	unlisted bool            // it is out of its shard
 	replayed bool            // its replay at joining is done or under way
+	late     *lateStart      // nil: topics that it subscribes later begin as for a new client
 }
 
 type clientState uint8

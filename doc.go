@@ -32,8 +32,10 @@
 //     no order between them.
 //   - Delivery: at most once, to connected clients. With [Hub.History], a
 //     client that reconnects with the last id it saw gets every event since, on
-//     the topics that OnConnect subscribes, each once and in order, or it gets a
-//     reset. Of events with a Key it gets the newest.
+//     the topics that OnConnect subscribes, each once and in order. So it does
+//     on the topics that it subscribes again within 10 s, as by a message. If it
+//     may have lost some, it gets a reset. Of events with a Key it gets the
+//     newest.
 //   - Latest values: the newest event of each Key stays, and new clients get it,
 //     until another replaces it or one that is Gone takes it away. [History]
 //     bounds their number. What is dropped for that is counted and logged.

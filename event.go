@@ -31,8 +31,9 @@ type buffer struct {
 // A format is how an event looks on a client's wire. The zero format is that of
 // a plain WebSocket.
 type format struct {
-	encoding encoding
-	deflate  bool // compressed where that makes it smaller (RFC 7692); WebSockets only
+	encoding    encoding
+	deflate     bool // compressed where that makes it smaller (RFC 7692); WebSockets only
+	provisional bool // with provisional ids; in encodings with ids only
 }
 
 // An encoding is how an event becomes bytes.
@@ -50,14 +51,19 @@ func (e encoding) isStream() bool   { return e == plainStream || e == envelopeSt
 func (e encoding) isEnvelope() bool { return e == envelopeFrame || e == envelopeStream }
 
 // formats is the length of an array with an entry for each format.
-const formats = 2 * int(encodings)
+const formats = 2*int(encodings) + 2
 
-// index returns the index of f in such an array.
+// index returns the index of f in such an array. A stream is never compressed,
+// and a plain frame is never provisional.
 func (f format) index() int {
-	if f.deflate {
-		return 2*int(f.encoding) + 1
+	i := 2 * int(f.encoding)
+	if f.provisional && f.encoding == envelopeFrame {
+		i = 2 * int(encodings)
 	}
-	return 2 * int(f.encoding)
+	if f.deflate || f.provisional && f.encoding.isStream() {
+		i++
+	}
+	return i
 }
 
 // An event is an Event on its way to clients. It is encoded once for each format,
@@ -107,11 +113,25 @@ type notice uint8
 const (
 	noNotice         notice = iota
 	positionNotice          // the client has seen all up to ID
+	markNotice              // the same, with an id that is provisional in each format
 	resetNotice             // the client may have lost events
 	gapNotice               // in the history alone: events may be missing here
 	beatNotice              // the hub is there; Data is the envelope
 	disconnectNotice        // for shards alone: the topic's clients are closed; Data is the payload of their close frames
 )
+
+// provisionalMark ends an id that tells nothing about topics that its client
+// subscribed late: it may have all of their events up to the id, or not. The
+// client has all events of the other topics. See lateStart.
+const provisionalMark = "~"
+
+// idIn returns ev's id as a format has it.
+func (ev *event) idIn(f format) string {
+	if ev.ID != "" && (f.provisional || ev.notice == markNotice) {
+		return ev.ID + provisionalMark
+	}
+	return ev.ID
+}
 
 // resetEvent tells a client that it may have lost events.
 var resetEvent = newReset("")
@@ -120,6 +140,11 @@ var resetEvent = newReset("")
 // means that a later event or position tells one.
 func newReset(id string) *event {
 	return &event{Event: Event{Name: "reset", ID: id}, notice: resetNotice}
+}
+
+// newTopicReset returns a reset for one topic.
+func newTopicReset(topic string) *event {
+	return &event{Event: Event{Name: "reset", Data: []byte(topic)}, topic: topic, notice: resetNotice}
 }
 
 // newHeartbeat returns the heartbeat of a hub that sends one each interval.
@@ -155,14 +180,15 @@ func (ev *event) bufferLocked(f format) *buffer {
 func (ev *event) encodeLocked(f format) *buffer {
 	buf := &buffer{private: ev.private}
 	if f.deflate {
-		payload, op := ev.payload(f.encoding)
+		payload, op := ev.payload(f)
 		b, ok := deflate(payload)
 		if !ok {
-			return ev.bufferLocked(format{encoding: f.encoding})
+			f.deflate = false
+			return ev.bufferLocked(f)
 		}
 		buf.b = appendFrame(make([]byte, 0, maxFrameHeader+len(b)), op|rsv1Bit, b)
 	} else {
-		buf.b = ev.append(make([]byte, 0, 64+len(ev.Data)), f.encoding)
+		buf.b = ev.append(make([]byte, 0, 64+len(ev.Data)), f)
 	}
 	if ev.notice == noNotice {
 		buf.ends = []int{len(buf.b)}
@@ -173,22 +199,22 @@ func (ev *event) encodeLocked(f format) *buffer {
 	return buf
 }
 
-// append appends ev in an encoding. Plain WebSocket clients know no ids, so
-// notices are empty for them.
-func (ev *event) append(b []byte, enc encoding) []byte {
+// append appends ev in a format, but for its compression. Plain WebSocket
+// clients know no ids, so notices are empty for them.
+func (ev *event) append(b []byte, f format) []byte {
 	switch {
-	case enc.isStream():
-		return ev.appendStream(b, enc)
-	case enc == plainFrame && ev.notice != noNotice:
+	case f.encoding.isStream():
+		return ev.appendStream(b, f)
+	case f.encoding == plainFrame && ev.notice != noNotice:
 		return b
 	}
-	payload, op := ev.payload(enc)
+	payload, op := ev.payload(f)
 	return appendFrame(b, op, payload)
 }
 
-func (ev *event) payload(enc encoding) (payload []byte, op byte) {
-	if enc == envelopeFrame {
-		return ev.envelope(), opText
+func (ev *event) payload(f format) (payload []byte, op byte) {
+	if f.encoding == envelopeFrame {
+		return ev.envelope(f), opText
 	}
 	return ev.Data, ev.opcode()
 }
@@ -204,15 +230,17 @@ func (e *Event) opcode() byte {
 // of data, though an empty one: Firefox and WebKit drop the id of an event that
 // has none (unlike WHATWG HTML §9.2.6). It has a name for which no page listens.
 // A heartbeat is a comment, for proxies that end what is silent.
-func (ev *event) appendStream(b []byte, enc encoding) []byte {
+func (ev *event) appendStream(b []byte, f format) []byte {
 	e := &ev.Event
 	switch {
-	case enc == envelopeStream:
-		e = &Event{ID: ev.ID, Data: ev.envelope()}
-	case ev.notice == positionNotice:
-		e = &Event{ID: ev.ID, Name: "realtime.position"}
+	case f.encoding == envelopeStream:
+		e = &Event{ID: ev.idIn(f), Data: ev.envelope(f)}
+	case ev.notice == positionNotice, ev.notice == markNotice:
+		e = &Event{ID: ev.idIn(f), Name: "realtime.position"}
 	case ev.notice == beatNotice:
 		return append(b, ":\n"...)
+	case f.provisional:
+		e = &Event{ID: ev.idIn(f), Name: ev.Name, Data: ev.Data, Binary: ev.Binary}
 	}
 	b, _ = appendEvent(b, e) // it was checked when published
 	return b
@@ -230,12 +258,12 @@ type envelope struct {
 	Reset    bool    `json:"reset,omitempty"` // this is the hub's reset, not a user's event of that name
 }
 
-func (ev *event) envelope() []byte {
+func (ev *event) envelope(f format) []byte {
 	if ev.notice == beatNotice {
 		return ev.Data
 	}
-	e := envelope{ID: ev.ID, Topic: ev.topic, Event: ev.Name, Key: ev.memberKey(), Gone: ev.Gone, Reset: ev.notice == resetNotice}
-	if ev.notice != positionNotice {
+	e := envelope{ID: ev.idIn(f), Topic: ev.topic, Event: ev.Name, Key: ev.memberKey(), Gone: ev.Gone, Reset: ev.notice == resetNotice}
+	if ev.notice != positionNotice && ev.notice != markNotice {
 		data := string(ev.Data)
 		if ev.Binary {
 			data, e.Encoding = base64.StdEncoding.EncodeToString(ev.Data), "base64"
@@ -282,7 +310,7 @@ func (f *pooledFrame) write(e *Event, enc encoding) {
 	if enc == plainFrame { // the common case, which needs no event
 		f.b = appendFrame(f.b[:0], e.opcode(), e.Data)
 	} else {
-		f.b = (&event{Event: *e}).append(f.b[:0], enc)
+		f.b = (&event{Event: *e}).append(f.b[:0], format{encoding: enc})
 	}
 	f.end[0] = len(f.b)
 	f.ends = f.end[:]

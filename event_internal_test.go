@@ -70,7 +70,7 @@ func TestStreamBytes(t *testing.T) {
 			`data: {"id":"e-7","event":"reset","data":"","reset":true}` + "\nid: e-7\n\n"},
 	} {
 		for enc, want := range map[encoding]string{plainStream: tt.plain, envelopeStream: tt.envelope} {
-			if got := string(tt.event.append(nil, enc)); got != want {
+			if got := string(tt.event.append(nil, format{encoding: enc})); got != want {
 				t.Errorf("%s in encoding %d:\ngot  %q\nwant %q", tt.name, enc, got, want)
 			}
 		}

@@ -224,6 +224,34 @@ func ExampleHub_Position() {
 	// data: 2
 }
 
+// A page that opens a chat room gets the last messages of the room, and then the
+// new ones.
+func ExampleClient_SubscribeFrom() {
+	hub := realtime.NewHub()
+	hub.History = realtime.History{Events: 50} // of each room
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		room := "room/" + r.URL.Query().Get("room")
+		if realtime.LastEventID(r) != "" {
+			return c.Subscribe(room) // it reconnects, and has the messages before
+		}
+		return c.SubscribeFrom(realtime.Oldest, room)
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	ctx := context.Background()
+	hub.Publish(ctx, "room/go", realtime.Event{Data: []byte("hello")})
+	hub.Publish(ctx, "room/go", realtime.Event{Data: []byte("hello yourself")})
+	browser := eventSource(server.URL+"?room=go", "")
+	defer browser.Close()
+	fmt.Println(browser.next())
+	fmt.Println(browser.next())
+	// Output:
+	// data: hello
+	// data: hello yourself
+}
+
 // A client may take and leave topics at any time.
 func ExampleClient_Subscribe() {
 	hub := realtime.NewHub()

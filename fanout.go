@@ -48,7 +48,10 @@ type subscription struct {
 	topic *topic // nil: not subscribed
 	index int    // in topic.subs
 
-	since uint64 // the position where it began, if later than a replay's; guarded by the client's tmu
+	// The client has the topic's events up to this position, unless it is zero: a
+	// replay has those behind it. Guarded by the client's tmu; the loop changes it
+	// for the caller of hand, who holds that.
+	since uint64
 }
 
 // loop is the shard's goroutine. The shard's first client starts it. It ends

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/hex"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -211,7 +212,7 @@ func (h *history) seqOf(id string) (seq uint64, ok bool) {
 
 // parseEventID splits an event id.
 func parseEventID(id string) (epoch string, number uint64, print string, ok bool) {
-	epoch, rest, _ := strings.Cut(id, "-")
+	epoch, rest, _ := strings.Cut(strings.TrimSuffix(id, provisionalMark), "-")
 	digits, print, _ := strings.Cut(rest, "-")
 	number, err := strconv.ParseUint(digits, 10, 64)
 	return epoch, number, print, err == nil
@@ -475,23 +476,23 @@ func newPosition(seq uint64, id string) *event {
 }
 
 // complete reports whether all events of topics behind seq are recent.
-func (h *history) complete(topics []pastTopic, seq uint64) bool {
-	if seq < h.begin {
-		return false
+func (h *history) complete(topics []*subscription, seq uint64) bool {
+	return seq >= h.begin && !slices.ContainsFunc(topics, func(t *subscription) bool { return h.missing(t) > max(seq, t.since) })
+}
+
+// missing returns the position up to which events of a topic may be missing.
+func (h *history) missing(t *subscription) uint64 {
+	forgot, gap := h.floor, uint64(0)
+	if p := h.topics[t.name]; p != nil {
+		forgot, gap = p.forgot, p.gap
 	}
-	for _, t := range topics {
-		forgot, gap := h.floor, uint64(0)
-		if p := h.topics[t.name]; p != nil {
-			forgot, gap = p.forgot, p.gap
-		}
-		if h.covered != nil && t.since == 0 {
-			gap = max(gap, h.covered(t.name))
-		}
-		if h.unshared[t.name] || max(forgot, gap) > max(seq, t.since) {
-			return false
-		}
+	if h.covered != nil && t.since == 0 {
+		gap = max(gap, h.covered(t.name))
 	}
-	return true
+	if h.unshared[t.name] {
+		return math.MaxUint64
+	}
+	return max(forgot, gap)
 }
 
 // after returns the events of a list behind seq.

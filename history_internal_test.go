@@ -56,7 +56,7 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("%d events are kept, the floor is %d", events, h.floor)
 	}
 	h.add(&event{topic: "7"}, now)
-	if topic := []pastTopic{{name: "7"}}; h.complete(topic, 19_999) || !h.complete(topic, 20_000) {
+	if topic := []*subscription{{name: "7"}}; h.complete(topic, 19_999) || !h.complete(topic, 20_000) {
 		t.Error("a topic that was forgotten knows what of it was")
 	}
 }
@@ -90,7 +90,7 @@ func TestValuesStay(t *testing.T) {
 	h.forgotten = func() { dropped++ }
 	now := time.Now()
 	values := func(topic string) (all []string) {
-		r := &replay{topics: []pastTopic{{name: topic}}, whole: true}
+		r := &replay{topics: []*subscription{{name: topic}}, whole: true}
 		h.fill(r)
 		for _, ev := range r.part {
 			all = append(all, ev.Key+string(ev.Data))

@@ -141,6 +141,16 @@ type Hub struct {
 	// event stream an event of that name), the latest value of each Key, and
 	// the live ones. A new client gets the same without the reset.
 	//
+	// A client that reconnects may subscribe further topics later, for example
+	// when its page asks for them. It gets what it lacks of these since the same
+	// id, in order but without ids, or a reset for the topic. On an event stream
+	// that is a reset whose data is the topic. It should do so within 10 s: the ids
+	// that it gets until then, and during such a replay, end in "~". If it is cut
+	// off and reconnects with one of them, the topics of OnConnect resume. Those
+	// that it subscribes later begin with a reset, because nobody knows which of
+	// their events it got. A topic must be subscribed in OnConnect each time, or
+	// later each time.
+	//
 	// Kept events come in parts of some 32 KB, each when the one before is
 	// written. The rest waits in the history. If the history forgets an event
 	// before its turn, the client gets a reset, even a new one. A client that needs longer than
@@ -148,7 +158,8 @@ type Hub struct {
 	// disconnected with [ErrSlowClient].
 	//
 	// The id comes from the header Last-Event-ID, which a browser's EventSource
-	// sends, or from the query's lastEventId. It is valid for this hub alone, or
+	// sends, or from the query's lastEventId. It may be an event's, one of
+	// [Hub.Position], or [Oldest]. It is valid for this hub alone, or
 	// on all nodes if Broker is a [HistoryBroker].
 	History History
 

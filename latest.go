@@ -26,7 +26,7 @@ func (h *Hub) values(topic string) []*event {
 	}
 	h.start()
 	h.settle()
-	r := &replay{topics: []pastTopic{{name: topic}}, whole: true}
+	r := &replay{topics: []*subscription{{name: topic}}, whole: true}
 	if !h.hand(change{replay: r}) {
 		return nil
 	}

@@ -251,12 +251,8 @@ func (h *Hub) change(c *change) {
 		return
 	}
 	h.order.fill(r)
-	switch {
-	case r.lost:
-		h.shared.resets.Add(1)
-	case r.resumed:
-		h.shared.resumed.Add(1)
-	}
+	h.shared.resets.Add(r.resets)
+	h.shared.resumed.Add(r.resumed)
 	if c.client == nil {
 		close(c.taken)
 		return
@@ -266,9 +262,10 @@ func (h *Hub) change(c *change) {
 			c.do(s)
 		}
 		c.client.out.replay(r)
-		if r.given != nil {
-			close(r.given)
+		if r.position != nil {
+			s.last.Store(r.position)
 		}
+		close(r.given)
 	}})
 	close(c.taken)
 }

@@ -188,9 +188,9 @@ func (d *driver) want(want ...string) {
 
 // since returns the data of the events after an id, or "lost".
 func (d *driver) since(id string, topics ...string) string {
-	r := &replay{topics: []pastTopic{{}}, last: id}
+	r := &replay{topics: []*subscription{{}}, last: id}
 	for _, topic := range topics {
-		r.topics = append(r.topics, pastTopic{name: topic})
+		r.topics = append(r.topics, &subscription{name: topic})
 	}
 	d.o.fill(r)
 	if r.lost {

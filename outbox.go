@@ -250,41 +250,45 @@ func (o *outbox) conflateEarlyLocked() {
 func (o *outbox) replay(r *replay) {
 	o.mu.Lock()
 	defer o.unlock()
-	closed := o.state == outboxClosed && o.conn == nil
+	closed := o.state == outboxClosed && o.conn == nil && !r.live
 	switch {
 	case closed: // while held: what it holds still goes out, behind the past up to there
 		r.part = slices.DeleteFunc(r.part, func(ev *event) bool { return ev.seq > o.seq })
-	case o.state != outboxOpen:
+	case o.state != outboxOpen || r.waits:
 		return
 	}
 	counted := countMessages(r.early)
 	var early []*event
-	if !r.whole && o.held != nil {
+	if !r.live && o.held != nil {
 		early, o.held.early = o.held.early, nil
 		counted += countMessages(early)
 	}
-	catchingUp := r.more || r.whole && o.past != nil || closed
-	past := countMessages(r.part)
-	events := r.events(early, !catchingUp)
+	past := countMessages(r.part) + countMessages(r.lagging)
+	events := r.events(early, !r.more && !closed)
 	o.backlog.add(countMessages(events) + countMessages(r.early) - counted)
 	o.backlog.exemptReplay(past)
-	if !catchingUp && r.position != nil {
-		o.seq = max(o.seq, r.position.seq)
+	o.past = nil
+	if r.more {
+		o.past = r
 	}
-	if !r.whole {
-		o.past = nil
-		if r.more {
-			o.past = r
-		}
-	}
-	if closed {
+	switch {
+	case closed:
 		o.endPastLocked()
+	case !r.more && r.position != nil:
+		o.seq = max(o.seq, r.position.seq)
 	}
 	if o.conn == nil {
 		o.holdLocked(events...)
 	} else {
 		o.sendEachLocked(events)
 	}
+}
+
+// replaying returns the replay whose next parts follow, or nil.
+func (o *outbox) replaying() *replay {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.past
 }
 
 // lacksPartLocked reports whether the next part of a replay has to be fetched.
@@ -324,6 +328,23 @@ func (o *outbox) position(ev *event) bool {
 	if o.state != outboxOpen || o.conn == nil || o.past != nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
 		return false
 	}
+	o.seq = ev.seq
+	o.sendLocked(ev.buffer(o.format))
+	return true
+}
+
+// settle tells ev, the newest position, and makes the ids from here on final. It
+// reports false if that has to wait.
+func (o *outbox) settle(ev *event) bool {
+	o.mu.Lock()
+	defer o.unlock()
+	if o.state != outboxOpen || !o.format.provisional {
+		return true
+	}
+	if o.past != nil || ev.seq < o.seq {
+		return false
+	}
+	o.format.provisional = false
 	o.seq = ev.seq
 	o.sendLocked(ev.buffer(o.format))
 	return true
@@ -548,6 +569,7 @@ func (o *outbox) failLocked(err error) {
 func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format, first ...*event) {
 	o.mu.Lock()
 	defer o.unlock()
+	f.provisional = o.shared.history.keeps() && f.encoding != plainFrame
 	o.conn, o.try, o.format = conn, try, f
 	events := first
 	var last lastBytes

@@ -19,7 +19,9 @@ export interface Options {
 
 	/**
 	 * The id of the last event that the page got: the `lastEventId` of an earlier
-	 * connection. The new one resumes there.
+	 * connection. The new one resumes there. Or a position that the server gave to
+	 * the page beside the state that it shows, or "oldest" for all events that the
+	 * hub keeps.
 	 */
 	lastEventId?: string;
 
@@ -83,6 +85,12 @@ export interface ConnectionCloseEvent extends Event {
 	readonly final: boolean;
 }
 
+/** The event that reports that events for the page may be lost. */
+export interface ConnectionResetEvent extends Event {
+	/** The topic whose events may be lost; empty: of all topics. */
+	readonly topic: string;
+}
+
 export interface ConnectionEventMap {
 	/** The hub has accepted the page, for the first time or again. */
 	open: Event;
@@ -97,9 +105,11 @@ export interface ConnectionEventMap {
 	 * page should load again what it shows. A reset comes before any later
 	 * event. Mostly it follows an `open`. Where several nodes share a history, it
 	 * also comes when the hub notices that the history has lost events. On a hub
-	 * without History every `open` after the first is followed by a reset.
+	 * without History every `open` after the first is followed by a reset. A reset
+	 * with a topic is about that topic alone: the page had the server subscribe it
+	 * after the connection was open.
 	 */
-	reset: Event;
+	reset: ConnectionResetEvent;
 }
 
 /**
@@ -119,7 +129,8 @@ export function connect(url: Url, options?: Options): Connection;
 
 /**
  * A connection to a hub. It reconnects by itself and resumes after the last
- * event that it got. Listeners of `on`, `onTopic` and `onAny` get each event once
+ * event that it got, on the topics that it asks for, and on others that the server
+ * subscribes again within 10 s. Listeners of `on`, `onTopic` and `onAny` get each event once
  * and in order, whatever its name. Of events with a Key, a newer one may replace
  * an older one. The events open, close and reset report on the connection itself.
  * addEventListener listens to them.
@@ -164,7 +175,12 @@ export class Connection extends EventTarget {
 	readonly id: string;
 	/** The transport that is connected or is tried next. */
 	readonly transport: Transport;
-	/** The id of the last event that it got, or the position that the hub sent. Empty on a hub without History. */
+	/**
+	 * The id of the last event that it got, or the position that the hub sent. Empty
+	 * on a hub without History. If it ends in "~", it tells nothing about topics that
+	 * the server subscribed after the connection was open: they may begin with a
+	 * reset when the page is back. So it is in the first 10 s of each connection.
+	 */
 	readonly lastEventId: string;
 	/** The topics it asks for. */
 	readonly topics: string[];

@@ -186,7 +186,7 @@ export class Connection extends EventTarget {
 		this.#wasOpen = true;
 		const link = this.#link;
 		this.#tell("open");
-		if (missed && link === this.#link) this.#tell("reset");
+		if (missed && link === this.#link) this.#tell("reset", {topic: ""});
 	}
 
 	#lost({code = 1006, reason = "", final = code === 1000 || code === 1008, retry = 0}, askedInVain) {
@@ -448,7 +448,7 @@ export class Connection extends EventTarget {
 		if ((reset && !topic) || (id && !had)) this.#lastEventId = id;
 		if (id && this.#joins?.call) this.#asking ||= setTimeout(() => this.#ask(), askAfter);
 		if (this.#all.includes(topic) && !this.#topics.includes(topic)) return; // another tab's
-		if (reset) this.#tell("reset");
+		if (reset) this.#tell("reset", {topic});
 		else if (data !== undefined && !had) {
 			this.#hand(Object.assign(new Message(), {id, topic, event, data: encoding === "base64" ? bytes(data) : data}));
 		}

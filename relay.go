@@ -92,6 +92,11 @@ func (r *relay) fill(p *replay) {
 	for _, t := range p.topics {
 		r.cover(t.name)
 	}
+	for _, c := range p.claims {
+		for _, t := range c.topics {
+			r.cover(t.name)
+		}
+	}
 	r.local.fill(p)
 }
 

@@ -60,7 +60,7 @@ func TestRelayUnconfirmedTopic(t *testing.T) {
 		r.want([]string{"a"})
 		newest := func() string {
 			d.arrive()
-			client := &replay{topics: []pastTopic{{name: "a"}, {}}}
+			client := &replay{topics: []*subscription{{name: "a"}, {}}}
 			r.fill(client)
 			return client.position.ID
 		}

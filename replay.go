@@ -2,13 +2,28 @@ package realtime
 
 import (
 	"container/heap"
+	"math"
 	"slices"
+	"strings"
 )
 
 // A part of a replay has this many events, or as many as have this much Data.
 const (
 	partEvents = 256
 	partBytes  = 32 << 10
+)
+
+// Oldest is an id that stands for the beginning. A client that comes with it as
+// its last id gets all kept events of its topics, in order and with their ids,
+// and no reset. So does [Client.SubscribeFrom], without ids. That can be the last
+// messages of a room, or the beginning of an answer that is still being written.
+const Oldest = "oldest"
+
+// Where a topic begins, if not behind a position.
+const (
+	fromNow    = math.MaxUint64 - iota // at the newest of each Key
+	fromOldest                         // at all that is kept
+	fromLost                           // as fromNow, but behind a reset
 )
 
 // A replay gives a client the kept events that it lacks. It comes in parts. Each
@@ -18,61 +33,78 @@ const (
 //
 // First come values, the newest event of each Key, unless the client resumes.
 // Then comes all that is behind from.
+//
+// Topics that lag behind the others come before all that. The others wait, as an
+// event must not come before an earlier one of its topic. What these topics lack
+// has no ids, because the client may have an id behind it. If the client were cut
+// off, it would resume behind that id. So each such part begins with a mark: the
+// same position, with a provisional id.
 type replay struct {
 	id     clientID
-	topics []pastTopic   // the client's, and the empty one
-	last   string        // the id of the last event that the client saw; empty: it is new
-	whole  bool          // there is one part, of values
-	given  chan struct{} // closed when the client's outbox has the part; nil: nobody waits
+	topics []*subscription // the client's and all; for a topic that lags, only it
+	all    subscription    // has the empty topic
+	last   string          // the id of the last event that the client saw; empty: it is new
+	whole  bool            // there is one part, of values, and no client
+	live   bool            // the client lacks nothing but what it claims
+	waits  bool            // another replay is under way, and gets what this one claims
+	claims []claim         // topics that don't begin where last is
+	given  chan struct{}   // closed when the client's outbox has the part
 
 	// Filled in by the history.
-	begun    bool   // there was a part
-	from     uint64 // the position of last, or that of the first part
-	at       uint64 // the position up to which parts have been filled
-	base     uint64 // of the history's sequence then
-	unshared uint64 // history.unsharedEvents when from was set
-	lost     bool   // before this part, the client may have lost events
-	resumed  bool   // in the first part: the client gets all events since last
-	values   bool   // this part has values
+	begun    bool      // there was a part
+	from     uint64    // the position of last, or that of the first part
+	at       uint64    // the position up to which parts have been filled
+	base     uint64    // of the history's sequence then
+	unshared uint64    // history.unsharedEvents when from was set
+	since    uint64    // where topics begin that the client subscribes later
+	resuming bool      // the client gets all events since last, so far
+	late     []*replay // of topics that lag
+	lost     bool      // before this part, the client may have lost events
+	values   bool      // this part has values
 	part     []*event
-	more     bool   // other parts follow
-	position *event // that of the hub; nil: there is no history
+	lagging  []*event // of this part, for topics that lag; they come first
+	more     bool     // other parts follow
+	position *event   // that of the hub; nil: there is no history
+	resumed  int64    // how many replays since an id are complete with this part
+	resets   int64    // how many resets this part has
 
 	// Owned by the outbox.
 	early []*event          // came while the client joined, to be sent behind the values
 	own   map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
 }
 
-// A pastTopic is a topic of a replay. Only events behind since are replayed,
-// unless it is zero.
-type pastTopic struct {
-	name  string
-	since uint64
+// A claim has topics that begin behind an id, or at a start if that is empty.
+type claim struct {
+	last   string
+	start  uint64
+	topics []*subscription
 }
 
 // fill completes r with its next part.
 func (h *history) fill(r *replay) {
 	first := !r.begun
-	r.begun, r.resumed, r.lost, r.part = true, false, false, nil
+	r.begun, r.lost, r.values, r.part, r.lagging, r.resumed, r.resets = true, false, false, nil, nil, 0, 0
 	if !h.limit.keeps() {
-		r.lost = r.last != ""
+		r.refuse()
 		return
 	}
 	r.position = h.position()
-	switch seq, ok := h.seqOf(r.last); {
-	case !first:
-		r.lost = r.base != h.base || r.at >= r.from && !h.complete(r.topics, r.at)
-	case r.last == "":
-		r.from, r.unshared = h.seq, h.unsharedEvents
-	case ok && h.complete(r.topics, seq):
-		r.from, r.at, r.resumed = seq, seq, true
-	default:
-		r.lost = true
+	switch {
+	case first:
+		h.beginReplay(r)
+		if r.waits {
+			return
+		}
+	case r.base != h.base:
+		h.loseReplay(r)
 	}
-	if r.lost {
-		r.from, r.at, r.unshared = h.seq, 0, h.unsharedEvents
+	if h.fillLate(r) {
+		r.more = len(r.late) > 0 || r.at < max(r.from, h.seq) || r.unshared < h.unsharedEvents
+		return
 	}
-	r.base = h.base
+	if !first && r.at >= r.from && !h.complete(r.topics, r.at) {
+		h.loseReplay(r)
+	}
 	r.values = r.at < r.from
 	if r.values {
 		if r.more = !h.take(r, r.from, func(m *keptEvent) bool { return m.isValue(&r.id) }); !r.more {
@@ -81,6 +113,197 @@ func (h *history) fill(r *replay) {
 		}
 	} else {
 		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 && !m.hidden })
+	}
+	if r.resuming && !r.more {
+		r.resuming = false
+		r.resumed++
+	}
+}
+
+// refuse fills r for a hub without a history.
+func (r *replay) refuse() {
+	if r.last != "" && r.last != Oldest {
+		r.lost = true
+		r.resets++
+	}
+	for _, c := range r.claims {
+		if c.last != "" && c.last != Oldest {
+			r.resetLate(c.topics)
+		}
+	}
+	r.claims, r.since = nil, fromNow
+}
+
+// resetLate adds a reset for each of some topics.
+func (r *replay) resetLate(topics []*subscription) {
+	for _, t := range topics {
+		r.lagging = append(r.lagging, newTopicReset(t.name))
+		r.resets++
+	}
+}
+
+// beginReplay decides where r's topics begin.
+func (h *history) beginReplay(r *replay) {
+	for _, c := range r.claims {
+		h.accept(r, c)
+	}
+	r.claims, r.base, r.from, r.unshared = nil, h.base, h.seq, h.unsharedEvents
+	if r.live {
+		r.at = h.seq
+		return
+	}
+	joining := slices.DeleteFunc(slices.Clone(r.topics), func(t *subscription) bool { return t.since > 0 })
+	r.since = h.startOf(r.last)
+	switch {
+	case r.since == fromNow:
+	case r.since == fromOldest && h.fromOldest(joining):
+		r.from = 0
+	case r.since <= h.seq && h.complete(joining, r.since):
+		r.from, r.at, r.resuming = r.since, r.since, true
+		if strings.HasSuffix(r.last, provisionalMark) {
+			r.since = fromLost
+		}
+	default:
+		h.loseReplay(r)
+	}
+}
+
+// startOf returns where a client begins that has seen an event last.
+func (h *history) startOf(last string) uint64 {
+	switch last {
+	case "":
+		return fromNow
+	case Oldest:
+		return fromOldest
+	}
+	if seq, ok := h.seqOf(last); ok {
+		return seq
+	}
+	return fromLost
+}
+
+// fromOldest makes topics begin at the oldest event behind which all are kept,
+// as far as this node can know. It reports false if the engine lacks some.
+func (h *history) fromOldest(topics []*subscription) bool {
+	for _, t := range topics {
+		t.since = 1 // so covered isn't asked: what this node has is all there is
+		if missing := h.missing(t); missing < math.MaxUint64 {
+			t.since = max(1, missing, h.begin)
+		} else {
+			return false
+		}
+	}
+	return true
+}
+
+// loseReplay makes r start anew, with a reset.
+func (h *history) loseReplay(r *replay) {
+	for _, l := range r.late {
+		for _, t := range l.topics {
+			t.since = 1 // its values come with those of the others
+		}
+	}
+	r.late = nil
+	r.lost, r.resuming, r.since = true, false, fromNow
+	r.resets++
+	r.base, r.from, r.at, r.unshared = h.base, h.seq, 0, h.unsharedEvents
+}
+
+// accept divides a claim's topics into those that get all events since, and
+// those that get values.
+func (h *history) accept(r *replay, c claim) {
+	start := c.start
+	if c.last != "" {
+		start = h.startOf(c.last)
+		if start <= h.seq && strings.HasSuffix(c.last, provisionalMark) {
+			start = fromLost
+		}
+	}
+	events := &replay{id: r.id, resuming: start <= h.seq}
+	var fresh, lost []*subscription
+	for _, t := range c.topics {
+		one := []*subscription{t}
+		switch {
+		case start == fromNow:
+			fresh = append(fresh, t)
+		case start == fromOldest && h.fromOldest(one):
+			events.topics = append(events.topics, t)
+		case start <= h.seq && h.complete(one, start):
+			t.since = max(1, start)
+			events.topics = append(events.topics, t)
+		default:
+			lost = append(lost, t)
+		}
+	}
+	if len(events.topics) > 0 {
+		r.late = append(r.late, events)
+	}
+	if len(fresh)+len(lost) > 0 {
+		r.late = append(r.late, h.lateValues(r, fresh, lost))
+	}
+}
+
+// lateValues returns a replay of the newest of each Key in topics. Those in lost
+// get a reset first.
+func (h *history) lateValues(r *replay, fresh, lost []*subscription) *replay {
+	l := &replay{id: r.id, values: true, from: h.seq, topics: append(fresh, lost...)}
+	for _, t := range l.topics {
+		t.since = 1
+	}
+	l.resetLate(lost)
+	return l
+}
+
+// fillLate fills r's part for topics that lag, and reports whether there is any.
+func (h *history) fillLate(r *replay) bool {
+	for len(r.late) > 0 && len(r.lagging) == 0 {
+		l := r.late[0]
+		to, wanted := l.from, func(m *keptEvent) bool { return m.isValue(&r.id) }
+		if !l.values {
+			h.dropLost(r)
+			to, wanted = max(r.at, r.from), func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 && !m.hidden }
+		}
+		l.part = nil
+		all := h.take(l, to, wanted)
+		r.lagging, l.lagging = l.lagging, nil
+		r.resets, l.resets = r.resets+l.resets, 0
+		for _, ev := range l.part {
+			r.lagging = append(r.lagging, ev.withoutID())
+		}
+		if all {
+			for _, t := range l.topics {
+				t.since = max(t.since, to)
+			}
+			if l.resuming && len(l.topics) > 0 {
+				r.resumed++
+			}
+			r.late = r.late[1:]
+		}
+	}
+	if len(r.lagging) == 0 {
+		return false
+	}
+	if r.at >= r.from && r.at > 0 { // else the client has no id of this hub yet
+		r.lagging = slices.Insert(r.lagging, 0, &event{Event: Event{ID: h.id(r.at)}, seq: r.at, notice: markNotice})
+	}
+	return true
+}
+
+// dropLost makes topics of the first late replay start anew that have lost
+// events since its last part.
+func (h *history) dropLost(r *replay) {
+	l := r.late[0]
+	var lost []*subscription
+	l.topics = slices.DeleteFunc(l.topics, func(t *subscription) bool {
+		is := !h.complete([]*subscription{t}, max(l.at, t.since))
+		if is {
+			lost = append(lost, t)
+		}
+		return is
+	})
+	if len(lost) > 0 {
+		l.resuming = false
+		r.late = slices.Insert(r.late, 1, h.lateValues(r, nil, lost))
 	}
 }
 
@@ -159,6 +382,8 @@ func (r *replay) events(early []*event, last bool) []*event {
 		all = append(all, ev)
 	}
 	before := len(all)
+	all = append(all, r.lagging...)
+	r.lagging = nil
 	replaced := make(map[topicKey]bool)
 	for _, ev := range r.part {
 		if r.values {

@@ -41,7 +41,7 @@ func (f *follower) outboxEmpty(r *replay) bool {
 	}
 	r.topics = nil
 	for _, topic := range f.topics {
-		r.topics = append(r.topics, pastTopic{name: topic})
+		r.topics = append(r.topics, &subscription{name: topic})
 	}
 	f.h.fill(r)
 	f.o.replay(r)
@@ -391,7 +391,7 @@ func TestReplayBehindLargeEvents(t *testing.T) {
 		for range 200 {
 			f.publish("a", Event{Data: make([]byte, 100<<10)})
 		}
-		r := &replay{topics: []pastTopic{{name: "b"}}, whole: true}
+		r := &replay{topics: []*subscription{{name: "b"}}}
 		f.h.fill(r)
 		f.o.replay(r)
 		for i := range 210 {

@@ -678,7 +678,7 @@ func TestInjection(t *testing.T) {
 		}
 		hub.Broadcast <- []byte("end")
 		expect(t, c, "end")
-		if !strings.HasSuffix(c.last(), "-5") {
+		if !strings.HasSuffix(c.last(), "-5~") {
 			t.Errorf("the last id is %q", c.last())
 		}
 	})

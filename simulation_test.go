@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -63,6 +64,7 @@ type simulation struct {
 	started int   // how many nodes have been started
 	weights []int // one for each of simSteps
 	total   int
+	ending  bool // nothing goes wrong any more
 	clients []*simClient
 	trace   []string
 	values  int           // how many values have been published
@@ -102,7 +104,8 @@ type simNode struct {
 	drop      atomic.Int64 // how many messages to it, or answers of Append, are lost next
 	dropBeats atomic.Bool  // these may be heartbeats
 	tasks     chan func()
-	gaps      int64 // Stats.Gaps at its end
+	gaps      int64    // Stats.Gaps at its end
+	joined    sync.Map // the newest *realtime.Client of each simClient's name
 }
 
 func newSimulation(t *testing.T, seed uint64, history bool) *simulation {
@@ -190,6 +193,14 @@ func (s *simulation) startNode(i int) {
 	} else {
 		hub.Broker = simBroker{s.engine.Broker(), n}
 	}
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		query := r.URL.Query()
+		n.joined.Store(query.Get("name"), c)
+		if err := c.Subscribe(query["topic"]...); err != realtime.ErrBrokerUnavailable {
+			return err
+		}
+		return nil
+	}
 	n.site = newPipeSite(s.t, hub)
 	if n := s.rnd.IntN(4); n > 0 { // others start with their first client
 		realtime.StartWithParts(hub, n) // so that more happens between the parts of a replay
@@ -224,6 +235,10 @@ func (s *simulation) run() {
 		n.drop.Store(0)
 	}
 	time.Sleep(30 * time.Second)
+	s.ending = true
+	for _, c := range s.clients {
+		c.cutAfter.Store(0)
+	}
 	s.connectAll()
 	for i := range s.nodes {
 		if s.rnd.IntN(2) == 0 { // otherwise nothing follows, and a loss must still show
@@ -260,9 +275,7 @@ var simSteps = []func(s *simulation, i int){
 		s.log("%s is cut off", c.name)
 		c.cut(s)
 	},
-	func(s *simulation, _ int) {
-		s.connectAll()
-	},
+	func(s *simulation, _ int) { s.connectAll() },
 	func(s *simulation, i int) { s.disconnect(i) },
 	func(s *simulation, _ int) {
 		s.log("the engine is away")
@@ -429,8 +442,11 @@ func (s *simulation) disconnect(i int) {
 type simClient struct {
 	name      string
 	topics    []string // the empty one is the first
+	late      []string // topics that it subscribes when it is connected
 	transport string
 	lastID    string
+
+	cutAfter atomic.Int64 // how many events it reads before it is cut off; zero: it isn't
 
 	conn resumer  // nil: it is cut off
 	node *simNode // the node of the newest connection
@@ -455,17 +471,21 @@ type simKind uint8
 const (
 	simArrival simKind = iota // it connects, without an id
 	simReturn                 // it connects, with an id
+	simJoin                   // it has subscribed the topic in event
 	simCut
-	simEnd // the node has ended its connection
-	simReset
+	simEnd   // the node has ended its connection
+	simReset // for the topic in event, or for all
 	simGot
 )
 
 func (s *simulation) join() {
 	c := &simClient{name: fmt.Sprint("c", len(s.clients)), topics: []string{""}}
 	for _, topic := range []string{"a", "b", "c"} {
-		if s.rnd.IntN(2) == 0 {
+		switch s.rnd.IntN(3) {
+		case 0:
 			c.topics = append(c.topics, topic)
+		case 1:
+			c.late = append(c.late, topic)
 		}
 	}
 	names := slices.Sorted(maps.Keys(transports))
@@ -488,25 +508,61 @@ func (s *simulation) connectAll() {
 
 func (s *simulation) connect(c *simClient) {
 	n := s.nodes[s.rnd.IntN(len(s.nodes))]
-	query := url.Values{"lastEventId": {c.lastID}, "topic": c.topics[1:]}.Encode()
+	query := url.Values{"lastEventId": {c.lastID}, "topic": c.topics[1:], "name": {c.name}}.Encode()
 	s.log("%s (%s, %q) connects to %s with %q", c.name, c.transport, c.topics, n.name, c.lastID)
+	if !s.ending && s.rnd.IntN(4) == 0 {
+		c.cutAfter.Store(1 + int64(s.rnd.IntN(10)))
+	}
 	it := simItem{kind: simReturn, node: n}
 	if c.lastID == "" {
-		it.kind, it.from = simArrival, make(map[simStream]int)
+		it.kind = simArrival
 	}
 	c.conn, c.node, c.ends = transports[c.transport](n.site, query), n, make(chan struct{})
 	synctest.Wait()
-	s.mu.Lock()
-	for stream, events := range s.published {
-		if it.from != nil {
-			it.from[stream] = len(events)
-		}
-	}
-	s.mu.Unlock()
+	it.from = s.lengths()
 	c.note(s, it)
 	go c.read(s)
 	time.Sleep(300 * time.Millisecond) // losses right after a subscription don't show
 	synctest.Wait()
+	if !s.ending && s.rnd.IntN(5) == 0 {
+		s.log("%s is cut off at once", c.name)
+		c.cut(s)
+		return
+	}
+	s.joinLate(c)
+}
+
+// joinLate subscribes a connected client's late topics, as a page does by a
+// message, within the time in which it is to do so.
+func (s *simulation) joinLate(c *simClient) {
+	if s.rnd.IntN(2) == 0 {
+		time.Sleep(time.Duration(s.rnd.IntN(6000)) * time.Millisecond)
+	}
+	client, _ := c.node.joined.Load(c.name)
+	var subscribing sync.WaitGroup
+	for _, topic := range c.late {
+		subscribing.Go(func() {
+			err := client.(*realtime.Client).Subscribe(topic)
+			if err == nil || err == realtime.ErrBrokerUnavailable {
+				c.note(s, simItem{kind: simJoin, node: c.node, event: topic, from: s.lengths()})
+			}
+		})
+	}
+	subscribing.Wait()
+	s.log("%s has subscribed %q", c.name, c.late)
+	time.Sleep(300 * time.Millisecond)
+	synctest.Wait()
+}
+
+// lengths returns how many events have been published.
+func (s *simulation) lengths() map[simStream]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := make(map[simStream]int)
+	for stream, events := range s.published {
+		n[stream] = len(events)
+	}
+	return n
 }
 
 // read is the body of the goroutine that reads a connection.
@@ -524,6 +580,9 @@ func (c *simClient) read(s *simulation) {
 			it.kind = simReset
 		}
 		c.note(s, it)
+		if c.cutAfter.Add(-1) == 0 {
+			conn.cut()
+		}
 	}
 }
 
@@ -613,10 +672,12 @@ func (s *simulation) check(c *simClient) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for stream, events := range s.published {
-		if !slices.Contains(c.topics, stream.topic) {
+		late := slices.Contains(c.late, stream.topic)
+		if !late && !slices.Contains(c.topics, stream.topic) {
 			continue
 		}
-		next := -1        // the number of the event to come; negative: the client hasn't connected yet
+		next := -1        // the number of the event to come; negative: any
+		from := -1        // the number of events when a late topic was first subscribed; negative: it hasn't been
 		told := false     // a reset arrived after the last event
 		var node *simNode // the node of the last event, or of the connection since
 		var gaps int64    // the node's Stats.Gaps at that time
@@ -633,19 +694,33 @@ func (s *simulation) check(c *simClient) {
 		for _, it := range c.items {
 			switch it.kind {
 			case simArrival:
-				next, told, node, gaps = it.from[stream], false, it.node, it.gaps
+				next, from, told, node, gaps = it.from[stream], -1, false, it.node, it.gaps
+				if late {
+					next = -1
+				}
+			case simJoin:
+				if it.event == stream.topic && from < 0 {
+					from = it.from[stream]
+					told, node, gaps = false, it.node, it.gaps
+				}
 			case simReturn:
 				if node != it.node {
 					node, gaps = it.node, it.gaps
 				}
 			case simReset:
-				told = true
+				told = told || it.event == "" || it.event == stream.topic
 			case simGot:
 				publisher, topic, n := s.parse(c, it.event)
 				if publisher != stream.publisher || topic != stream.topic {
 					continue
 				}
-				if n < next && next >= 0 {
+				if next < 0 {
+					next = n
+					if from >= 0 {
+						next = min(n, from)
+					}
+				}
+				if n < next {
 					s.t.Errorf("%s got event %d of %s to %q at %v, where %d was next", c.name, n, publisher.name, topic, it.at, next)
 				}
 				for m := next; m < n; m++ {
@@ -654,7 +729,10 @@ func (s *simulation) check(c *simClient) {
 				next, told, node, gaps = n+1, false, it.node, it.gaps
 			}
 		}
-		for m := max(next, 0); m < len(events); m++ {
+		if next < 0 {
+			next = max(from, 0)
+		}
+		for m := next; m < len(events); m++ {
 			explain(m, "until the end")
 		}
 	}

@@ -22,8 +22,8 @@ type Stats struct {
 	Received       int64 // messages from clients
 	Replaced       int64 // messages that a newer one of their Key replaced
 	Forgotten      int64 // latest values dropped because there were more than History.Values
-	Resumed        int64 // clients that reconnected and got every event since
-	Resets         int64 // clients that reconnected and may have lost events
+	Resumed        int64 // replays since an id that gave a client every event since: one when it reconnects, others when it subscribes later
+	Resets         int64 // resets that tell a client that came with an id, or subscribed from one, that it may have lost events
 	Dropped        int64 // messages still queued when their client went, and events sent to Broadcast after Shutdown had begun
 	SlowClients    int64 // clients disconnected with ErrSlowClient
 	Gaps           int64 // times that events of other nodes may have been lost

@@ -17,6 +17,10 @@ const phases = 16
 // sweeper's next look it could be late, and that look itself may be a phase late.
 const ahead = revolution + revolution/phases
 
+// settleLooks is at how many looks a connection's ids become final, see
+// lateStart.
+const settleLooks = 10
+
 // parkAfter is the silence after which a connection is parked, if it can be. It
 // is so long that an active client pays nothing for parking.
 const parkAfter = 3 * time.Second
@@ -104,6 +108,11 @@ func (c *Client) sweep(now time.Duration) {
 	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}
+	if c.looks < settleLooks {
+		c.looks++
+	} else if c.looks == settleLooks && c.settle() {
+		c.looks++
+	}
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every-ahead {
 		c.beat = now
 		if !c.tellPosition() && s.heartbeat != nil {
@@ -141,12 +150,25 @@ func (s *shared) beatInterval() time.Duration {
 // the history could forget the last event that it saw. It reports whether the
 // client got a new one.
 func (c *Client) tellPosition() bool {
+	position := c.position()
+	return position != nil && c.out.position(position)
+}
+
+// settle makes the client's ids final, and tells it the newest position. It
+// reports false if that has to wait.
+func (c *Client) settle() bool {
+	position := c.position()
+	return position == nil || c.out.settle(position)
+}
+
+// position returns the newest position that the client may be told, or nil.
+func (c *Client) position() *event {
 	h, last := c.hub, c.home.last.Load()
 	if last == nil {
-		return false
+		return nil
 	}
 	if h.lastPosition == nil || h.lastPosition.seq != last.seq || h.lastPosition.ID != last.ID {
 		h.lastPosition = newPosition(last.seq, last.ID)
 	}
-	return c.out.position(h.lastPosition)
+	return h.lastPosition
 }

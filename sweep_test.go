@@ -332,9 +332,12 @@ func TestVisibleHeartbeats(t *testing.T) {
 					if got := next(); got != `{"data":"hello"}` {
 						t.Errorf("got %s, want hello", got)
 					}
+					last := time.Now()
 					if hub.History.Age > 0 {
-						if got := next(); !strings.HasPrefix(got, `{"id":`) {
-							t.Errorf("got %s, want the position", got)
+						for _, is := range []string{"provisional", "final"} {
+							if got := next(); !strings.HasPrefix(got, `{"id":`) || strings.Contains(got, "~") != (is == "provisional") {
+								t.Errorf("got %s, want the position, %s", got, is)
+							}
 						}
 					}
 					if interval == "" {
@@ -347,12 +350,13 @@ func TestVisibleHeartbeats(t *testing.T) {
 					}
 					ms, _ := strconv.Atoi(interval)
 					for i := range 3 {
-						last := time.Now()
 						got := next()
 						if strings.HasPrefix(got, `{"id":`) {
 							got = beat // a position is as good
 						}
-						if d := time.Since(last); got != beat || !inTime(d, time.Duration(ms)*time.Millisecond) {
+						d := time.Since(last)
+						last = time.Now()
+						if got != beat || !inTime(d, time.Duration(ms)*time.Millisecond) {
 							t.Errorf("object %d is %s after %v, want %s", i, got, d, beat)
 						}
 					}

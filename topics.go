@@ -31,22 +31,42 @@ func checkTopic(topic string) error {
 // client has is passed over.
 //
 // With a [History] the client first gets the topic's latest values: the newest
-// event of each Key, however old, unless it is Gone. In OnConnect it gets them
-// when that has returned nil. If it reconnects with an id, it gets instead the
-// events since that one.
+// event of each Key, however old, unless it is Gone. If it reconnects with an id,
+// it gets instead the events since that one. In OnConnect it gets them when that
+// has returned nil, and with their ids. Later it gets them without ids, and the
+// events of its other topics behind them. If some are no longer kept, it gets a
+// reset for the topic and the latest values. A topic that it has had since it
+// reconnected, and has left, begins as for a new client. So does one with
+// SubscribeFrom and an empty id.
 //
 // Subscribe waits until the hub accepts it, with a [Broker] up to 5 s longer.
 // Nil means that events of all nodes will arrive. [ErrBrokerUnavailable] means
 // that it is subscribed, but other nodes' events start later. Any other error
 // means that no topic was added. It is [ErrClientClosed] if the client is gone
 // or closing, or tells what is wrong with a topic.
-func (c *Client) Subscribe(topics ...string) error {
+func (c *Client) Subscribe(topics ...string) error { return c.subscribeWith(nil, topics) }
+
+// SubscribeFrom is Subscribe for topics whose events since an id the client
+// lacks: one that [Hub.Position] has returned, that of an event, or [Oldest]. It
+// gets them, without ids, or a reset for each topic of which some are no longer
+// kept. An empty id gives it the newest event of each Key, also if it has
+// reconnected. With a [HistoryBroker] SubscribeFrom first waits until this node
+// has the event with the id, up to 5 s.
+func (c *Client) SubscribeFrom(id string, topics ...string) error {
+	return c.subscribeWith(&id, topics)
+}
+
+// subscribeWith is SubscribeFrom, or Subscribe if from is nil.
+func (c *Client) subscribeWith(from *string, topics []string) error {
 	for _, topic := range topics {
 		if err := checkTopic(topic); err != nil {
 			return err
 		}
 	}
-	confirmed, err := c.subscribe(topics)
+	if from != nil {
+		c.hub.order.await(*from)
+	}
+	confirmed, err := c.subscribe(from, topics)
 	if err != nil || len(confirmed) == 0 {
 		return err
 	}
@@ -63,8 +83,8 @@ func (c *Client) Subscribe(topics ...string) error {
 	return nil
 }
 
-// subscribe is Subscribe but for the wait: that is until confirmed is closed.
-func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err error) {
+// subscribe is subscribeWith but for the wait: that is until confirmed is closed.
+func (c *Client) subscribe(from *string, topics []string) (confirmed []<-chan struct{}, err error) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	if c.why() != nil {
@@ -85,15 +105,20 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 			s.subscribe(sub)
 		}
 	}
-	if c.replayed && c.hub.shared.history.keeps() {
-		r := &replay{id: c.id, topics: pastTopics(subs), whole: true}
-		if !c.hub.hand(change{client: c, do: do, replay: r}) {
-			return nil, ErrClientClosed
+	var r *replay
+	if claims := c.claim(from, subs); c.replayed {
+		if c.hub.shared.history.keeps() || from != nil {
+			r = &replay{id: c.id, live: true, claims: claims, given: make(chan struct{})}
 		}
-		for _, sub := range subs {
-			sub.since = r.position.seq
+	} else if from != nil {
+		if c.late == nil {
+			c.late = new(lateStart)
 		}
-	} else if !c.home.inbox.put(entry{do: do}) {
+		c.late.claims = append(c.late.claims, claims...)
+	}
+	confirmed = c.hub.order.want(added) // before the replay: an order may drop a topic that nobody wants
+	if r != nil && !c.handReplay(change{client: c, do: do, replay: r}) || r == nil && !c.home.inbox.put(entry{do: do}) {
+		c.hub.order.unwant(added)
 		return nil, ErrClientClosed
 	}
 	if len(added) < len(c.topics)/64 { // sorting would look at all of them
@@ -105,7 +130,73 @@ func (c *Client) subscribe(topics []string) (confirmed []<-chan struct{}, err er
 		c.topics = append(c.topics, subs...)
 		slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	}
-	return c.hub.order.want(added), nil
+	return confirmed, nil
+}
+
+// A lateStart says where the topics of a client begin that it subscribes later.
+// A client that came with an id lacks their events since: it may have had them
+// before. The ids that it gets don't cover these events until they have been
+// replayed. So its ids are provisional for settleLooks of the sweeper, in which it
+// is to subscribe its topics, and during the replay. If it comes back with such
+// an id, its late topics begin with a reset.
+type lateStart struct {
+	start  uint64              // as in a claim
+	left   map[uint64]struct{} // hashes of the topics that it has had since and left: these begin as for a new client
+	claims []claim             // of SubscribeFrom in OnConnect
+}
+
+const maxLeft = 1000 // topics in lateStart.left
+
+// claim returns claims for topics, behind an id if there is one. Its caller
+// holds tmu.
+func (c *Client) claim(from *string, subs []*subscription) []claim {
+	switch {
+	case from != nil:
+		return []claim{{last: *from, start: fromNow, topics: subs}}
+	case c.late == nil:
+		return []claim{{start: fromNow, topics: subs}}
+	}
+	first, again := claim{start: c.late.start}, claim{start: fromNow}
+	for _, sub := range subs {
+		if _, had := c.late.left[hashTopic(sub.name)]; had {
+			again.topics = append(again.topics, sub)
+		} else {
+			first.topics = append(first.topics, sub)
+		}
+	}
+	return []claim{first, again}
+}
+
+// leave notes topics that the client leaves.
+func (l *lateStart) leave(topics []string) {
+	if l == nil {
+		return
+	}
+	if len(l.left)+len(topics) > maxLeft {
+		l.start, l.left = fromLost, nil
+	}
+	if l.left == nil {
+		l.left = make(map[uint64]struct{})
+	}
+	for _, topic := range topics {
+		l.left[hashTopic(topic)] = struct{}{}
+	}
+}
+
+// handReplay is hand, for a change with a replay of late topics. If another
+// replay is under way, that gets what the new one claims. Its caller holds tmu, so
+// that other one doesn't end meanwhile.
+func (c *Client) handReplay(hand change) bool {
+	r, past := hand.replay, c.out.replaying()
+	r.waits = past != nil
+	if !c.hub.hand(hand) {
+		return false
+	}
+	<-r.given
+	if past != nil {
+		past.late = append(past.late, r.late...)
+	}
+	return true
 }
 
 // unlist takes a closing client out of its shard, and takes its topics back
@@ -156,6 +247,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 			return is
 		})
 	}
+	c.late.leave(removed)
 	c.home.inbox.put(entry{do: func(s *shard) { // behind what was published before
 		for _, sub := range subs {
 			s.unsubscribe(sub)
@@ -188,8 +280,14 @@ func (c *Client) catchUp(last string) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	c.replayed = true
-	if last != "" || c.hub.shared.history.keeps() {
-		c.nextPart(&replay{id: c.id, last: last})
+	r := &replay{id: c.id, last: last}
+	if c.late != nil {
+		r.claims, c.late = c.late.claims, nil
+	}
+	if last != "" || len(r.claims) > 0 || c.hub.shared.history.keeps() {
+		if c.nextPart(r) && r.since != fromNow {
+			c.late = &lateStart{start: r.since}
+		}
 	}
 }
 
@@ -203,22 +301,23 @@ func (c *Client) outboxEmpty(r *replay) bool {
 // nextPart has the loop fill the next part of r, waits until the outbox has it,
 // and reports whether it has. Its caller holds tmu.
 func (c *Client) nextPart(r *replay) bool {
-	r.topics = append(pastTopics(c.topics), pastTopic{})
+	r.topics = append(slices.Clone(c.topics), &r.all)
+	for _, l := range r.late {
+		l.topics = slices.DeleteFunc(l.topics, func(sub *subscription) bool {
+			i, has := c.findTopic(sub.name)
+			return !has || c.topics[i] != sub
+		})
+	}
 	r.given = make(chan struct{})
 	if !c.hub.hand(change{client: c, replay: r}) {
 		return false
 	}
 	<-r.given
 	r.topics = nil
-	return true
-}
-
-func pastTopics(subs []*subscription) []pastTopic {
-	topics := make([]pastTopic, len(subs), len(subs)+1)
-	for i, sub := range subs {
-		topics[i] = pastTopic{sub.name, sub.since}
+	if r.lost {
+		c.late = nil // the reset is for later topics as well
 	}
-	return topics
+	return true
 }
 
 // Subscribers returns this node's clients that have topic when the iteration

@@ -446,12 +446,296 @@ func TestKey(t *testing.T) {
 	}
 }
 
+// subscribe subscribes a client to topics, or fails the test.
+func subscribe(t *testing.T, c *realtime.Client, topics ...string) {
+	t.Helper()
+	if err := c.Subscribe(topics...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// lateSite returns a site whose clients have names, and the final id of a client
+// that has had the topics a and b and is cut off.
+func lateSite(t *testing.T, join func(*site, string) resumer, events int) (s *site, client func(name string) *realtime.Client, id string) {
+	t.Helper()
+	hub := realtime.NewHub()
+	hub.History.Events = events
+	client = byName(hub)
+	s = newPipeSite(t, hub)
+	c := join(s, "name=c&topic=a")
+	subscribe(t, client("c"), "b")
+	publish(t, hub, "b", "first")
+	expect(t, c, "first")
+	id = finalID(t, c)
+	c.cut()
+	synctest.Wait()
+	return s, client, id
+}
+
+// A topic that a client subscribes after it has reconnected is replayed since the
+// id with which it came. What is replayed has no id.
+func TestSubscribeAfterReconnecting(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		s, client, id := lateSite(t, join, 10)
+		for i := range 3 {
+			publish(t, s.hub, "b", fmt.Sprint("b", i))
+			publish(t, s.hub, "a", fmt.Sprint("a", i))
+		}
+		c := back(s, join, "name=c&topic=a", id)
+		expect(t, c, "a0", "a1", "a2")
+		subscribe(t, client("c"), "b")
+		publish(t, s.hub, "b", "live")
+		for _, want := range []string{"b0", "b1", "b2"} {
+			ev, err := c.event()
+			if _, isStream := c.(*listener); err != nil || ev.data != want || !isStream && ev.id != "" {
+				t.Errorf("got %+v, %v; want %s without an id", ev, err, want)
+			}
+		}
+		expect(t, c, "live")
+
+		// A topic that it leaves and takes again isn't replayed again.
+		client("c").Unsubscribe("b")
+		publish(t, s.hub, "b", "missed")
+		subscribe(t, client("c"), "b")
+		publish(t, s.hub, "b", "again")
+		expect(t, c, "again")
+		if st := s.hub.Stats(); st.Resumed != 2 || st.Resets != 0 {
+			t.Errorf("Stats() = %+v, want 2 replays resumed", st)
+		}
+	})
+}
+
+// Where the events of a later topic are no longer kept, or nobody knows what the
+// client has of them, it gets a reset for that topic alone.
+func TestResetOfOneTopic(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, s *site, join func(*site, string) resumer, id string) string{
+		"forgotten": func(t *testing.T, s *site, _ func(*site, string) resumer, id string) string {
+			for i := range 20 {
+				publish(t, s.hub, "b", fmt.Sprint(i))
+			}
+			return id
+		},
+		"cut off before it was subscribed": func(t *testing.T, s *site, join func(*site, string) resumer, id string) string {
+			publish(t, s.hub, "b", "missed")
+			publish(t, s.hub, "a", "1")
+			c := back(s, join, "topic=a", id)
+			expect(t, c, "1")
+			c.cut()
+			return c.last()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				s, client, id := lateSite(t, join, 10)
+				if err := s.hub.Publish(t.Context(), "b", realtime.Event{Key: "k", Data: []byte("value")}); err != nil {
+					t.Fatal(err)
+				}
+				id = lose(t, s, join, id)
+				if err := s.hub.Publish(t.Context(), "b", realtime.Event{Key: "k", Data: []byte("newest")}); err != nil {
+					t.Fatal(err)
+				}
+				c := back(s, join, "name=c&topic=a", id)
+				subscribe(t, client("c"), "b")
+				publish(t, s.hub, "b", "live")
+				expect(t, c, "breset", "newest", "live") // its data is the topic
+				publish(t, s.hub, "a", "a")
+				expect(t, c, "a")
+				if got := s.hub.Stats().Resets; got != 1 {
+					t.Errorf("Resets = %d, want 1", got)
+				}
+			})
+		})
+	}
+}
+
+// A client that is cut off while a later topic is replayed doesn't lose the rest,
+// whatever id it had before.
+func TestCutOffDuringALateReplay(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		s, client, id := lateSite(t, join, 1000)
+		for i := range 600 {
+			publish(t, s.hub, "b", fmt.Sprint("b", i))
+		}
+		c := back(s, join, "name=c&topic=a", id)
+		publish(t, s.hub, "a", "a")
+		expect(t, c, "a")
+		time.Sleep(11 * time.Second) // its ids are final
+		subscribe(t, client("c"), "b")
+		expect(t, c, "b0", "b1")
+		c.cut()
+		c = back(s, join, "name=c&topic=a", c.last())
+		subscribe(t, client("c"), "b")
+		publish(t, s.hub, "b", "live")
+		expect(t, c, "breset", "live")
+	})
+}
+
+// The replay of a later topic waits in the history, not in the outbox of a client
+// that doesn't read.
+func TestLateReplayIsSmall(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		s, client, id := lateSite(t, join, 1000)
+		for i := range 900 {
+			publish(t, s.hub, "b", fmt.Sprint("b", i))
+		}
+		c := back(s, join, "name=c&topic=a", id)
+		subscribe(t, client("c"), "b")
+		synctest.Wait()
+		if n := s.hub.Stats().Queued; n > 300 {
+			t.Errorf("%d messages wait, want no more than a part", n)
+		}
+		for i := range 900 {
+			expect(t, c, fmt.Sprint("b", i))
+		}
+	})
+}
+
+// SubscribeFrom brings a topic's events since an id, all that is kept, or the
+// newest of each Key, in OnConnect and later.
+func TestSubscribeFrom(t *testing.T) {
+	for _, early := range []bool{true, false} {
+		t.Run(fmt.Sprintf("in OnConnect %v", early), func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				hub := realtime.NewHub()
+				hub.History.Events = 10
+				position := hub.Position()
+				from := func(c *realtime.Client) {
+					for topic, id := range map[string]string{"since": position, "oldest": realtime.Oldest, "new": "", "lost": "nonsense"} {
+						if err := c.SubscribeFrom(id, topic); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				var client *realtime.Client
+				hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+					if client = c; early {
+						from(c)
+					}
+					return c.Subscribe("a")
+				}
+				s := newPipeSite(t, hub)
+				for i := range 12 {
+					publish(t, hub, "oldest", fmt.Sprint("oldest", i))
+				}
+				for i := range 3 {
+					publish(t, hub, "since", fmt.Sprint("since", i))
+					for _, topic := range []string{"new", "lost", "a"} {
+						if err := hub.Publish(t.Context(), topic, realtime.Event{Key: "k", Data: fmt.Append(nil, topic, i)}); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				c := join(s, "")
+				if !early {
+					from(client)
+				}
+				hub.Broadcast <- []byte("end")
+				got := make(map[string][]string)
+				for len(got["end"]) == 0 {
+					ev, err := c.event()
+					if err != nil {
+						t.Fatal(err)
+					}
+					topic := strings.TrimRight(ev.data, "0123456789")
+					got[topic] = append(got[topic], ev.data+ev.name)
+				}
+				want := map[string][]string{
+					"since": {"since0", "since1", "since2"}, "new": {"new2"}, "lost": {"lostreset", "lost2"}, "a": {"a2"}, "end": {"end"},
+				}
+				for i := range 10 {
+					want["oldest"] = append(want["oldest"], fmt.Sprint("oldest", i+2))
+				}
+				for topic, events := range want {
+					if !slices.Equal(got[topic], events) {
+						t.Errorf("of %s it got %q, want %q", topic, got[topic], events)
+					}
+				}
+				if st := hub.Stats(); st.Resumed != 1 || st.Resets != 1 {
+					t.Errorf("Stats() = %+v, want one resumed and one reset", st)
+				}
+			})
+		})
+	}
+}
+
+// SubscribeFrom on a hub without History resets what it can't replay.
+func TestSubscribeFromWithoutHistory(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		client := byName(hub)
+		s := newPipeSite(t, hub)
+		c := join(s, "name=c")
+		for id, topic := range map[string]string{"": "new", realtime.Oldest: "oldest", "x-1": "lost"} {
+			if err := client("c").SubscribeFrom(id, topic); err != nil {
+				t.Error(err)
+			}
+		}
+		publish(t, hub, "lost", "1")
+		expect(t, c, "lostreset", "1")
+	})
+}
+
+// A client that comes with Oldest gets all that is kept, with ids, and so do
+// topics that it subscribes later.
+func TestOldest(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		client := byName(hub)
+		s := newPipeSite(t, hub)
+		for i := range 15 {
+			publish(t, hub, "a", fmt.Sprint("a", i))
+			publish(t, hub, "b", fmt.Sprint("b", i))
+		}
+		c := back(s, join, "name=c&topic=a", realtime.Oldest)
+		for i := range 10 {
+			ev, err := c.event()
+			if want := fmt.Sprint("a", i+5); err != nil || ev.data != want || ev.id == "" {
+				t.Errorf("got %+v, %v; want %s with an id", ev, err, want)
+			}
+		}
+		subscribe(t, client("c"), "b")
+		for i := range 10 {
+			expect(t, c, fmt.Sprint("b", i+5))
+		}
+		if st := hub.Stats(); st.Resumed != 0 || st.Resets != 0 {
+			t.Errorf("Stats() = %+v, want nothing resumed and no reset", st)
+		}
+	})
+}
+
+// Oldest brings a long past in parts, in order, though some topics have forgotten
+// more than others.
+func TestOldestInParts(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 400
+		s := newPipeSite(t, hub)
+		for i := range 300 {
+			publish(t, hub, "quiet", fmt.Sprint(i))
+		}
+		for i := range 900 {
+			publish(t, hub, "busy", fmt.Sprint(i))
+		}
+		c := back(s, join, "topic=quiet&topic=busy", realtime.Oldest)
+		for i := range 300 {
+			expect(t, c, fmt.Sprint(i))
+		}
+		for i := range 400 {
+			expect(t, c, fmt.Sprint(500+i))
+		}
+		publish(t, hub, "busy", "live")
+		expect(t, c, "live")
+	})
+}
+
 // A page that connects with a position gets what was published since, and not
 // what was before.
 func TestPosition(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
 		hub := realtime.NewHub()
 		hub.History.Events = 10
+		client := byName(hub)
 		s := newPipeSite(t, hub)
 		first := hub.Position() // nobody has used the hub yet
 		publish(t, hub, "a", "1")
@@ -460,7 +744,10 @@ func TestPosition(t *testing.T) {
 		publish(t, hub, "b", "3")
 		publish(t, hub, "a", "4")
 		expect(t, back(s, join, "topic=a&topic=b", first), "1", "2", "3", "4")
-		expect(t, back(s, join, "topic=a&topic=b", second), "3", "4")
+		c := back(s, join, "topic=a&name=c", second)
+		expect(t, c, "4")
+		subscribe(t, client("c"), "b")
+		expect(t, c, "3")
 		if st := hub.Stats(); st.Resets != 0 {
 			t.Errorf("Stats() = %+v, want no reset", st)
 		}
