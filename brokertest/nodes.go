@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -44,6 +45,7 @@ const (
 	calmRounds   = 6                     // of which one has to be calm
 	downFor      = 3 * time.Second       // before a node that was killed starts again
 	publishEvery = 20 * time.Millisecond // by each publisher
+	lateBy       = 50 * time.Millisecond // after OnConnect, a client subscribes its late topic
 	localWithin  = 4 * time.Second       // for an event to reach the clients of its node that are connected
 	wellWithin   = 30 * time.Second      // for events to reach all clients again
 	logPatience  = 2 * time.Second       // in addition, where there is a history
@@ -61,10 +63,12 @@ const (
 )
 
 // RunNodes runs three nodes, each in a process of its own, with two clients and a
-// publisher each. It kills each node and starts it again, unless the cluster is
+// publisher each. One of the two subscribes one of its topics later than the
+// other, each time that it has connected. RunNodes kills each node and starts it again, unless the cluster is
 // Steady, and then does one fault after another. It fails unless all of this is true:
 //   - Clients get all events that are published on their own node, within seconds.
-//   - They get the events of each publisher in order, each once.
+//   - They get the events of each publisher in order, each once; those of a late
+//     topic behind others.
 //   - When clients lose events, their node has noticed a gap.
 //   - No node notices a gap while nothing is wrong.
 //   - With a history, clients lose no event for which Publish has returned nil,
@@ -89,8 +93,8 @@ func RunNodes(t *testing.T, history bool, cluster Cluster) {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	for i := range s.nodes {
-		for range 2 {
-			c := &client{scene: s, home: i}
+		for _, late := range []bool{false, true} {
+			c := &client{scene: s, home: i, late: late}
 			s.clients = append(s.clients, c)
 			s.running.Go(func() { c.run(ctx) })
 		}
@@ -609,6 +613,7 @@ func topicOf(number int) string { return string(rune('a' + number%2)) }
 type client struct {
 	scene *scene
 	home  int
+	late  bool // it subscribes topic "b" when it has connected
 
 	mu   sync.Mutex // guards the fields below
 	seen []sighting
@@ -622,6 +627,7 @@ type client struct {
 type sighting struct {
 	publisher, number int
 	reset             bool      // a reset, or the first connection
+	topic             string    // of a reset; empty: all
 	node              int       // to which the client was connected
 	process           *process  // of that node
 	joined, at        time.Time // when it was connected; when it got the event
@@ -646,7 +652,11 @@ func (c *client) run(ctx context.Context) {
 }
 
 func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
-	req, err := http.NewRequestWithContext(ctx, "GET", p.url+"/live?topic=a&topic=b", nil)
+	query := "?topic=a&topic=b"
+	if c.late {
+		query = "?topic=a&late=b"
+	}
+	req, err := http.NewRequestWithContext(ctx, "GET", p.url+"/live"+query, nil)
 	if err != nil {
 		c.scene.t.Error(err)
 		return
@@ -672,26 +682,30 @@ func (c *client) listen(ctx context.Context, p *process, at int, id *string) {
 	if *id == "" {
 		c.see(reset)
 	}
-	data := ""
+	name, data := "", ""
 	next := *id
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		field, value, _ := strings.Cut(lines.Text(), ": ")
 		switch {
 		case field == "id":
 			next = value
-		case field == "event" && value == "reset":
-			c.scene.note(fmt.Sprintf("a client of node %d gets a reset from node %d", c.home, at))
-			c.see(reset)
+		case field == "event":
+			name = value
 		case field == "data":
 			data = value
 		case field == "":
 			*id = next
-			if data != "" {
+			switch {
+			case name == "reset":
+				c.scene.note(fmt.Sprintf("a client of node %d gets a reset of topic %q from node %d", c.home, data, at))
+				reset.topic = data
+				c.see(reset)
+			case data != "":
 				s := here
 				fmt.Sscan(data, &s.publisher, &s.number)
 				c.see(s)
 			}
-			data = ""
+			name, data = "", ""
 		}
 	}
 }
@@ -715,16 +729,16 @@ func (s *scene) judge() {
 	var events, lost int
 	var slowest time.Duration
 	for _, c := range s.clients {
-		last := make(map[[2]int]int) // of each publisher and topic, or with a history of each publisher
+		last := make(map[[2]int]int) // of each publisher and topic, or with one order of all topics of each publisher
 		for _, got := range c.seen {
 			if got.reset {
-				clear(last)
+				maps.DeleteFunc(last, func(key [2]int, _ int) bool { return got.topic == "" || got.topic == topicOf(key[1]) })
 				continue
 			}
 			events++
 			p := s.publishers[got.publisher]
 			key, step := [2]int{got.publisher, got.number % 2}, 2
-			if s.history {
+			if s.history && !c.late {
 				key, step = [2]int{got.publisher}, 1
 			}
 			before, ok := last[key]
