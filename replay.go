@@ -96,6 +96,12 @@ func (h *history) fill(r *replay) {
 			return
 		}
 	case r.base != h.base:
+		for _, l := range r.late {
+			for _, t := range l.topics {
+				t.since = 1 // its values come with those of the others
+			}
+		}
+		r.late = nil
 		h.loseReplay(r)
 	}
 	if h.fillLate(r) {
@@ -198,12 +204,6 @@ func (h *history) fromOldest(topics []*subscription) bool {
 
 // loseReplay makes r start anew, with a reset.
 func (h *history) loseReplay(r *replay) {
-	for _, l := range r.late {
-		for _, t := range l.topics {
-			t.since = 1 // its values come with those of the others
-		}
-	}
-	r.late = nil
 	r.lost, r.resuming, r.since = true, false, fromNow
 	r.resets++
 	r.base, r.from, r.at, r.unshared = h.base, h.seq, 0, h.unsharedEvents

@@ -136,9 +136,9 @@ func (c *Client) subscribe(from *string, topics []string) (confirmed []<-chan st
 // A lateStart says where the topics of a client begin that it subscribes later.
 // A client that came with an id lacks their events since: it may have had them
 // before. The ids that it gets don't cover these events until they have been
-// replayed. So its ids are provisional for settleLooks of the sweeper, in which it
-// is to subscribe its topics, and during the replay. If it comes back with such
-// an id, its late topics begin with a reset.
+// replayed. So the ids of a client are provisional until the sweeper has looked at
+// it settleLooks times, in which it is to subscribe its topics, and during the
+// replay. If it comes back with such an id, its late topics begin with a reset.
 type lateStart struct {
 	start  uint64              // as in a claim
 	left   map[uint64]struct{} // hashes of the topics that it has had since and left: these begin as for a new client

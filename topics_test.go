@@ -658,6 +658,22 @@ func TestSubscribeFrom(t *testing.T) {
 	}
 }
 
+// A client that gets a reset when it reconnects still gets what SubscribeFrom asks
+// for.
+func TestSubscribeFromBehindAReset(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error { return c.SubscribeFrom(realtime.Oldest, "a") }
+		s := newPipeSite(t, hub)
+		publish(t, hub, "a", "1")
+		publish(t, hub, "a", "2")
+		c := back(s, join, "", "stale-1")
+		publish(t, hub, "a", "3")
+		expect(t, c, "reset", "1", "2", "3")
+	})
+}
+
 // SubscribeFrom on a hub without History resets what it can't replay.
 func TestSubscribeFromWithoutHistory(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
