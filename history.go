@@ -80,6 +80,8 @@ type history struct {
 	floor  uint64
 	graves uint64
 
+	gap uint64 // the position of the newest gap in the empty topic, which stands for all
+
 	last *event // the notice of position seq; nil: not made yet
 
 	now   atomic.Pointer[event] // has the id of position seq, for Hub.Position
@@ -286,6 +288,9 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	}
 	if ev.notice == gapNotice {
 		p.gap = seq
+		if ev.topic == "" {
+			h.gap = seq
+		}
 	}
 	if len(p.recent) > h.limit.Events {
 		h.forget(p.recent[0])
@@ -482,9 +487,9 @@ func (h *history) complete(topics []*subscription, seq uint64) bool {
 
 // missing returns the position up to which events of a topic may be missing.
 func (h *history) missing(t *subscription) uint64 {
-	forgot, gap := h.floor, uint64(0)
+	forgot, gap := h.floor, h.gap
 	if p := h.topics[t.name]; p != nil {
-		forgot, gap = p.forgot, p.gap
+		forgot, gap = p.forgot, max(gap, p.gap)
 	}
 	if h.covered != nil && t.since == 0 {
 		gap = max(gap, h.covered(t.name))

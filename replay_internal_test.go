@@ -468,3 +468,23 @@ func TestFlushedWhileAPartIsMissing(t *testing.T) {
 		time.Sleep(time.Hour)
 	})
 }
+
+// Events that any topic may have lost are lost for a later topic, too, also when
+// the history no longer keeps the gap.
+func TestGapBeforeALaterTopic(t *testing.T) {
+	for _, later := range []time.Duration{0, time.Hour} {
+		h := newHistory(History{Age: time.Minute}.settled())
+		now := time.Now()
+		h.add(newEvent("a", Event{}), now)
+		start := h.seq
+		h.add(newGap(""), now)
+		h.expire(now.Add(later))
+		h.add(newEvent("", Event{}), now.Add(later))
+		for topic, want := range map[string]int64{"a": 1, "b": 1} {
+			r := &replay{live: true, claims: []claim{{start: start, topics: []*subscription{{name: topic}}}}}
+			if h.fill(r); r.resets != want {
+				t.Errorf("%v after the gap, %s got %d resets, want %d", later, topic, r.resets, want)
+			}
+		}
+	}
+}
