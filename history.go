@@ -173,6 +173,13 @@ func (m *keptEvent) isValue(id *clientID) bool {
 	return true
 }
 
+// isNews reports whether a client that resumes gets m. A newcomer also gets what
+// tells others nothing new: it may not have what told them.
+func (m *keptEvent) isNews(id *clientID, newcomer bool) bool {
+	hidden := m.hidden && (m.event.Gone || !newcomer)
+	return m.event.isFor(id) && m.event.unshared == 0 && !hidden
+}
+
 func newHistory(limit History) *history {
 	var epoch [6]byte
 	rand.Read(epoch[:]) // never fails

@@ -680,3 +680,32 @@ func TestPresenceCost(t *testing.T) {
 		})
 	}
 }
+
+// A page that has reconnected and subscribes a topic only then gets all members,
+// also one that has appeared on a second node since.
+func TestMembersOfALaterTopic(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
+		first, _ := lobbyNode(t, engine, history)
+		second, _ := lobbyNode(t, engine, history)
+		watched := realtime.NewHub()
+		watched.History.Events = 100
+		client := byName(watched)
+		if watched.Broker = engine.Broker(); history {
+			watched.Broker = engine.HistoryBroker()
+		}
+		third := newPipeSite(t, watched)
+		third.listen("topic=lobby") // so the node has the topic
+		drained(first.listen("user=ann"))
+		drained(first.listen("user=bob"))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		id := watched.Position()
+		drained(second.listen("user=ann"))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		c := third.listen("name=c&lastEventId=" + id)
+		subscribe(t, client("c"), "lobby")
+		publish(t, watched, "lobby", "end")
+		expect(t, c, `{"key":"bob"}`+"presence", `{"key":"ann"}`+"presence", "end")
+	})
+}

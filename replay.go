@@ -15,7 +15,8 @@ const (
 
 // Oldest is an id that stands for the beginning. A client that comes with it as
 // its last id gets all kept events of its topics, in order and with their ids,
-// and no reset. So does [Client.SubscribeFrom], without ids. That can be the last
+// and no reset. Older events that stay as latest values come first, without ids.
+// So does [Client.SubscribeFrom], all without ids. That can be the last
 // messages of a room, or the beginning of an answer that is still being written.
 const Oldest = "oldest"
 
@@ -61,6 +62,7 @@ type replay struct {
 	late     []*replay // of topics that lag
 	lost     bool      // before this part, the client may have lost events
 	values   bool      // this part has values
+	before   bool      // these are from before each topic begins, and nothing else
 	part     []*event
 	lagging  []*event // of this part, for topics that lag; they come first
 	more     bool     // other parts follow
@@ -118,7 +120,7 @@ func (h *history) fill(r *replay) {
 			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // newer ones may have the position from
 		}
 	} else {
-		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 && !m.hidden })
+		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.isNews(&r.id, r.since == fromOldest) })
 	}
 	if r.resuming && !r.more {
 		r.resuming = false
@@ -164,6 +166,7 @@ func (h *history) beginReplay(r *replay) {
 	case r.since == fromNow:
 	case r.since == fromOldest && h.fromOldest(joining):
 		r.from = 0
+		r.late = append(r.late, h.earlierValues(r, joining))
 	case r.since <= h.seq && h.complete(joining, r.since):
 		r.from, r.at, r.resuming = r.since, r.since, true
 		if strings.HasSuffix(r.last, provisionalMark) {
@@ -236,6 +239,9 @@ func (h *history) accept(r *replay, c claim) {
 		}
 	}
 	if len(events.topics) > 0 {
+		if c.last == "" || start == fromOldest { // the page may not have had them before
+			r.late = append(r.late, h.earlierValues(r, events.topics))
+		}
 		r.late = append(r.late, events)
 	}
 	if len(fresh)+len(lost) > 0 {
@@ -254,6 +260,12 @@ func (h *history) lateValues(r *replay, fresh, lost []*subscription) *replay {
 	return l
 }
 
+// earlierValues returns a replay of the newest of each Key in topics, of events
+// from before each topic begins. A Key with a newer event isn't there.
+func (h *history) earlierValues(r *replay, topics []*subscription) *replay {
+	return &replay{id: r.id, values: true, before: true, from: h.seq, topics: slices.Clone(topics)}
+}
+
 // fillLate fills r's part for topics that lag, and reports whether there is any.
 func (h *history) fillLate(r *replay) bool {
 	for len(r.late) > 0 && len(r.lagging) == 0 {
@@ -261,7 +273,7 @@ func (h *history) fillLate(r *replay) bool {
 		to, wanted := l.from, func(m *keptEvent) bool { return m.isValue(&r.id) }
 		if !l.values {
 			h.dropLost(r)
-			to, wanted = max(r.at, r.from), func(m *keptEvent) bool { return m.event.isFor(&r.id) && m.event.unshared == 0 && !m.hidden }
+			to, wanted = max(r.at, r.from), func(m *keptEvent) bool { return m.isNews(&r.id, true) }
 		}
 		l.part = nil
 		all := h.take(l, to, wanted)
@@ -272,7 +284,9 @@ func (h *history) fillLate(r *replay) bool {
 		}
 		if all {
 			for _, t := range l.topics {
-				t.since = max(t.since, to)
+				if !l.before {
+					t.since = max(t.since, to)
+				}
 			}
 			if l.resuming && len(l.topics) > 0 {
 				r.resumed++
@@ -312,7 +326,12 @@ func (h *history) dropLost(r *replay) {
 func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) bool {
 	var due dueEvents
 	add := func(list []*keptEvent, since uint64) {
-		if events := after(list, max(r.at, since)); len(events) > 0 {
+		events := after(list, max(r.at, since))
+		if r.before {
+			list = after(list, r.at)
+			events = list[:len(list)-len(after(list, since))]
+		}
+		if len(events) > 0 {
 			due = append(due, events)
 		}
 	}

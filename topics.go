@@ -34,10 +34,11 @@ func checkTopic(topic string) error {
 // event of each Key, however old, unless it is Gone. If it reconnects with an id,
 // it gets instead the events since that one. In OnConnect it gets them when that
 // has returned nil, and with their ids. Later it gets them without ids, and the
-// events of its other topics behind them. If some are no longer kept, it gets a
-// reset for the topic and the latest values. A topic that it has had since it
-// reconnected, and has left, begins as for a new client. So does one with
-// SubscribeFrom and an empty id.
+// events of its other topics behind them. It may not have had a later topic
+// before, so it first gets the latest values from before the id, too. If some
+// events are no longer kept, it gets a reset for the topic and the latest values.
+// A topic that it has had since it reconnected, and has left, begins as for a new
+// client. So does one with SubscribeFrom and an empty id.
 //
 // Subscribe waits until the hub accepts it, with a [Broker] up to 5 s longer.
 // Nil means that events of all nodes will arrive. [ErrBrokerUnavailable] means
@@ -305,7 +306,7 @@ func (c *Client) nextPart(r *replay) bool {
 	for _, l := range r.late {
 		l.topics = slices.DeleteFunc(l.topics, func(sub *subscription) bool {
 			i, has := c.findTopic(sub.name)
-			return !has || c.topics[i] != sub
+			return sub != &r.all && (!has || c.topics[i] != sub)
 		})
 	}
 	r.given = make(chan struct{})

@@ -720,6 +720,56 @@ func TestOldest(t *testing.T) {
 	})
 }
 
+// A topic that a client subscribes after it has reconnected may be new to its
+// page. So the latest values from before the id come before the events since, and
+// no event comes twice.
+func TestValuesBeforeALaterTopic(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 5
+		client := byName(hub)
+		s := newPipeSite(t, hub)
+		set := func(key, value string) {
+			t.Helper()
+			if err := hub.Publish(t.Context(), "b", realtime.Event{Key: key, Data: []byte(value), Gone: value == "gone"}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set("stays", "old")
+		set("replaced", "0")
+		set("gone", "0")
+		for i := range 5 {
+			publish(t, hub, "b", fmt.Sprint("forgotten", i))
+		}
+		set("recent", "1")
+		id := hub.Position()
+		set("replaced", "2")
+		set("gone", "gone")
+		publish(t, hub, "b", "3")
+		c := back(s, join, "name=c", id)
+		subscribe(t, client("c"), "b")
+		expect(t, c, "old", "1", "2", "gone", "3")
+		publish(t, hub, "b", "live")
+		expect(t, c, "live")
+
+		c = back(s, join, "name=d", "")
+		if err := client("d").SubscribeFrom(id, "b"); err != nil { // it has what the id stands for
+			t.Fatal(err)
+		}
+		expect(t, c, "2", "gone", "3", "live")
+		for i, query := range []string{"name=e&topic=b", "name=f"} {
+			c = back(s, join, query, realtime.Oldest)
+			if i == 1 {
+				subscribe(t, client("f"), "b")
+			}
+			expect(t, c, "old", "1", "2", "gone", "3", "live")
+		}
+		if st := hub.Stats(); st.Resets != 0 {
+			t.Errorf("Stats() = %+v, want no reset", st)
+		}
+	})
+}
+
 // Oldest brings a long past in parts, in order, though some topics have forgotten
 // more than others.
 func TestOldestInParts(t *testing.T) {
