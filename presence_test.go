@@ -35,7 +35,7 @@ func members(hub *realtime.Hub, topic string) string {
 // its URL.
 func lobby(hub *realtime.Hub) {
 	hub.History.Events = 100
-	hub.PingInterval = -1 // clients that don't read stay
+	hub.PingInterval, hub.WriteTimeout = -1, time.Hour // clients that don't read stay
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		q := r.URL.Query()
 		if err := c.Subscribe("lobby"); err != nil && !errors.Is(err, realtime.ErrBrokerUnavailable) {
