@@ -65,6 +65,10 @@ export interface Message {
 	readonly topic: string;
 	/** The event's name; "message" if it has none. */
 	readonly event: string;
+	/** The event's Key, or the member's of an event of presence; empty if it has none. */
+	readonly key: string;
+	/** Whether the latest value of key is taken away, or the member has left. */
+	readonly gone: boolean;
 	/** Text, or the bytes of a Binary event. */
 	readonly data: string | Uint8Array;
 	/** Returns data parsed as JSON, or throws a SyntaxError. Nothing checks that it is a T. */

@@ -426,7 +426,7 @@ export class Connection extends EventTarget {
 	// ---- Events
 
 	#receive(text) {
-		const {id = "", topic = "", event = "message", data, encoding, reset, interval, client, close} = JSON.parse(text);
+		const {id = "", topic = "", event = "message", key = "", gone = false, data, encoding, reset, interval, client, close} = JSON.parse(text);
 		if (close) return this.#lost(close);
 		const link = this.#link;
 		const begins = !this.#openedAt || (id && !this.#from);
@@ -450,7 +450,7 @@ export class Connection extends EventTarget {
 		if (this.#all.includes(topic) && !this.#topics.includes(topic)) return; // another tab's
 		if (reset) this.#tell("reset", {topic});
 		else if (data !== undefined && !had) {
-			this.#hand(Object.assign(new Message(), {id, topic, event, data: encoding === "base64" ? bytes(data) : data}));
+			this.#hand(Object.assign(new Message(), {id, topic, event, key, gone, data: encoding === "base64" ? bytes(data) : data}));
 		}
 	}
 

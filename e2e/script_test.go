@@ -220,8 +220,10 @@ func TestScript(t *testing.T) {
 
 		site.publishEvent("", realtime.Event{Data: []byte{0, 255, 128, 10}, Binary: true})
 		tab.until(`last?.data instanceof Uint8Array && last.data.join() === "0,255,128,10"`)
+		site.publishEvent("prices", realtime.Event{Key: "tea", Gone: true})
+		tab.until(`last?.key === "tea" && last.gone === true`)
 		site.publish("prices", "json", `{"value": [1]}`)
-		tab.until(`last?.event === "json" && last.json().value[0] === 1 && last.id === live.lastEventId`)
+		tab.until(`last?.event === "json" && last.json().value[0] === 1 && last.key === "" && !last.gone && last.id === live.lastEventId`)
 
 		if transport == "websocket" {
 			eval[chromedp.Void](tab, `live.send("Hello!")`)
