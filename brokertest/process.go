@@ -59,6 +59,9 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 	hub.SendBuffer = 10_000
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		q := r.URL.Query()
+		if late := q["late"]; len(late) > 0 {
+			time.AfterFunc(lateBy, func() { c.Subscribe(late...) }) // as when its page asks for it
+		}
 		if err := c.Subscribe(q["topic"]...); err != nil && !errors.Is(err, realtime.ErrBrokerUnavailable) { // which is temporary
 			return err
 		}
@@ -68,15 +71,6 @@ func serveNode(config string, broker func(config string) (realtime.Broker, error
 		return nil
 	}
 	hub.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
-		if late := r.URL.Query()["late"]; len(late) > 0 {
-			time.AfterFunc(lateBy, func() { c.Subscribe(late...) }) // as when its page asks for it
-		}
-		if err := c.Subscribe(r.URL.Query()["topic"]...); !errors.Is(err, realtime.ErrBrokerUnavailable) {
-			return err
-		}
-		return nil
-	}
 	mux := http.NewServeMux()
 	mux.Handle("GET /live", hub)
 	mux.HandleFunc("POST /publish", func(w http.ResponseWriter, r *http.Request) {
