@@ -153,9 +153,9 @@ type Hub struct {
 	//
 	// Kept events come in parts of some 32 KB, each when the one before is
 	// written. The rest waits in the history. If the history forgets an event
-	// before its turn, the client gets a reset, even a new one. A client that needs longer than
-	// WriteTimeout for a part, and as much again for each full 32 KB of it, is
-	// disconnected with [ErrSlowClient].
+	// before its turn, the client gets a reset, even a new one. A client that
+	// needs longer than WriteTimeout for a part, and as much again for each full
+	// 32 KB of it, is disconnected with [ErrSlowClient].
 	//
 	// The id comes from the header Last-Event-ID, which a browser's EventSource
 	// sends, or from the query's lastEventId. It may be an event's, one of
@@ -164,8 +164,9 @@ type Hub struct {
 	History History
 
 	// LeaveAfter is how long a member stays in a topic when its last client has
-	// left, so that somebody who reloads doesn't leave; see [Client.Appear]. Zero
-	// means 10 s, negative none.
+	// left, or its node has, so that somebody who reloads doesn't leave; see
+	// [Client.Appear]. Zero means 10 s, negative none. A node that dies is noticed
+	// after 7 s.
 	LeaveAfter time.Duration
 
 	// Compression compresses what goes to WebSocket clients that support it
@@ -211,7 +212,7 @@ type Hub struct {
 
 	registry     registry
 	presence     presence
-	own          sync.WaitGroup // shards, sweeper and parker
+	own          sync.WaitGroup // shards, sweeper, parker and announcer
 	seats        seats          // that nobody uses
 	park         parking
 	lastPosition *event // owned by the sweeper: the position that it sent last

@@ -388,7 +388,8 @@ func (p *peers) pass(a arrival) {
 	}
 }
 
-// isGone reports whether a node is gone whose members are known since a time.
+// isGone reports whether a node, whose members are known since a time, is gone and
+// its clients have had LeaveAfter to come to another one.
 func (p *peers) isGone(node nodeID, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -398,7 +399,7 @@ func (p *peers) isGone(node nodeID, since time.Time) bool {
 			since = n.heard
 		}
 		if n.left {
-			patience = min(patience, p.shared.leaveAfter)
+			patience = p.shared.leaveAfter
 		}
 	}
 	return node != p.node && time.Since(since) > patience

@@ -348,7 +348,7 @@ func TestPresenceOnNodes(t *testing.T) {
 				gone[w.next()] = true
 			}
 		}
-		if d := time.Since(began); d < 5*time.Second || d > 17*time.Second {
+		if d := time.Since(began); d < 8*time.Second || d > 40*time.Second { // nodes draw who takes them away
 			t.Errorf("the node's members left after %v", d)
 		}
 		if fmt.Sprint(gone) != `map[{"key":"ann","gone":true}:true {"key":"bob","gone":true}:true]` {
@@ -386,6 +386,35 @@ func TestPresenceDataOfTheOtherNode(t *testing.T) {
 			if got := members(s.hub, "lobby"); got != `ann="here"` {
 				t.Errorf("node %d has the members %s", i, got)
 			}
+		}
+	})
+}
+
+// Clients of a node that shuts down have LeaveAfter to come to another one.
+func TestPresenceWhileANodeIsReplaced(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
+		first, _ := lobbyNode(t, engine, history)
+		second, _ := lobbyNode(t, engine, history)
+		second.hub.LeaveAfter = 30 * time.Second
+		watcher := second.listen("")
+		drained(first.listen("user=ann"))
+		drained(first.listen("user=bob"))
+		watcher.next()
+		watcher.next()
+		if err := first.hub.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		left := time.Now()
+		time.Sleep(20 * time.Second)
+		drained(second.listen("user=ann"))
+		if got := watcher.next(); got != `{"key":"bob","gone":true}` {
+			t.Errorf("the watcher got %s", got)
+		}
+		if d := time.Since(left); d < 29*time.Second {
+			t.Errorf("bob left after %v", d)
+		}
+		if got := members(second.hub, "lobby"); got != "ann=" {
+			t.Errorf("the members are %s", got)
 		}
 	})
 }

@@ -134,10 +134,10 @@ export function connect(url: Url, options?: Options): Connection;
 /**
  * A connection to a hub. It reconnects by itself and resumes after the last
  * event that it got, on the topics that it asks for, and on others that the server
- * subscribes again within 10 s. Listeners of `on`, `onTopic` and `onAny` get each event once
- * and in order, whatever its name. Of events with a Key, a newer one may replace
- * an older one. The events open, close and reset report on the connection itself.
- * addEventListener listens to them.
+ * subscribes again within 10 s. Listeners of `on`, `onTopic` and `onAny` get each
+ * event once and in order, whatever its name. Of events with a Key, a newer one may
+ * replace an older one. The events open, close and reset report on the connection
+ * itself. addEventListener listens to them.
  *
  * A lost connection reconnects after a while: see `Options.backoff`. It
  * reconnects at once when the page is shown again or the network is back. After

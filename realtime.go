@@ -104,11 +104,11 @@ type Message struct {
 //	{"id": "…", "topic": "…", "event": "…", "key": "…", "data": "…"}
 //
 // data is a string; for Binary events it is base64 and "encoding" is "base64".
-// The others are omitted where empty. An event that is Gone has "gone": true.
-// With [Hub.History], an object with an id
-// alone tells how far the client has come, and one with "reset": true that it
-// may have lost events, of one topic if it names one. The newest id of any object
-// is the one to reconnect with, as lastEventId in the URL's query.
+// The others are omitted where empty. An event that is Gone has "gone": true. With
+// [Hub.History], an object with an id alone tells how far the client has come, and
+// one with "reset": true that it may have lost events, of one topic if it names
+// one. The newest id of any object is the one to reconnect with, as lastEventId in
+// the URL's query.
 //
 // The first object of all has the client's id as "client". An object with
 // "interval" is a heartbeat. The first object is one, unless [Hub.PingInterval] is

@@ -45,7 +45,7 @@ type Left struct {
 	Slow         int64 // ErrSlowClient
 	Protocol     int64 // it broke RFC 6455, sent text that is not UTF-8, or sent more than 64 KB on an event stream
 	TooLarge     int64 // a message was larger than MaxMessageBytes
-	Disconnected int64 // by Client.Close
+	Disconnected int64 // by Client.Close or Hub.Disconnect
 	Expired      int64 // by Client.ExpireAt
 	Shutdown     int64 // ErrHubClosed
 	Panicked     int64 // one of its handlers panicked, or ended its goroutine
