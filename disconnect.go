@@ -43,11 +43,19 @@ func newDisconnect(topic string, status websocket.CloseError) *event {
 }
 
 // disconnect closes the clients of ev's topic. It waits for none of them: each
-// leaves the shard by an entry of its own.
-func (s *shard) disconnect(ev *event) {
+// leaves the shard by an entry of its own. An old notice is one from before the
+// log was current. Clients whose Subscribe still waits for that don't have the
+// topic yet.
+func (s *shard) disconnect(ev *event, old bool) {
+	t := s.topics[ev.topic]
+	if t == nil {
+		return
+	}
 	cause := &closedError{parseClose(ev.Data), ErrClientClosed}
-	for c := range s.audience(ev) {
-		c.close(cause.status, cause)
+	for _, sub := range t.subs {
+		if sub.early || !old {
+			sub.client.close(cause.status, cause)
+		}
 	}
 }
 

@@ -445,18 +445,34 @@ func TestDisconnectOnANodeThatIsBehind(t *testing.T) {
 }
 
 // A node that starts reads old disconnects. They are not for the clients that
-// come then.
-func TestDisconnectBeforeANodeStarted(t *testing.T) {
+// come then, nor for those whose Subscribe waits until the node has read the log.
+func TestDisconnectBeforeANodeHasRead(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
-		engine := brokertest.NewMemory()
-		a := newNodes(t, engine, 1)[0]
-		disconnect(t, a.hub, "user/42")
-		b, lag := newNode(t, engine)
-		lag.deaf.Store(true)
-		time.AfterFunc(time.Second, func() { lag.deaf.Store(false) })
-		c := join(b, "topic=user/42")
-		publish(t, a.hub, "user/42", "hello")
-		expect(t, c, "hello")
+		for _, waits := range []bool{false, true} {
+			engine := brokertest.NewMemory()
+			a := newNodes(t, engine, 1)[0]
+			disconnect(t, a.hub, "user/42")
+			lag := &flaky{HistoryBroker: engine.HistoryBroker()}
+			lag.deaf.Store(waits)
+			hub := realtime.NewHub()
+			hub.History = realtime.History{Events: 1000, Age: time.Hour}
+			hub.Broker = lag
+			b := newPipeSite(t, hub)
+			began := time.Now()
+			time.AfterFunc(time.Second, func() {
+				disconnect(t, a.hub, "user/42")
+				lag.deaf.Store(false)
+			})
+			c := join(b, "topic=user/42")
+			if waited := time.Since(began) >= time.Second; waited != waits {
+				t.Fatalf("the client waited: %v", waited)
+			}
+			publish(t, a.hub, "user/42", "hello")
+			expect(t, c, "hello")
+			if !waits {
+				expectOut(t, c)
+			}
+		}
 	})
 }
 

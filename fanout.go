@@ -46,7 +46,8 @@ type subscription struct {
 
 	// Owned by the shard's goroutine.
 	topic *topic // nil: not subscribed
-	index int    // in topic.subs
+	index int32  // in topic.subs
+	early bool   // Subscribe returned before events of all nodes arrived
 
 	// The client has the topic's events up to this position, unless it is zero: a
 	// replay has those behind it. Guarded by the client's tmu; the loop changes it
@@ -110,7 +111,7 @@ func (s *shard) subscribe(sub *subscription) {
 		}
 		s.topics[sub.name] = t
 	}
-	sub.topic, sub.index = t, len(t.subs)
+	sub.topic, sub.index = t, int32(len(t.subs))
 	t.subs = append(t.subs, sub)
 }
 

@@ -291,8 +291,9 @@ func (j *journal) awaitStart() bool {
 	}
 }
 
-// tellPosition tells await the history's position. The loop calls it.
-func (j *journal) tellPosition() {
+// delivered tells await the history's position. It isn't told before: a client that
+// awaits a disconnect would join its shard, and be closed by it.
+func (j *journal) delivered() {
 	j.past.tell()
 	now := &progress{j.past.epoch, j.past.seq - j.past.base, make(chan struct{})}
 	close(j.reached.Swap(now).over)
@@ -319,7 +320,6 @@ func (j *journal) catchUp(epoch string, last uint64, out *batch) {
 	}
 	j.readAway = 0
 	j.reach(epoch, last, out)
-	j.tellPosition()
 	j.out.live.Store(true)
 	if !j.out.down.Load() {
 		j.out.appending.over()
@@ -421,7 +421,6 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	} else if n := len(r.events); r.kind != brokeredRecord || n == 0 || r.events[n-1].notice == disconnectNotice {
 		j.tellShards(out)
 	}
-	j.tellPosition()
 }
 
 // takeEvents accepts the events of a record. The last one has the position end.
@@ -438,7 +437,10 @@ func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *b
 		}
 		m := p.addAt(ev, at, now)
 		m.home = at - p.base
-		if live && !m.hidden {
+		switch {
+		case live && ev.notice == disconnectNotice && !isClosed(j.current):
+			out.disconnect(ev, true)
+		case live && !m.hidden:
 			out.add(ev)
 		}
 	}

@@ -185,6 +185,8 @@ func (h *Hub) loop() {
 				a(now, &out)
 			}
 			out.stamp(h.shared.clock.moment(now))
+			h.pass(&out)
+			order.delivered()
 		case <-expiry.C:
 			expiring = false
 		case <-done:

@@ -21,6 +21,9 @@ type order interface {
 	// isPending reports whether clients have yet to get a published event.
 	isPending() bool
 
+	// delivered notes that the shards have what arrived.
+	delivered()
+
 	// fill completes a replay with kept events, up to the last event that was
 	// appended to an out.
 	fill(r *replay)
@@ -63,10 +66,14 @@ type batch []entry
 // add appends an event, or a disconnect: shards complete all that is before one.
 func (b *batch) add(ev *event) {
 	if ev.notice == disconnectNotice {
-		*b = append(*b, entry{do: func(s *shard) { s.disconnect(ev) }})
+		b.disconnect(ev, false)
 		return
 	}
 	*b = append(*b, entry{event: ev})
+}
+
+func (b *batch) disconnect(ev *event, old bool) {
+	*b = append(*b, entry{do: func(s *shard) { s.disconnect(ev, old) }})
 }
 
 // stamp notes when the events of other nodes have arrived. Own ones are stamped.
@@ -132,6 +139,7 @@ func (l *local) expire(now time.Time) time.Duration { return l.past.expire(now) 
 // There are no other nodes.
 
 func (l *local) arrivals() <-chan arrival            { return nil }
+func (l *local) delivered()                          {}
 func (l *local) isFull() bool                        { return false }
 func (l *local) isPending() bool                     { return false }
 func (l *local) want([]string) []<-chan struct{}     { return nil }

@@ -67,7 +67,7 @@ func (c *Client) subscribeWith(from *string, topics []string) error {
 	if from != nil {
 		c.hub.order.await(*from)
 	}
-	confirmed, err := c.subscribe(from, topics)
+	subs, confirmed, err := c.subscribe(from, topics)
 	if err != nil || len(confirmed) == 0 {
 		return err
 	}
@@ -76,6 +76,11 @@ func (c *Client) subscribeWith(from *string, topics []string) error {
 		select {
 		case <-done:
 		case <-patience:
+			c.home.inbox.put(entry{do: func(*shard) {
+				for _, sub := range subs {
+					sub.early = true
+				}
+			}})
 			return ErrBrokerUnavailable
 		case <-c.hub.stop:
 			return ErrClientClosed
@@ -85,21 +90,20 @@ func (c *Client) subscribeWith(from *string, topics []string) error {
 }
 
 // subscribe is subscribeWith but for the wait: that is until confirmed is closed.
-func (c *Client) subscribe(from *string, topics []string) (confirmed []<-chan struct{}, err error) {
+func (c *Client) subscribe(from *string, topics []string) (subs []*subscription, confirmed []<-chan struct{}, err error) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	if c.why() != nil {
-		return nil, ErrClientClosed
+		return nil, nil, ErrClientClosed
 	}
 	var added []string
-	var subs []*subscription
 	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
 		if _, has := c.findTopic(topic); !has {
 			added, subs = append(added, topic), append(subs, &subscription{client: c, name: topic})
 		}
 	}
 	if len(added) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	do := func(s *shard) {
 		for _, sub := range subs {
@@ -120,7 +124,7 @@ func (c *Client) subscribe(from *string, topics []string) (confirmed []<-chan st
 	confirmed = c.hub.order.want(added) // before the replay: an order may drop a topic that nobody wants
 	if r != nil && !c.handReplay(change{client: c, do: do, replay: r}) || r == nil && !c.home.inbox.put(entry{do: do}) {
 		c.hub.order.unwant(added)
-		return nil, ErrClientClosed
+		return nil, nil, ErrClientClosed
 	}
 	if len(added) < len(c.topics)/64 { // sorting would look at all of them
 		for _, sub := range subs {
@@ -131,7 +135,7 @@ func (c *Client) subscribe(from *string, topics []string) (confirmed []<-chan st
 		c.topics = append(c.topics, subs...)
 		slices.SortFunc(c.topics, func(a, b *subscription) int { return strings.Compare(a.name, b.name) })
 	}
-	return confirmed, nil
+	return subs, confirmed, nil
 }
 
 // A lateStart says where the topics of a client begin that it subscribes later.
