@@ -117,12 +117,14 @@
 //	broker.go, codec.go       the interfaces of both; what they carry
 //	peers.go, ledger.go       a node and the others; how it notices that events are lost
 //	appender.go               how events get into the log, or bypass it
-//	history.go, replay.go     what is kept; how a client gets it, in parts
+//	history.go, ids.go        what is kept; the ids of events
+//	replay.go                 how a client gets what is kept, in parts
 //	latest.go                 Hub.Latest
 //	survey.go, carry.go       how a new relay gets latest values; how they stay in the log
 //	presence.go               who is in a topic
 //	admit.go, goodbye.go      how a request becomes a client; why it is refused or closed
 //	client.go, registry.go    a client's life, which gone ends; where the hub finds it
+//	serve.go                  its connection and the goroutine that reads it
 //	topics.go                 a client's topics
 //	disconnect.go             closing a topic's clients, on all nodes
 //	listen.go                 hearing what is published, on the server
@@ -132,7 +134,8 @@
 //	serve_sse.go              an event-stream client
 //	fanout.go                 shards, which hand events to clients
 //	event.go, frame.go        an event in each format; the bytes of frames
-//	outbox.go, backlog.go     what waits for a client; whether it is too slow
+//	outbox.go, backlog.go     what is sent to a client; whether it is too slow
+//	queue.go, drain.go        what waits in an outbox; how it is written
 //	outbox_*.go, socket_*.go  what differs by operating system
 //	sweep.go                  what is due by time
 //	stats.go, log.go          the figures; the lines in the log

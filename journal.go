@@ -62,13 +62,6 @@ type progress struct {
 	over   chan struct{} // closed when there is a newer progress
 }
 
-// A milestone is the number of the newest record that this node had at a time.
-type milestone struct {
-	at     time.Time
-	record uint64
-	bytes  uint64 // of all records up to it
-}
-
 // An ownEvent is an event that was published on this node.
 type ownEvent struct {
 	*event
@@ -129,48 +122,6 @@ func (j *journal) isPending() bool          { return len(j.own) > 0 }
 func (j *journal) fill(r *replay) {
 	j.past.fill(r)
 	j.early = j.early || !isClosed(j.current)
-}
-
-// expire also trims the log, two or three times in an Age.
-func (j *journal) expire(now time.Time) time.Duration {
-	if !now.Before(j.trimAt) {
-		j.trimLater(now)
-		if upTo := j.trimTo(now); j.out.live.Load() {
-			j.tidy(upTo, now)
-		}
-	}
-	wait := j.trimAt.Sub(now)
-	if next := j.past.expire(now); next > 0 {
-		wait = min(wait, next)
-	}
-	return wait
-}
-
-// trimLater sets the time of the next trim, at random, so that mostly one node
-// does it.
-func (j *journal) trimLater(now time.Time) {
-	age := j.past.limit.Age
-	j.trimAt = now.Add(age/3 + rand.N(age/6+1))
-}
-
-// trim has the engine forget records.
-func (j *journal) trim(t trim) {
-	select {
-	case j.out.trims <- t:
-	default: // the engine is slow, and a later trim does the same
-	}
-}
-
-// trimTo returns the last milestone that is older than Age. The log need not keep
-// the records up to there. Zero means that it keeps all. So a record leaves the log
-// an Age to two Ages after it was appended, or after this node was started.
-func (j *journal) trimTo(now time.Time) (last milestone) {
-	j.milestones = append(j.milestones, milestone{now, j.lastRecord, j.carrier.bytes})
-	for now.Sub(j.milestones[0].at) >= j.past.limit.Age { // which ends, because the last one is of now
-		last = j.milestones[0]
-		j.milestones = j.milestones[1:]
-	}
-	return last
 }
 
 // want returns the log's channel: the log has all topics.

@@ -1,0 +1,93 @@
+package realtime
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/coder/websocket"
+)
+
+// accept makes conn the client's connection, from which rest has been read
+// already. answer writes the HTTP answer.
+func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error)) error {
+	conn.SetWriteDeadline(time.Now().Add(c.hub.shared.writeTimeout)) // before attach, whose abort it would undo
+	c.beat = c.hub.shared.clock.now()                                // before attach, which lets the sweeper look at c
+	c.wire.attach(conn, rest)
+	f, err := answer()
+	if err != nil {
+		return err
+	}
+	conn.SetWriteDeadline(time.Time{})
+	try := tryWriter(conn)
+	if try == nil {
+		try = tlsTryWriter(c)
+	}
+	var hello []*event
+	if f.encoding.isEnvelope() {
+		hello = []*event{c.hub.shared.newHello(c.ID())}
+	}
+	c.out.open(conn, try, f, hello...) // what it held goes out
+	if c.out.isClosed() {              // OnConnect has closed it
+		c.limitClosing()
+	}
+	return nil
+}
+
+// serve is the body of the reading goroutine. It reads until the connection
+// ends and then ends the client, or until it can park the idle connection. The
+// parker starts the next reading goroutine.
+func (c *Client) serve() {
+	parked := false
+	defer func() { // deferred because a handler may end the goroutine by runtime.Goexit
+		if !parked {
+			c.gone()
+		}
+	}()
+	for !parked {
+		if err := c.transport.read(c); !errors.Is(err, errPark) {
+			c.end(c.transport.ended(c, err))
+			return
+		}
+		parked = c.park() // if so, another goroutine may be reading already
+	}
+}
+
+// park lets the connection wait for its next message without a goroutine, and
+// reports whether it does. If so, the caller has nothing more to do with c.
+func (c *Client) park() bool {
+	w := &c.wire
+	if !w.parkable || !w.idle() {
+		return false
+	}
+	p := c.hub.parking()
+	if p == nil || !w.startParking() {
+		return false
+	}
+	return p.arm(c) || !w.unpark()
+}
+
+// stopReading makes the reading goroutine end the client.
+func (c *Client) stopReading() {
+	c.wire.Close()
+	if c.wire.unpark() {
+		go c.serve()
+	}
+}
+
+// handle runs OnMessage. Its time does not count as the client's silence.
+func (c *Client) handle(msg Message) {
+	if c.onMessage == nil {
+		return
+	}
+	c.inHandler.Store(true)
+	defer func() {
+		c.wire.heard.Store(int64(c.hub.shared.clock.now()))
+		c.between()
+		c.inHandler.Store(false)
+	}()
+	defer c.hub.catch("OnMessage", c, func(panicked error) {
+		c.close(websocket.CloseError{Code: websocket.StatusInternalError, Reason: "internal error"}, panicked)
+	})
+	c.onMessage(c.hub, msg)
+}
