@@ -307,11 +307,16 @@ func (c *Client) outboxEmpty(r *replay) bool {
 // and reports whether it has. Its caller holds tmu.
 func (c *Client) nextPart(r *replay) bool {
 	r.topics = append(slices.Clone(c.topics), &r.all)
+	left := func(sub *subscription) bool {
+		i, has := c.findTopic(sub.name)
+		return sub != &r.all && (!has || c.topics[i] != sub)
+	}
+	for i := range r.claims {
+		topics := &r.claims[i].topics
+		*topics = slices.DeleteFunc(slices.Clone(*topics), left) // its shard may be reading them
+	}
 	for _, l := range r.late {
-		l.topics = slices.DeleteFunc(l.topics, func(sub *subscription) bool {
-			i, has := c.findTopic(sub.name)
-			return sub != &r.all && (!has || c.topics[i] != sub)
-		})
+		l.topics = slices.DeleteFunc(l.topics, left)
 	}
 	r.given = make(chan struct{})
 	if !c.hub.hand(change{client: c, replay: r}) {

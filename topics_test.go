@@ -674,6 +674,25 @@ func TestSubscribeFromBehindAReset(t *testing.T) {
 	})
 }
 
+// A topic that OnConnect subscribes and leaves again brings nothing of its past.
+func TestSubscribeFromAndLeave(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		hub := realtime.NewHub()
+		hub.History.Events = 10
+		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+			err := c.SubscribeFrom(realtime.Oldest, "a", "b")
+			c.Unsubscribe("a")
+			return err
+		}
+		s := newPipeSite(t, hub)
+		publish(t, hub, "a", "not for it")
+		publish(t, hub, "b", "1")
+		c := join(s, "")
+		publish(t, hub, "b", "2")
+		expect(t, c, "1", "2")
+	})
+}
+
 // SubscribeFrom on a hub without History resets what it can't replay.
 func TestSubscribeFromWithoutHistory(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
