@@ -161,6 +161,7 @@ func (d *driver) arrive() {
 		select {
 		case a := <-d.o.arrivals():
 			a(time.Now(), &d.out)
+			d.o.delivered()
 		default:
 			return
 		}
