@@ -52,17 +52,18 @@ type replay struct {
 	given  chan struct{}   // closed when the client's outbox has the part
 
 	// Filled in by the history.
-	begun    bool      // there was a part
-	from     uint64    // the position of last, or that of the first part
-	at       uint64    // the position up to which parts have been filled
-	base     uint64    // of the history's sequence then
-	unshared uint64    // history.unsharedEvents when from was set
-	since    uint64    // where topics begin that the client subscribes later
-	resuming bool      // the client gets all events since last, so far
-	late     []*replay // of topics that lag
-	lost     bool      // before this part, the client may have lost events
-	values   bool      // this part has values
-	before   bool      // these are from before each topic begins, and nothing else
+	begun    bool         // there was a part
+	from     uint64       // the position of last, or that of the first part
+	at       uint64       // the position up to which parts have been filled
+	base     uint64       // of the history's sequence then
+	unshared uint64       // history.unsharedEvents when from was set
+	since    uint64       // where topics begin that the client subscribes later
+	resuming bool         // the client gets all events since last, so far
+	late     []*replay    // of topics that lag
+	lost     bool         // before this part, the client may have lost events
+	values   bool         // this part has values
+	before   bool         // these are from before each topic begins, and nothing else
+	passed   []*keptEvent // members that the client gets by the event of a newer node
 	part     []*event
 	lagging  []*event // of this part, for topics that lag; they come first
 	more     bool     // other parts follow
@@ -353,6 +354,8 @@ func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) boo
 		if wanted(m) {
 			r.part = append(r.part, m.event)
 			size += len(m.event.Data)
+		} else if r.values && m.event.member && !m.event.Gone {
+			r.passed = append(r.passed, m)
 		}
 		if due[0] = due[0][1:]; len(due[0]) > 0 {
 			heap.Fix(&due, 0)
@@ -360,6 +363,12 @@ func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) boo
 			heap.Pop(&due)
 		}
 	}
+	for _, m := range r.passed {
+		if wanted(m) { // the member has left the newer node since an earlier part
+			r.part = append(r.part, m.event)
+		}
+	}
+	r.passed = nil
 	return true
 }
 

@@ -488,3 +488,34 @@ func TestGapBeforeALaterTopic(t *testing.T) {
 		}
 	}
 }
+
+// A member that two nodes show is told by the event of the newer one. If that one
+// leaves between two parts of a newcomer's replay, the other one's is told.
+func TestMemberLeavesItsNewerNodeDuringReplay(t *testing.T) {
+	h := newHistory(History{Events: 10, Age: time.Hour, Values: 10})
+	h.heard = func(nodeID, topicKey, bool) {}
+	h.partEvents = 1
+	name, older, newer := topicKey{"a", "ann"}, nodeID{1}, nodeID{2}
+	data := []byte(`{"key":"ann"}`)
+	now := time.Now()
+	h.add(newMember(name, older, data, false), now)
+	h.add(newMember(topicKey{"a", "bob"}, older, []byte(`{"key":"bob"}`), false), now)
+	h.add(newEvent("a", Event{Key: "k"}), now)
+	h.add(newMember(name, newer, data, false), now)
+	r := &replay{topics: []*subscription{{name: "a"}}}
+	var got []string
+	for h.fill(r); ; h.fill(r) {
+		for _, ev := range r.part {
+			got = append(got, ev.memberKey())
+		}
+		if !r.more {
+			break
+		}
+		if len(got) == 1 {
+			h.add(newGoneMember(name, newer), now)
+		}
+	}
+	if want := []string{"bob", "k", "ann"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
