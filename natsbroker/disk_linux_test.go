@@ -108,7 +108,7 @@ func TestNodesOnSmallDisks(t *testing.T) {
 	t.Run("server", func(t *testing.T) {
 		t.Parallel() // the test mostly waits
 		dir := smallDisk(t)
-		s := newServerProcess(t, freePort(t), dir)
+		s := newServerProcess(t, serverConfig{Port: freePort(t), Dir: dir})
 		restart := func() error {
 			s.kill()
 			return s.start()

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -73,8 +72,14 @@ func newNode(config string) (realtime.Broker, error) {
 }
 
 // serverVariable is set in the environment of a process that is a NATS server.
-// Its value is the port, a blank and the directory.
+// Its value is the server's port and directory as JSON.
 const serverVariable = "NATSBROKER_TEST_SERVER"
+
+type serverConfig struct {
+	Port    int
+	Dir     string
+	Guarded bool // it has users, and obeys orders; see guarded
+}
 
 // serveNATS runs the NATS server if the process is one. The process ends with its
 // standard input.
@@ -83,29 +88,46 @@ func serveNATS() {
 	if !is {
 		return
 	}
-	port, dir, _ := strings.Cut(config, " ")
-	o := &server.Options{Host: "127.0.0.1", JetStream: true, StoreDir: dir, NoSigs: true}
-	o.Port, _ = strconv.Atoi(port)
-	s, err := server.NewServer(o)
+	var c serverConfig
+	err := json.Unmarshal([]byte(config), &c)
+	o := server.Options{Host: "127.0.0.1", Port: c.Port, JetStream: true, StoreDir: c.Dir, NoSigs: true, NoLog: true}
+	if c.Guarded {
+		rules{}.apply(&o)
+	}
+	copied := o
+	var s *server.Server
+	if err == nil {
+		s, err = server.NewServer(&copied)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	s.Start()
-	io.Copy(io.Discard, os.Stdin)
-	os.Exit(0)
+	s.ReadyForConnections(patience)
+	for orders, answers := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout); ; {
+		var what order
+		if orders.Decode(&what) != nil {
+			os.Exit(0)
+		}
+		answer := ""
+		if err := what.obey(s, o); err != nil {
+			answer = err.Error()
+		}
+		answers.Encode(answer)
+	}
 }
 
 // A serverProcess is a NATS server in a process of its own.
 type serverProcess struct {
-	port int
-	dir  string
-	cmd  *exec.Cmd
-	in   io.Closer
+	serverConfig
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *json.Decoder
 }
 
-func newServerProcess(t *testing.T, port int, dir string) *serverProcess {
-	s := &serverProcess{port: port, dir: dir}
+func newServerProcess(t *testing.T, c serverConfig) *serverProcess {
+	s := &serverProcess{serverConfig: c}
 	if err := s.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,19 +135,28 @@ func newServerProcess(t *testing.T, port int, dir string) *serverProcess {
 	return s
 }
 
-func (s *serverProcess) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.port) }
+func (s *serverProcess) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.Port) }
 
 func (s *serverProcess) start() (err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
+	config, err := json.Marshal(s.serverConfig)
+	if err != nil {
+		return err
+	}
 	s.cmd = exec.Command(self)
-	s.cmd.Env = append(os.Environ(), serverVariable+"="+fmt.Sprint(s.port, " ", s.dir))
+	s.cmd.Env = append(os.Environ(), serverVariable+"="+string(config))
 	s.cmd.Stderr = os.Stderr
 	if s.in, err = s.cmd.StdinPipe(); err != nil {
 		return err
 	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	s.out = json.NewDecoder(out)
 	return s.cmd.Start()
 }
 
@@ -159,8 +190,8 @@ func runNodes(t *testing.T, steady bool, start func(t *testing.T, history bool) 
 // also while no node runs that knows what was lost.
 func TestNodesOnAServer(t *testing.T) {
 	runNodes(t, false, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
-		s := newServerProcess(t, freePort(t), t.TempDir())
-		w := newWire(t, fmt.Sprintf("127.0.0.1:%d", s.port))
+		s := newServerProcess(t, serverConfig{Port: freePort(t), Dir: t.TempDir()})
+		w := newWire(t, fmt.Sprintf("127.0.0.1:%d", s.Port))
 		for i := range configs {
 			configs[i].URL = s.url()
 		}
@@ -178,7 +209,7 @@ func TestNodesOnAServer(t *testing.T) {
 			putBack := func() error {
 				backup := filepath.Join(t.TempDir(), "backup")
 				s.kill()
-				if err := copyDir(backup, s.dir); err != nil {
+				if err := copyDir(backup, s.Dir); err != nil {
 					return err
 				}
 				if err := s.start(); err != nil {
@@ -186,7 +217,7 @@ func TestNodesOnAServer(t *testing.T) {
 				}
 				time.Sleep(3 * time.Second) // records are lost that come meanwhile
 				s.kill()
-				return copyDir(s.dir, backup)
+				return copyDir(s.Dir, backup)
 			}
 			faults = append(faults,
 				brokertest.Fault{Name: "a store that is put back", Begin: putBack, End: s.start, For: time.Second},
@@ -203,23 +234,23 @@ func TestNodesThatAreRefused(t *testing.T) {
 	runNodes(t, true, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
 		g := newGuarded(t)
 		for i, user := range []string{"b", "a", "b"} {
-			configs[i].URL = fmt.Sprintf("nats://%s:p@127.0.0.1:%d", user, g.options.Port)
+			configs[i].URL = fmt.Sprintf("nats://%s:p@127.0.0.1:%d", user, g.Port)
 		}
-		refuses := func(what string, change func(o *server.Options)) brokertest.Fault {
+		refuses := func(what string, r rules) brokertest.Fault {
 			return brokertest.Fault{Name: what,
-				Begin: func() error { return g.tryReload(change) },
-				End:   func() error { return g.tryReload(func(*server.Options) {}) }, For: 4 * time.Second}
+				Begin: func() error { return g.order(order{Rules: r}) },
+				End:   func() error { return g.order(order{}) }, For: 4 * time.Second}
 		}
-		lowered := refuses("a max_payload that is lowered", func(o *server.Options) { o.MaxPayload = 50_000 })
+		lowered := refuses("a max_payload that is lowered", rules{MaxPayload: 50_000})
 		lowered.Large = 100_000
 		faults = []brokertest.Fault{
-			{Name: "a connection that the server ends", Begin: func() error { return g.disconnect("a") }, For: time.Second},
-			refuses("no permission to publish", denies([]string{"realtime.>"}, nil)),
-			refuses("no permission to subscribe", denies(nil, []string{"realtime.>"})),
-			refuses("credentials that are refused", func(o *server.Options) { o.Users = users(nil) }),
+			{Name: "a connection that the server ends", Begin: func() error { return g.order(order{Disconnect: "a"}) }, For: time.Second},
+			refuses("no permission to publish", rules{DenyPublish: []string{"realtime.>"}}),
+			refuses("no permission to subscribe", rules{DenySubscribe: []string{"realtime.>"}}),
+			refuses("credentials that are refused", rules{NoUser: true}),
 			lowered,
 		}
-		conn := connect(t, g.ClientURL(), nats.UserInfo("b", "p"))
+		conn := connect(t, g.url(), nats.UserInfo("b", "p"))
 		var sub *nats.Subscription
 		faults = append(faults, brokertest.Fault{Name: "another program's messages", For: 3 * time.Second,
 			Begin: func() (err error) {
@@ -240,8 +271,8 @@ func TestNodesThatAreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		return configs, append(faults,
-			refuses("no permission to ask JetStream", denies([]string{"$JS.>"}, nil)),
-			refuses("no permission to get answers", denies(nil, []string{"_INBOX.>"})),
+			refuses("no permission to ask JetStream", rules{DenyPublish: []string{"$JS.>"}}),
+			refuses("no permission to get answers", rules{DenySubscribe: []string{"_INBOX.>"}}),
 			brokertest.Fault{Name: "another program's stream", For: 4 * time.Second,
 				Begin: func() error {
 					if err := js.DeleteStream(t.Context(), "realtime"); err != nil {

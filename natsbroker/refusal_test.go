@@ -1,6 +1,8 @@
 package natsbroker_test
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,69 +18,51 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker"
 )
 
-// A guarded server has two users: "a", whose rules change, and "b".
+// A guarded server has two users: "a", whose rules change, and "b". It is a process
+// of its own, because reloading its options races with its clients, by the race
+// detector.
 type guarded struct {
-	*server.Server
-	t       *testing.T
-	options server.Options
+	*serverProcess
+	t *testing.T
 }
 
 func newGuarded(t *testing.T) *guarded {
-	g := &guarded{t: t, options: server.Options{
-		Host: "127.0.0.1", Port: freePort(t), NoSigs: true, NoLog: true, JetStream: true, StoreDir: t.TempDir(),
-	}}
-	g.options.Users = users(&server.Permissions{})
-	o := g.options
-	s, err := server.NewServer(&o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.Server = s
-	s.Start()
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	if !s.ReadyForConnections(patience) {
-		t.Fatal("the server is not ready")
-	}
+	g := &guarded{newServerProcess(t, serverConfig{Port: freePort(t), Dir: t.TempDir(), Guarded: true}), t}
+	g.reload(rules{}) // which waits until it is ready
 	return g
 }
 
-// users returns the users, of which the first one has the permissions; nil: it
-// doesn't exist.
-func users(a *server.Permissions) []*server.User {
-	all := []*server.User{{Username: "b", Password: "p"}}
-	if a != nil {
-		all = append(all, &server.User{Username: "a", Password: "p", Permissions: a})
-	}
-	return all
+// rules are what a guarded server refuses.
+type rules struct {
+	DenyPublish, DenySubscribe []string // to user "a"
+	NoUser                     bool     // "a" doesn't exist
+	MaxPayload                 int32    // zero: the default
 }
 
-// reload changes the server's options while it runs.
-func (g *guarded) reload(change func(o *server.Options)) {
-	g.t.Helper()
-	if err := g.tryReload(change); err != nil {
-		g.t.Fatal(err)
-	}
-}
-
-func (g *guarded) tryReload(change func(o *server.Options)) error {
-	o := g.options
-	change(&o)
-	return g.ReloadOptions(&o)
-}
-
-// denies returns a change that takes permissions from user "a".
-func denies(publish, subscribe []string) func(o *server.Options) {
-	return func(o *server.Options) {
-		o.Users = users(&server.Permissions{Publish: &server.SubjectPermission{Deny: publish}, Subscribe: &server.SubjectPermission{Deny: subscribe}})
+func (r rules) apply(o *server.Options) {
+	o.MaxPayload = r.MaxPayload
+	o.Users = []*server.User{{Username: "b", Password: "p"}}
+	if !r.NoUser {
+		o.Users = append(o.Users, &server.User{Username: "a", Password: "p", Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Deny: r.DenyPublish},
+			Subscribe: &server.SubjectPermission{Deny: r.DenySubscribe},
+		}})
 	}
 }
 
-// disconnect ends the connections of a user.
-func (g *guarded) disconnect(user string) error {
-	conns, err := g.Connz(&server.ConnzOptions{Username: true, User: user})
+// An order changes a guarded server while it runs.
+type order struct {
+	Rules      rules
+	Disconnect string // a user, whose connections are ended; empty: the rules are changed
+}
+
+// obey carries the order out, on a server that was started with options.
+func (o order) obey(s *server.Server, options server.Options) error {
+	if o.Disconnect == "" {
+		o.Rules.apply(&options)
+		return s.ReloadOptions(&options)
+	}
+	conns, err := s.Connz(&server.ConnzOptions{Username: true, User: o.Disconnect})
 	if err != nil {
 		return err
 	}
@@ -86,15 +70,34 @@ func (g *guarded) disconnect(user string) error {
 		return errors.New("the user has no connection")
 	}
 	for _, c := range conns.Conns {
-		if err := g.DisconnectClientByID(c.Cid); err != nil {
+		if err := s.DisconnectClientByID(c.Cid); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// order gives an order, and waits until it is carried out.
+func (g *guarded) order(what order) error {
+	if err := json.NewEncoder(g.in).Encode(what); err != nil {
+		return err
+	}
+	var answer string
+	if err := g.out.Decode(&answer); err != nil || answer != "" {
+		return cmp.Or(err, errors.New(answer))
+	}
+	return nil
+}
+
+func (g *guarded) reload(r rules) {
+	g.t.Helper()
+	if err := g.order(order{Rules: r}); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
 func (g *guarded) broker(user string, history bool) (realtime.Broker, *nats.Conn) {
-	conn := connect(g.t, g.ClientURL(), nats.UserInfo(user, "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	conn := connect(g.t, g.url(), nats.UserInfo(user, "p"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	b := natsbroker.New("realtime", conn)
 	if history {
 		return b.WithHistory(), conn
@@ -110,15 +113,15 @@ func TestRefusals(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		history bool
-		take    func(o *server.Options)
+		take    rules
 		want    string // in the log
 	}{
-		{"Publish", false, denies([]string{"realtime.>"}, nil), `publish to \"realtime.>\"`},
-		{"Subscribe", false, denies(nil, []string{"realtime.>"}), `subscribe to \"realtime.*\"`},
-		{"Both", false, denies([]string{"realtime.>"}, []string{"realtime.>"}), `\"realtime.`},
-		{"HistoryPublish", true, denies([]string{"realtime.>"}, nil), `publish to \"realtime.>\"`},
-		{"HistoryAPI", true, denies([]string{"$JS.>", "realtime.>"}, nil), `give the connection's user`},
-		{"HistoryInbox", true, denies(nil, []string{"_INBOX.>"}), `subscribe to \"_INBOX.>\"`},
+		{"Publish", false, rules{DenyPublish: []string{"realtime.>"}}, `publish to \"realtime.>\"`},
+		{"Subscribe", false, rules{DenySubscribe: []string{"realtime.>"}}, `subscribe to \"realtime.*\"`},
+		{"Both", false, rules{DenyPublish: []string{"realtime.>"}, DenySubscribe: []string{"realtime.>"}}, `\"realtime.`},
+		{"HistoryPublish", true, rules{DenyPublish: []string{"realtime.>"}}, `publish to \"realtime.>\"`},
+		{"HistoryAPI", true, rules{DenyPublish: []string{"$JS.>", "realtime.>"}}, `give the connection's user`},
+		{"HistoryInbox", true, rules{DenySubscribe: []string{"_INBOX.>"}}, `subscribe to \"_INBOX.>\"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel() // the test mostly waits
@@ -148,7 +151,7 @@ func TestRefusals(t *testing.T) {
 					return errors.Is(a.Publish(t.Context(), "x", realtime.Event{Data: []byte("nobody gets it")}), realtime.ErrBrokerUnavailable)
 				})
 			}
-			g.reload(func(*server.Options) {})
+			g.reload(rules{})
 			given := time.Now()
 			both("at last")
 			eventually(t, "working hub", func() bool { return !a.Stats().BrokerDown })
@@ -168,7 +171,7 @@ func TestRefusals(t *testing.T) {
 func TestPurgeIsRefused(t *testing.T) {
 	t.Parallel() // the test mostly waits
 	g := newGuarded(t)
-	g.reload(denies([]string{"$JS.API.STREAM.PURGE.>"}, nil))
+	g.reload(rules{DenyPublish: []string{"$JS.API.STREAM.PURGE.>"}})
 	first, _ := g.broker("a", true)
 	var logged buffer
 	a := newSite(t, first, func(h *realtime.Hub) {
@@ -185,7 +188,7 @@ func TestPurgeIsRefused(t *testing.T) {
 	if n := strings.Count(logged.String(), lost); n != 1 || a.Stats().BrokerDown {
 		t.Errorf("%d lines say it, and BrokerDown is %v; want 1 and false:\n%s", n, a.Stats().BrokerDown, logged.String())
 	}
-	g.reload(func(*server.Options) {})
+	g.reload(rules{})
 	eventually(t, "line that it is over", func() bool { return strings.Contains(logged.String(), "bound of the broker history is back") })
 }
 
@@ -202,7 +205,7 @@ func TestPayloadIsLowered(t *testing.T) {
 			a, b := newSite(t, first), newSite(t, second)
 			b.expectAny(t, "event", a)
 			a.expectAny(t, "event", b)
-			g.reload(func(o *server.Options) { o.MaxPayload = 50_000 })
+			g.reload(rules{MaxPayload: 50_000})
 			large := realtime.Event{Data: make([]byte, 100_000)}
 			a.Publish(t.Context(), "x", large)
 			eventually(t, "end of the connection", conn.IsClosed)
@@ -225,11 +228,9 @@ func TestErrorHandlerIsGivenBack(t *testing.T) {
 	g := newGuarded(t)
 	heard := make(chan error, 100)
 	handler := func(_ *nats.Conn, _ *nats.Subscription, err error) { heard <- err }
-	conn := connect(t, g.ClientURL(), nats.UserInfo("a", "p"), nats.ErrorHandler(handler))
+	conn := connect(t, g.url(), nats.UserInfo("a", "p"), nats.ErrorHandler(handler))
 	deny := func() {
-		g.reload(func(o *server.Options) {
-			o.Users = users(&server.Permissions{Publish: &server.SubjectPermission{Deny: []string{"mine"}}})
-		})
+		g.reload(rules{DenyPublish: []string{"mine"}})
 		conn.Publish("mine", nil)
 		if err := <-heard; !errors.Is(err, nats.ErrPermissionViolation) {
 			t.Errorf("the handler got %v", err)
