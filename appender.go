@@ -36,14 +36,15 @@ type appender struct {
 
 	appending outage
 	trimming  outage
-	trims     chan trim     // filled by the loop; has room for one
-	carried   chan []byte   // records of values, or questions for them; filled by the loop; has room for one
-	down      atomic.Bool   // there is a cut; stored by the goroutine
-	live      atomic.Bool   // the log is current; stored by the loop and the broker
-	arrived   atomic.Int64  // when the last record arrived, in Unix ns; stored by the broker
-	seen      atomic.Uint64 // number of this node's last event that the log delivered; stored by the loop
-	putBack   atomic.Bool   // the log was put back, and nodes may not know; set by the loop, cleared by both
-	cutSeen   atomic.Uint64 // number of the last cut that the log delivered; stored by the loop
+	trims     chan trim             // filled by the loop; has room for one
+	carried   chan []byte           // records of values, or questions for them; filled by the loop; has room for one
+	down      atomic.Bool           // there is a cut; stored by the goroutine
+	live      atomic.Bool           // the log is current; stored by the loop and the broker
+	arrived   atomic.Int64          // when the last record arrived, in Unix ns; stored by the broker
+	seen      atomic.Uint64         // number of this node's last event that the log delivered; stored by the loop
+	putBack   atomic.Bool           // the log was put back, and nodes may not know; set by the loop, cleared by both
+	trail     atomic.Pointer[trail] // of this node; replaced by the loop
+	cutSeen   atomic.Uint64         // number of the last cut that the log delivered; stored by the loop
 
 	// Owned by the goroutine.
 	next     *ownEvent       // first event of the next record; nil: it is still in the queue
@@ -58,7 +59,7 @@ type appender struct {
 
 // newAppender returns an appender. Its caller starts run.
 func newAppender(j *journal, broker HistoryBroker) *appender {
-	return &appender{
+	a := &appender{
 		journal:   j,
 		peers:     j.peers,
 		broker:    broker,
@@ -72,6 +73,8 @@ func newAppender(j *journal, broker HistoryBroker) *appender {
 		moved:     time.Now(),
 		waited:    time.Now(),
 	}
+	a.trail.Store(new(trail))
+	return a
 }
 
 // run is the body of the appender's goroutine. It ends with the hub.
@@ -169,7 +172,7 @@ func (a *appender) handle(events []*ownEvent) {
 	last := events[len(events)-1].number
 	err := error(ErrBrokerUnavailable)
 	if !a.down.Load() {
-		err = a.appendRetrying(encodeRecord(a.peers.node, events))
+		err = a.appendRetrying(encodeRecord(a.peers.node, *a.trail.Load(), events))
 	}
 	tooLarge := errors.Is(err, ErrEventTooLarge)
 	switch {

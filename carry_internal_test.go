@@ -20,7 +20,7 @@ func carriedRecord(view, trim uint64) []byte {
 // where nodes know all that came behind that.
 func TestCarriedValues(t *testing.T) {
 	event := func(number uint64, e Event) []byte {
-		return encodeRecord(nodeID{1}, []*ownEvent{{event: newEvent("a", e), number: number}})
+		return encodeRecord(nodeID{1}, trail{}, []*ownEvent{{event: newEvent("a", e), number: number}})
 	}
 	k1, k2 := event(1, Event{Key: "k", Data: []byte("1")}), event(2, Event{Key: "k", Data: []byte("2")})
 	gone, chat := event(2, Event{Key: "k", Gone: true}), event(3, Event{Data: []byte("chat")})
@@ -33,7 +33,7 @@ func TestCarriedValues(t *testing.T) {
 		b, _ := encodeCarried(nodeID{9}, view, 0, []dueValue{{m, 0}}, maxRecordBytes)
 		return b
 	}
-	crowd := encodeRecord(nodeID{1}, many)
+	crowd := encodeRecord(nodeID{1}, trail{}, many)
 	for name, tt := range map[string]struct {
 		first   uint64   // number of the first record that the node reads
 		records [][]byte // from that on
@@ -122,9 +122,9 @@ func TestCarriedValueWithoutRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, _ := newTestJournal(t)
 		j.past.limit = History{Events: 1, Age: time.Minute, Values: 1}
-		j.Record("e", 1, encodeRecord(nodeID{1}, []*ownEvent{{event: newEvent("a", Event{Key: "k", Data: []byte("1")}), number: 1}}))
+		j.Record("e", 1, encodeRecord(nodeID{1}, trail{}, []*ownEvent{{event: newEvent("a", Event{Key: "k", Data: []byte("1")}), number: 1}}))
 		for i, key := range []string{"l", "m"} {
-			j.Record("e", uint64(2+i), encodeRecord(nodeID{1}, []*ownEvent{{event: newEvent("a", Event{Key: key}), number: uint64(2 + i)}}))
+			j.Record("e", uint64(2+i), encodeRecord(nodeID{1}, trail{}, []*ownEvent{{event: newEvent("a", Event{Key: key}), number: uint64(2 + i)}}))
 		}
 		j.Current("e", 3)
 		j.Record("e", 4, carriedRecord(3, 0))
@@ -149,7 +149,7 @@ func TestCarriedRecordFails(t *testing.T) {
 			d.arrive()
 		}
 		value := &ownEvent{event: newEvent("a", Event{Key: "k", Data: []byte("1")}), number: 1}
-		take(encodeRecord(nodeID{1}, []*ownEvent{value}))
+		take(encodeRecord(nodeID{1}, trail{}, []*ownEvent{value}))
 		take(recordOf(1, 2, "x"))
 		j.Current("e", next)
 		d.arrive()

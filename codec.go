@@ -48,6 +48,7 @@ type brokered struct {
 	// In heartbeats alone.
 	clients int         // how many clients the node has
 	leaving bool        // the node shuts down
+	trail   trail       // of a node with a log
 	sent    []sentEntry // the last event to each topic since the previous heartbeat
 
 	digest uint64 // in a question: of the values that the node has
@@ -102,6 +103,7 @@ func (m brokered) append(b []byte) []byte {
 	case brokeredHeartbeat:
 		b = binary.AppendUvarint(b, uint64(m.clients))
 		b = append(b, flag(m.leaving))
+		b = m.trail.append(b)
 		b = binary.AppendUvarint(b, m.seq)
 		b = binary.AppendUvarint(b, uint64(len(m.sent)))
 		for _, s := range m.sent {
@@ -177,6 +179,7 @@ func parseBrokered(b []byte) (m brokered, err error) {
 	case brokeredHeartbeat:
 		m.clients = int(min(p.number(), math.MaxInt32))
 		m.leaving = p.flag()
+		m.trail = p.trail()
 		m.seq = p.number()
 		n := p.number()
 		if n > maxSentEntries {
@@ -343,6 +346,7 @@ type record struct {
 	number uint64   // of the first event; in a cut, of the last; else see carry.go
 	events []*event // nil in a cut
 	topics []string // in a cut, those that lose events; the empty one stands for all
+	trail  trail    // in events, of the node when it appended them
 	trim   uint64   // in carried values, see carry.go
 	homes  []uint64 // in carried values, of each event
 }
@@ -354,8 +358,9 @@ const (
 )
 
 // encodeRecord returns the record of a node's events.
-func encodeRecord(node nodeID, events []*ownEvent) []byte {
+func encodeRecord(node nodeID, read trail, events []*ownEvent) []byte {
 	b := beginRecord(brokeredRecord, node, events[0].number, len(events))
+	b = read.append(b)
 	for _, e := range events {
 		b = appendText(b, e.topic)
 		b = appendHead(b, &e.Event, e.notice)
@@ -418,7 +423,10 @@ func parseRecord(b []byte) (r record, err error) {
 	r.kind = p.begin(&r.node)
 	r.number = p.number()
 	n := p.number()
-	if r.kind == brokeredValues {
+	switch r.kind {
+	case brokeredRecord:
+		r.trail = p.trail()
+	case brokeredValues:
 		r.trim = p.number()
 	}
 	if n > maxRecordEvents+1 || !strings.ContainsRune("rcqv", rune(r.kind)) {

@@ -54,7 +54,7 @@ func TestBadDisconnects(t *testing.T) {
 		if m, err := parseBrokered(brokered{kind: brokeredEvent, seq: 1, event: ev.Event, notice: ev.notice}.append(nil)); err == nil {
 			t.Errorf("%q came as %+v", payload, m)
 		}
-		if r, err := parseRecord(encodeRecord(nodeID{1}, []*ownEvent{{event: ev, number: 1}})); err == nil {
+		if r, err := parseRecord(encodeRecord(nodeID{1}, trail{}, []*ownEvent{{event: ev, number: 1}})); err == nil {
 			t.Errorf("%q came as %+v", payload, r)
 		}
 	}
@@ -85,10 +85,10 @@ func records() (all [][]byte) {
 	var events []*ownEvent
 	for i, e := range []Event{{Data: []byte("d")}, {Key: "k", Gone: true}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
 		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
-		all = append(all, encodeRecord(node, events))
+		all = append(all, encodeRecord(node, trail{}, events))
 	}
 	events = append(events, &ownEvent{event: testDisconnect, number: 303})
-	all = append(all, encodeRecord(node, events))
+	all = append(all, encodeRecord(node, trail{}, events))
 	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
 	all = append(all, encodeCut(a.peers.node, a.passed, a.topics))
 	for range maxLostTopics + 5 {
@@ -147,7 +147,7 @@ func FuzzRecord(f *testing.F) {
 		for _, ev := range r.events {
 			events = append(events, &ownEvent{event: ev, number: r.number})
 		}
-		again, err := parseRecord(encodeRecord(r.node, events))
+		again, err := parseRecord(encodeRecord(r.node, r.trail, events))
 		if err != nil || !reflect.DeepEqual(again, r) {
 			t.Errorf("%+v came as %+v, %v", r, again, err)
 		}

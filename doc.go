@@ -79,10 +79,10 @@
 // A [Broker] joins the hubs of several processes: what is published to one
 // reaches the clients of all. The modules natsbroker and redisbroker, beside
 // this one, use NATS and Redis. Hubs whose brokers have the same name hear each
-// other. Each publisher's events keep their order in a topic. Lost events are counted, and clients that reconnect are told. With a
-// [HistoryBroker] all events have one order on all nodes, and clients resume on
-// any of them. Connected clients are then told, too, if the engine may have
-// lost events.
+// other. Each publisher's events keep their order in a topic. Lost events are
+// counted, and clients that reconnect are told. With a [HistoryBroker] all events
+// have one order on all nodes, and clients resume on any of them. Connected
+// clients are then told, too, if the engine may have lost events.
 //
 // # Memory and time
 //
@@ -116,7 +116,7 @@
 //	relay.go, journal.go      the order with a Broker; with a HistoryBroker
 //	broker.go, codec.go       the interfaces of both; what they carry
 //	peers.go, ledger.go       a node and the others; how it notices that events are lost
-//	appender.go               how events get into the log, or bypass it
+//	appender.go, trail.go     how events get into the log; whether all nodes read the same one
 //	history.go, ids.go        what is kept; the ids of events
 //	replay.go                 how a client gets what is kept, in parts
 //	latest.go                 Hub.Latest

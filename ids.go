@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"encoding/binary"
+	"hash/crc32"
 	"strconv"
 	"strings"
 )
@@ -63,6 +65,21 @@ func (p *prints) get(record uint64) (print uint32, ok bool) {
 		return p.of[i], true
 	}
 	return 0, false
+}
+
+// sum returns a checksum of a record and those before it, trailRecords in all, if
+// they are known.
+func (p *prints) sum(record uint64) (sum uint32, ok bool) {
+	from := max(record, trailRecords) - trailRecords + 1
+	if record == 0 || from < p.first || record-p.first >= uint64(len(p.of)) {
+		return 0, false
+	}
+	var b [4 * trailRecords]byte
+	text := b[:0]
+	for _, print := range p.of[from-p.first : record-p.first+1] {
+		text = binary.BigEndian.AppendUint32(text, print)
+	}
+	return crc32.Checksum(text, castagnoli), true
 }
 
 // text returns the print of a record as an id has it, if it is known. Record 0

@@ -91,7 +91,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 	j.past.move(wholeRecord) // zero is no position
 	j.past.tell()
 	j.out = newAppender(j, broker)
-	j.peers.beat = j.beat
+	j.peers.beat, j.peers.trail = j.beat, j.out.trail.Load
 	j.peers.start(j)
 	if err := broker.Follow(j); err != nil {
 		j.out.appending.failed(err)
@@ -146,10 +146,15 @@ func (j *journal) beat(now time.Time, _ *batch) {
 
 // Deliver accepts a heartbeat of another node; see [BrokerHandler].
 func (j *journal) Deliver(name string, msg []byte) {
-	if _, m, ok := j.peers.parse(name, msg); ok {
-		j.peers.mu.Lock()
-		defer j.peers.mu.Unlock()
-		j.peers.hearLocked(&m)
+	_, m, ok := j.peers.parse(name, msg)
+	if !ok {
+		return
+	}
+	j.peers.mu.Lock()
+	j.peers.hearLocked(&m)
+	j.peers.mu.Unlock()
+	if m.trail.record > 0 {
+		j.peers.pass(func(_ time.Time, out *batch) { j.compare(m.trail, out) })
 	}
 }
 
@@ -320,6 +325,7 @@ func (j *journal) beginBehind(record uint64) {
 	p := j.past
 	j.lastRecord = record
 	j.milestones = nil // the numbers may stand for other records now
+	j.out.trail.Store(new(trail))
 	p.move(p.base + record<<recordBits | wholeRecord)
 	p.begin = p.seq
 }
@@ -348,8 +354,10 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 		j.putBack(r.seq-1, out)
 	}
 	j.reach(r.epoch, r.seq-1, out)
+	j.compare(r.trail, out)
 	j.lastRecord = r.seq
 	p.prints.add(r.seq, r.print)
+	j.out.trail.Store(j.past.trail(r.seq))
 	start := p.base + r.seq<<recordBits
 	end := start | wholeRecord
 	if r.node == j.peers.node && !r.fits(j.number) {

@@ -26,7 +26,7 @@ func recordOf(node byte, number uint64, data ...string) []byte {
 		events = append(events, &ownEvent{event: newEvent("a", Event{Data: []byte(d)})})
 	}
 	events[0].number = number
-	return encodeRecord(nodeID{node}, events)
+	return encodeRecord(nodeID{node}, trail{}, events)
 }
 
 func TestJournalOrder(t *testing.T) {
@@ -488,7 +488,7 @@ func TestJournalCut(t *testing.T) {
 		if _, down := j.elsewhere(); !down {
 			t.Error("it isn't down")
 		}
-		late := encodeRecord(j.peers.node, []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}})
+		late := encodeRecord(j.peers.node, trail{}, []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}})
 		j.Record("e", 1, late) // the engine had accepted it
 		d.arrive()
 		d.want()

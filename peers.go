@@ -34,6 +34,7 @@ type peers struct {
 	ctx     context.Context // of calls to the broker; ends brokerTimeout after done at the latest
 	cancel  context.CancelFunc
 	calling chan struct{}           // holds a token for each call of Subscribe that runs
+	trail   func() *trail           // of this node; nil: it has no log
 	lost    func(topic, why string) // reports lost events of a topic, or of any if it is empty; nil in a journal
 	beat    arrival                 // is called at each heartbeat
 	begun   func(topic string)      // reports that all events of a user's topic arrive from now on; nil in a journal
@@ -217,6 +218,9 @@ func (p *peers) tick() {
 	defer close(p.queue) // the loop has ended before
 	for {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
+			if p.trail != nil {
+				beat.trail = *p.trail()
+			}
 			select {
 			case p.queue <- outgoing{topic: brokerName(nodesTopic), brokered: beat}:
 			default: // other nodes notice the lost heartbeat by its number

@@ -100,6 +100,11 @@
 // that has fewer records than a node has read is deleted and created again. One
 // that was written again meanwhile is found out by the records themselves.
 //
+// Servers of a cluster may disagree without knowing it: one whose peers' stores were
+// put back keeps its own records, and drops those that get the same numbers. Nodes
+// tell each other which records they have read. One that has read others tells its
+// clients with the next event, or within a heartbeat (2 s).
+//
 // A server whose disk is full accepts no record. Publish fails unless more than half
 // of the servers that have the stream still do. When there is room again, an embedded
 // server is started again by the broker, and other servers have to be started again
