@@ -27,7 +27,8 @@ type Cluster struct {
 	// does that.
 	Steady bool
 
-	// Large is set where the history is so large that nodes need long to start.
+	// Large is set where the history is so large that nodes need long to start:
+	// two minutes instead of half of one.
 	Large bool
 }
 
@@ -64,8 +65,9 @@ const (
 
 // RunNodes runs three nodes, each in a process of its own, with two clients and a
 // publisher each. One of the two subscribes one of its topics later than the
-// other, each time that it has connected. RunNodes kills each node and starts it again, unless the cluster is
-// Steady, and then does one fault after another. It fails unless all of this is true:
+// other, each time that it has connected. RunNodes kills each node and starts it
+// again, unless the cluster is Steady, and then does one fault after another. It
+// fails unless all of this is true:
 //   - Clients get all events that are published on their own node, within seconds.
 //   - They get the events of each publisher in order, each once; those of a late
 //     topic behind others.
@@ -185,6 +187,13 @@ type scene struct {
 	nodes [3]*process
 	gaps  map[*process]int64 // that each had noticed when it was asked last
 	notes []string
+}
+
+func (s *scene) wellWithin() time.Duration {
+	if s.cluster.Large {
+		return 4 * wellWithin
+	}
+	return wellWithin
 }
 
 // note adds a line to the log of a test that fails.
@@ -345,7 +354,7 @@ func (s *scene) agreeOnValues(when string) (values []string) {
 // agreeOn waits until all nodes have the same of something, and have it right.
 func (s *scene) agreeOn(what, when string, of func(figures) []string, right func([]string) bool) []string {
 	s.t.Helper()
-	for deadline := time.Now().Add(wellWithin); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(s.wellWithin()); ; time.Sleep(100 * time.Millisecond) {
 		var got [3][]string
 		agreed := true
 		for i := range s.nodes {
@@ -357,7 +366,7 @@ func (s *scene) agreeOn(what, when string, of func(figures) []string, right func
 			return got[0]
 		}
 		if time.Now().After(deadline) {
-			s.t.Errorf("%v after nodes could agree on the %s, %s, they have\n%q\n%q\n%q", wellWithin, what, when, got[0], got[1], got[2])
+			s.t.Errorf("%v after nodes could agree on the %s, %s, they have\n%q\n%q\n%q", s.wellWithin(), what, when, got[0], got[1], got[2])
 			return got[0]
 		}
 	}
@@ -499,8 +508,8 @@ func (s *scene) settle(when string) {
 	if took > s.recovery {
 		s.recovery, s.recovered = took, when
 	}
-	if took > wellWithin {
-		s.t.Errorf("it took %v until all was well, %s, want %v", took, when, wellWithin)
+	if took > s.wellWithin() {
+		s.t.Errorf("it took %v until all was well, %s, want %v", took, when, s.wellWithin())
 	}
 }
 
