@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"math"
@@ -52,6 +53,7 @@ type brokered struct {
 	sent    []sentEntry // the last event to each topic since the previous heartbeat
 
 	digest uint64 // in a question: of the values that the node has
+	topic  string // in a repeated disconnect
 
 	// In values alone, an answer to a question.
 	asker nodeID
@@ -75,6 +77,8 @@ const (
 	brokeredQuestion  brokeredKind = 'q' // for a topic's latest values
 	brokeredValues    brokeredKind = 'v'
 	brokeredMembers   brokeredKind = 'm' // all of a node in a topic
+	brokeredRepeat    brokeredKind = 'd' // a disconnect, for those who have not had it
+	brokeredHad       brokeredKind = 'a' // the answer: the node has had it
 )
 
 // isNumbered reports whether a node numbers messages of this kind, so that others
@@ -92,6 +96,10 @@ func (m brokered) append(b []byte) []byte {
 	switch m.kind {
 	case brokeredQuestion:
 		return binary.BigEndian.AppendUint64(b, m.digest)
+	case brokeredRepeat:
+		return append(appendText(binary.AppendUvarint(b, m.seq), m.topic), m.event.Data...)
+	case brokeredHad:
+		return binary.AppendUvarint(append(b, m.asker[:]...), m.seq)
 	case brokeredValues:
 		b = append(append(b, m.asker[:]...), flag(m.sure))
 		b = binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before)
@@ -191,6 +199,17 @@ func parseBrokered(b []byte) (m brokered, err error) {
 		return m, p.err
 	case brokeredQuestion:
 		m.digest = p.hash()
+		return m, p.err
+	case brokeredRepeat:
+		m.seq, m.topic, m.notice = p.number(), string(p.text()), disconnectNotice
+		m.event = Event{Data: p.b, Binary: true}
+		if p.err == nil {
+			p.err = cmp.Or(checkTopic(m.topic), checkSent(&m.event, m.notice))
+		}
+		return m, p.err
+	case brokeredHad:
+		p.node(&m.asker)
+		m.seq = p.number()
 		return m, p.err
 	case brokeredValues:
 		p.node(&m.asker)

@@ -3,6 +3,8 @@ package realtime
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/coder/websocket"
 )
@@ -17,13 +19,19 @@ import (
 // is left out. A client has a topic from the return of Subscribe on, also in
 // OnConnect.
 //
-// It blocks until the hub accepts it, with a [Broker] until the engine has it.
-// The errors are those of [Hub.Publish], and one for a code that Close refuses. A
-// reason is cut and repaired as by [Client.Close]. After [ErrBrokerUnavailable]
-// this node's clients are closed, those of others may not be. A node that the
-// engine can't reach doesn't learn of it. With a [HistoryBroker] and a History it
-// does when it is back. It then also closes clients that have joined it in the
-// meantime, unless they came with an id from behind the disconnect.
+// It blocks until the hub accepts it, with a [HistoryBroker] and a History until
+// the engine has it, and with any other [Broker] until the other nodes have, for
+// some 2 s at most. The errors are those of [Hub.Publish], and one for a code that
+// Close refuses. A reason is cut and repaired as by [Client.Close]. After
+// [ErrBrokerUnavailable] this node's clients are closed, those of others may not
+// be.
+//
+// A node that the engine can't reach learns of it when it is back. Without a
+// HistoryBroker that needs this node to be there still, and takes an hour at most;
+// after a minute Disconnect takes such a node for dead, and returns no error for
+// it. A node that comes back also closes clients that have joined it in the
+// meantime, unless they came with an id of a shared history from behind the
+// disconnect.
 func (h *Hub) Disconnect(ctx context.Context, topic string, code websocket.StatusCode, reason string) error {
 	if err := checkTopic(topic); err != nil {
 		return err
@@ -57,6 +65,139 @@ func (s *shard) disconnect(ev *event, old bool) {
 			sub.client.close(cause.status, cause)
 		}
 	}
+}
+
+// A roll lists the nodes of a Broker that have not said that they have had a
+// disconnect of this node: a node that the engine can't reach gets no message, and
+// the engine doesn't say so. The loop owns it.
+type roll struct {
+	ev     *event
+	seq    uint64
+	at     time.Time
+	absent map[nodeID]bool
+	over   chan struct{} // closed when nobody is absent
+}
+
+// A disconnectID names a disconnect by its node and its number.
+type disconnectID struct {
+	node nodeID
+	seq  uint64
+}
+
+const (
+	rollTimeout = 2 * time.Second        // for the answers of nodes
+	rollEvery   = 500 * time.Millisecond // between two calls in that time; later it is a heartbeat
+	deadAfter   = time.Minute            // without a message: nobody waits for such a node
+	maxRolls    = 1000
+	maxHad      = 10_000 // disconnects of other nodes that are known to have been had
+)
+
+// callRoll has the other nodes say that they have had a disconnect that was queued
+// just now, and the error of that sent to sent. The channel gets the error for the
+// caller of Disconnect.
+func (r *relay) callRoll(ev *event, seq uint64, sent <-chan error, now time.Time) <-chan error {
+	l := &roll{ev: ev, seq: seq, at: now, absent: make(map[nodeID]bool), over: make(chan struct{})}
+	waits := false
+	for id, silent := range r.peers.silence(now) {
+		l.absent[id] = true
+		waits = waits || silent < deadAfter
+	}
+	if len(l.absent) > 0 {
+		if len(r.rolls) == maxRolls {
+			r.rolls = slices.Delete(r.rolls, 0, 1)
+		}
+		r.rolls = append(r.rolls, l)
+	}
+	result := make(chan error, 1)
+	r.peers.own.Go(func() {
+		err := <-sent
+		if err == nil && waits {
+			err = r.awaitRoll(l)
+		}
+		result <- err
+	})
+	return result
+}
+
+// awaitRoll calls the roll until everybody has answered, or for rollTimeout.
+func (r *relay) awaitRoll(l *roll) error {
+	again := time.NewTicker(rollEvery)
+	defer again.Stop()
+	for patience := time.After(rollTimeout); ; {
+		r.peers.pass(func(time.Time, *batch) { r.repeat(l) })
+		select {
+		case <-l.over:
+			return nil
+		case <-again.C:
+		case <-patience:
+			return fmt.Errorf("%w: another node has not answered, and gets the disconnect when it is back", ErrBrokerUnavailable)
+		case <-r.peers.done:
+			return ErrBrokerUnavailable
+		}
+	}
+}
+
+// callRolls calls those rolls again in which a node is absent that can be heard.
+func (r *relay) callRolls(now time.Time) {
+	r.rolls = slices.DeleteFunc(r.rolls, func(l *roll) bool { return now.Sub(l.at) > nodeMemory })
+	if len(r.rolls) == 0 {
+		return
+	}
+	silence := r.peers.silence(now)
+	for _, l := range r.rolls {
+		for id := range l.absent {
+			if silent, known := silence[id]; known && silent < nodeTimeout {
+				r.repeat(l)
+				break
+			}
+		}
+	}
+}
+
+func (r *relay) repeat(l *roll) {
+	if len(l.absent) > 0 {
+		m := brokered{kind: brokeredRepeat, node: r.peers.node, seq: l.seq, topic: l.ev.topic, event: l.ev.Event}
+		r.send(outgoing{topic: brokerName(nodesTopic), brokered: m})
+	}
+}
+
+// repeated accepts a disconnect that another node repeats.
+func (r *relay) repeated(m *brokered, now time.Time, out *batch) {
+	if r.isFirst(disconnectID{m.node, m.seq}) {
+		ev := newEvent(m.topic, m.event)
+		ev.notice = disconnectNotice
+		r.accept(ev, now, out)
+	}
+	had := brokered{kind: brokeredHad, node: r.peers.node, asker: m.node, seq: m.seq}
+	r.send(outgoing{topic: brokerName(nodesTopic), brokered: had})
+}
+
+// isFirst reports whether a disconnect comes for the first time.
+func (r *relay) isFirst(id disconnectID) bool {
+	if r.had[id] {
+		return false
+	}
+	if len(r.had) >= maxHad {
+		clear(r.had)
+	}
+	r.had[id] = true
+	return true
+}
+
+// answered notes that a node has had a disconnect.
+func (r *relay) answered(m *brokered) {
+	if m.asker != r.peers.node {
+		return
+	}
+	r.rolls = slices.DeleteFunc(r.rolls, func(l *roll) bool {
+		if l.seq != m.seq || !l.absent[m.node] {
+			return false
+		}
+		if delete(l.absent, m.node); len(l.absent) == 0 {
+			close(l.over)
+		}
+		return len(l.absent) == 0
+	})
 }
 
 // checkClose returns what a close frame can carry of code and reason: of a long

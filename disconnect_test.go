@@ -1,6 +1,7 @@
 package realtime_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -407,6 +408,10 @@ func TestClusterDisconnectDuringAnOutage(t *testing.T) {
 				expectOut(t, here)
 				engine.Start()
 				time.Sleep(5 * time.Second)
+				if !history { // the other node learns of it now
+					expectOut(t, there)
+					return
+				}
 				publish(t, sites[0].hub, "a", "hello")
 				for {
 					ev, err := there.event()
@@ -417,6 +422,113 @@ func TestClusterDisconnectDuringAnOutage(t *testing.T) {
 						break
 					}
 				}
+			})
+		})
+	}
+}
+
+// A node of a Broker that nothing reaches gets a disconnect when it is back, once,
+// and until then the error says so. One that is silent for a minute counts as dead.
+func TestDisconnectOnANodeThatIsCutOff(t *testing.T) {
+	for _, test := range []struct {
+		silent time.Duration // when Disconnect is called
+		want   error
+	}{{0, realtime.ErrBrokerUnavailable}, {30 * time.Second, realtime.ErrBrokerUnavailable}, {2 * time.Minute, nil}} {
+		t.Run(fmt.Sprint(test.silent), func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				engine := brokertest.NewMemory()
+				a := nodes(t, engine, 1, nil)[0]
+				cut := atomic.Bool{}
+				hub := realtime.NewHub()
+				hub.Broker = tampered{cutBroker{engine.Broker(), &cut}, func(h realtime.BrokerHandler, topic string, msg []byte) {
+					if !cut.Load() {
+						h.Deliver(topic, msg)
+					}
+				}}
+				b := newPipeSite(t, hub)
+				join(a, "") // starts the node
+				old, ended := join(b, "topic=user/42"), make(chan time.Time)
+				go func() {
+					expectOut(t, old)
+					ended <- time.Now()
+				}()
+				time.Sleep(5 * time.Second) // for a heartbeat
+				cut.Store(true)
+				time.Sleep(test.silent)
+				began := time.Now()
+				if err := a.hub.Disconnect(t.Context(), "user/42", codeOut, "log out"); !errors.Is(err, test.want) {
+					t.Errorf("Disconnect = %v, want %v", err, test.want)
+				}
+				if took := time.Since(began); took > 3*time.Second {
+					t.Errorf("it took %v", took)
+				}
+				time.Sleep(time.Minute)
+				cut.Store(false)
+				back := time.Now()
+				if at := <-ended; at.Before(back) || at.Sub(back) > 5*time.Second {
+					t.Errorf("the client ended %v after its node was back", at.Sub(back))
+				}
+				again := join(b, "topic=user/42")
+				time.Sleep(6 * time.Second)
+				publish(t, a.hub, "user/42", "hello")
+				expect(t, again, "hello")
+			})
+		})
+	}
+}
+
+// A cutBroker drops what its node publishes.
+type cutBroker struct {
+	realtime.Broker
+	cut *atomic.Bool
+}
+
+func (b cutBroker) Publish(ctx context.Context, topic string, msg []byte) error {
+	if b.cut.Load() {
+		return nil
+	}
+	return b.Broker.Publish(ctx, topic, msg)
+}
+
+// A disconnect that is lost on its way is repeated at once. One that comes twice,
+// or behind its repetition, counts once.
+func TestDisconnectIsLostOrComesTwice(t *testing.T) {
+	for _, test := range []string{"lost", "twice", "late"} {
+		t.Run(test, func(t *testing.T) {
+			eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+				engine := brokertest.NewMemory()
+				a := nodes(t, engine, 1, nil)[0]
+				hub := realtime.NewHub()
+				armed := atomic.Bool{}
+				hub.Broker = tampered{engine.Broker(), func(h realtime.BrokerHandler, topic string, msg []byte) {
+					if topic != "topic/user/42" || !armed.CompareAndSwap(true, false) {
+						h.Deliver(topic, msg)
+						return
+					}
+					switch test {
+					case "twice":
+						h.Deliver(topic, bytes.Clone(msg))
+						h.Deliver(topic, bytes.Clone(msg))
+					case "late":
+						msg = bytes.Clone(msg)
+						time.AfterFunc(time.Second, func() { h.Deliver(topic, msg) })
+					}
+				}}
+				b := newPipeSite(t, hub)
+				join(a, "") // starts the node
+				old := join(b, "topic=user/42")
+				time.Sleep(5 * time.Second)
+				armed.Store(true)
+				began := time.Now()
+				disconnect(t, a.hub, "user/42")
+				if took := time.Since(began); took > time.Second {
+					t.Errorf("it took %v", took)
+				}
+				expectOut(t, old)
+				again := join(b, "topic=user/42")
+				time.Sleep(5 * time.Second)
+				publish(t, a.hub, "user/42", "hello")
+				expect(t, again, "hello")
 			})
 		})
 	}

@@ -90,7 +90,7 @@ func (p *peers) trackHeartbeatLocked(n *node, m *brokered, now time.Time) (lost 
 		return nil // a duplicate
 	}
 	skipped := n.beat != 0 && m.seq != n.beat+1
-	n.beat, n.left = m.seq, m.leaving
+	n.beat, n.left, n.goodbye = m.seq, m.leaving, m.leaving
 	if now.Sub(n.suspected) >= heartbeatInterval/2 {
 		for topic, seq := range n.suspects {
 			if n.seqs[topic] < seq && p.interests[topic] != nil {

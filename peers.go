@@ -77,6 +77,7 @@ type node struct {
 	clients   int               // as its last heartbeat says
 	beat      uint64            // number of that; zero: none has arrived
 	left      bool              // it has said good-bye, or counts as gone
+	goodbye   bool              // it has said good-bye
 	seqs      map[string]uint64 // by topic, the last event that arrived or is known to be lost
 	suspects  map[string]uint64 // by topic, an event that should have arrived
 	suspected time.Time         // when the oldest suspect was noted
@@ -374,7 +375,7 @@ func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 		n = &node{seqs: make(map[string]uint64), suspects: make(map[string]uint64)}
 		p.nodes[m.node] = n
 	} else if back = time.Since(n.heard) > nodeTimeout; back {
-		n.beat, n.left = 0, false
+		n.beat, n.left, n.goodbye = 0, false, false
 		clear(n.suspects)
 	}
 	n.heard = time.Now()
@@ -407,6 +408,20 @@ func (p *peers) isGone(node nodeID, since time.Time) bool {
 		}
 	}
 	return node != p.node && time.Since(since) > patience
+}
+
+// silence returns for how long nothing has come from each node that has not said
+// good-bye.
+func (p *peers) silence(now time.Time) map[nodeID]time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[nodeID]time.Duration)
+	for id, n := range p.nodes {
+		if !n.goodbye {
+			all[id] = now.Sub(n.heard)
+		}
+	}
+	return all
 }
 
 // later has the loop call an arrival after a time.

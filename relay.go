@@ -21,12 +21,14 @@ type relay struct {
 	survey
 	shows map[string]bool            // topics in which this node has had members
 	lists map[answer]map[string]bool // members that another node is telling, by Key
+	rolls []*roll                    // oldest first
+	had   map[disconnectID]bool      // disconnects of other nodes
 }
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent), survey: newSurvey()}
-	r.shows, r.lists = make(map[string]bool), make(map[answer]map[string]bool)
+	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]map[string]bool), make(map[disconnectID]bool)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
 	r.past.covered, r.past.valued = r.covered, r.valued
 	r.peers.beat = r.beat
@@ -46,23 +48,31 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	}
 	msg := r.numbered(brokeredEvent, ev.topic, now)
 	msg.event, msg.notice = ev.Event, ev.notice
+	rc := receipt{}
 	if ev.notice == disconnectNotice { // whose caller has to know
 		msg.result = make(chan error, 1)
+		rc.later = r.callRoll(ev, msg.seq, msg.result, now)
+	}
+	fail := func(err error) receipt {
+		if msg.result != nil {
+			msg.result <- err
+		}
+		return receipt{err: err}
 	}
 	if most := r.peers.limit(); most > 0 && msg.size() > most {
 		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
-		return receipt{err: ErrEventTooLarge}
+		return fail(ErrEventTooLarge)
 	}
 	select {
 	case r.peers.queue <- msg:
 	default:
 		r.shared.brokerLost.Add(1)
-		return receipt{err: ErrBrokerUnavailable}
+		return fail(ErrBrokerUnavailable)
 	}
 	if r.peers.down.Load() {
 		return receipt{err: ErrBrokerUnavailable}
 	}
-	return receipt{later: msg.result}
+	return rc
 }
 
 // numbered returns the next message to a topic whose loss other nodes notice.
@@ -160,6 +170,10 @@ func (r *relay) Deliver(name string, msg []byte) {
 		r.gap(topic, why)
 	}
 	switch {
+	case m.kind == brokeredRepeat:
+		r.peers.pass(func(now time.Time, out *batch) { r.repeated(&m, now, out) })
+	case m.kind == brokeredHad:
+		r.peers.pass(func(time.Time, *batch) { r.answered(&m) })
 	case m.kind == brokeredQuestion:
 		r.peers.pass(func(time.Time, *batch) { r.asked(topic, &m) })
 	case m.kind == brokeredValues:
@@ -169,7 +183,11 @@ func (r *relay) Deliver(name string, msg []byte) {
 	case fresh:
 		ev := newEvent(topic, m.event)
 		ev.notice = m.notice
-		r.peers.pass(func(now time.Time, out *batch) { r.accept(ev, now, out) })
+		r.peers.pass(func(now time.Time, out *batch) {
+			if ev.notice == noNotice || r.isFirst(disconnectID{m.node, m.seq}) {
+				r.accept(ev, now, out)
+			}
+		})
 	}
 }
 
