@@ -14,6 +14,7 @@ const maxSentTopics = 100_000
 type relay struct {
 	local
 	peers *peers
+	all   <-chan struct{} // closed when events to all clients arrive
 
 	// Owned by the loop.
 	seq  uint64               // number of this node's last event
@@ -33,7 +34,7 @@ func newRelay(s *shared, broker Broker) *relay {
 	r.past.covered, r.past.valued = r.covered, r.valued
 	r.peers.beat = r.beat
 	r.peers.start(r)
-	r.peers.watch("") // events to all clients
+	r.all = r.peers.watch("")[0] // events to all clients
 	return r
 }
 
@@ -134,13 +135,21 @@ func (r *relay) covered(topic string) uint64 {
 }
 
 // begun has the loop note that all events of a topic arrive from now on, and ask
-// for its values.
+// for its values. It waits for that: the id of an event that is published when
+// Subscribe has returned is to resume.
 func (r *relay) begun(topic string) {
-	if r.shared.history.keeps() {
-		r.peers.pass(func(time.Time, *batch) {
-			r.cover(topic)
-			r.ask(topic)
-		})
+	if !r.shared.history.keeps() {
+		return
+	}
+	noted := make(chan struct{})
+	r.peers.pass(func(time.Time, *batch) {
+		r.cover(topic)
+		r.ask(topic)
+		close(noted)
+	})
+	select {
+	case <-noted:
+	case <-r.peers.done:
 	}
 }
 
@@ -151,7 +160,7 @@ func (r *relay) want(topics []string) []<-chan struct{} {
 			r.peers.pass(func(time.Time, *batch) { r.cover(topic) }) // and again when it is confirmed: ids from before must not resume
 		}
 	}
-	return confirmed
+	return append(confirmed, r.all)
 }
 
 func (r *relay) unwant(topics []string)              { r.peers.unwatch(topics) }
