@@ -41,7 +41,8 @@ export function follow(live, element, changed = () => {}) {
 	live.addEventListener("open", () => set("live", "Live"));
 	live.addEventListener("close", ({final, code, reason}) => {
 		if (!final) set("again", "Reconnecting…", reason);
-		else if (code !== 1000) set("over", code < 4000 ? "Ended" : "Refused", reason);
+		else if (code === 1000) set("idle", "Disconnected"); // mostly by the page itself
+		else set("over", code < 4000 ? "Ended" : "Refused", reason);
 	});
 	set("first", "Connecting…");
 }
