@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -13,20 +14,26 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
+	"github.com/coder/websocket"
 )
 
 // JavaScript expressions for the tests.
 const (
 	lastAuthor = `document.querySelector("#log article:last-of-type b")?.textContent`
 	lastText   = `document.querySelector("#log article:last-of-type p")?.textContent`
-	count      = `document.querySelector("#online").textContent`
-	tick       = `document.querySelector("#tick time").dateTime`
+	count      = `document.querySelector("#count").textContent`
+	tick       = `document.querySelector("#tick").dateTime`
+	here       = `[...document.querySelectorAll("#people li")].map((e) => e.textContent).join()`
+	typing     = `document.querySelector("#typing").textContent`
+	draft      = `document.querySelector("#text").value`
+	hint       = `document.querySelector("#hint").textContent`
 	atEnd      = `(log => log.scrollHeight - log.scrollTop - log.clientHeight < 2)(document.querySelector("#log"))`
 )
 
-// state returns a condition: the chat ("state") or the feed ("feed-state") is in
-// that state and shows those words.
+// state returns a condition: the element is in that state and shows those words.
 func state(id, state, words string) string {
 	return fmt.Sprintf(`(e => e.dataset.state === %q && e.textContent === %q)(document.getElementById(%q))`, state, words, id)
 }
@@ -43,8 +50,7 @@ func (tab *tab) join(url string) {
 // online waits until the tab is in the chat and its feed alive.
 func (tab *tab) online() {
 	tab.Helper()
-	tab.until(state("state", "online", "Online"))
-	tab.until(state("feed-state", "online", "Live"))
+	tab.until(state("state", "live", "Live"))
 	tab.until(fmt.Sprintf(`%s > %q`, tick, eval[string](tab, tick)))
 }
 
@@ -93,14 +99,15 @@ func TestChat(t *testing.T) {
 	// The server ends. A text that is written then is kept.
 	server.interrupt(ann, bob)
 	for _, tab := range []*tab{ann, bob} {
-		tab.until(state("state", "offline", "Offline"))
-		tab.until(state("feed-state", "offline", "Not live"))
+		tab.until(state("state", "again", "Reconnecting…"))
+		tab.until(`document.querySelector("#feed").className === ""`)
 	}
 	ann.write("#text", "Are you back?")
 	ann.enter()
-	if got := eval[string](ann, `document.querySelector("#text").value`); got != "Are you back?" {
+	if got := eval[string](ann, draft); got != "Are you back?" {
 		t.Errorf("the text that can't be sent is now %q", got)
 	}
+	ann.until(hint + `.includes("stays here")`)
 
 	_, addr, _ := strings.Cut(server.url, "//")
 	server = start(t, path, addr)
@@ -108,6 +115,9 @@ func TestChat(t *testing.T) {
 		tab.online()
 		tab.expectOutage(false)
 		tab.until(count + ` === "2"`)
+	}
+	for _, tab := range []*tab{ann, bob} {
+		tab.until(`document.querySelector(".lost:last-child")?.textContent.includes("may be missing")`)
 	}
 	ann.click("#send")
 	ann.sees("You", "Are you back?")
@@ -128,6 +138,175 @@ func TestChat(t *testing.T) {
 	bob.sees("ie", "Call me otherwise.")
 
 	server.interrupt(ann, bob)
+}
+
+// TestChatNewcomer checks that a newcomer gets the last 50 messages, and that a
+// reload loses nothing: not the messages, the name or what is being written.
+func TestChatNewcomer(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	server := start(t, build(t, "chat"), "localhost:0")
+	var talker talker
+	for i := range 60 {
+		if i%20 == 0 {
+			talker = dialChat(t, server.url, "Zoe") // one may send 20 at once
+		}
+		talker.say(fmt.Sprint(i), fmt.Sprint("Message ", i))
+	}
+	ann := newTab(t, browser, "Ann")
+	ann.join(server.url)
+	texts := `[...document.querySelectorAll("#log article p")].map((e) => e.textContent).join()`
+	var want []string
+	for i := 10; i < 60; i++ {
+		want = append(want, fmt.Sprint("Message ", i))
+	}
+	last50 := fmt.Sprintf(`%s === %q`, texts, strings.Join(want, ","))
+	ann.until(last50 + " && " + atEnd)
+	ann.write("#text", "half a sentence")
+	ann.do("reloading", chromedp.Reload())
+	ann.online()
+	ann.until(last50)
+	if got := eval[string](ann, draft); got != "half a sentence" {
+		t.Errorf("after a reload the text is %q", got)
+	}
+	ann.enter()
+	ann.sees("You", "half a sentence")
+	ann.do("reloading", chromedp.Reload())
+	ann.online()
+	ann.sees("You", "half a sentence")
+	if got := eval[string](ann, draft); got != "" {
+		t.Errorf("after it was sent and the page reloaded the text is %q", got)
+	}
+
+	// A text of which the page doesn't know whether it has arrived: one has, the
+	// other hasn't.
+	for _, tt := range []struct{ id, want string }{{"known", ""}, {"lost", "it is lost"}} {
+		eval[chromedp.Void](ann, fmt.Sprintf(`void sessionStorage.setItem("draft", JSON.stringify({sent: {id: %q, text: "it is " + %[1]q}, text: ""}))`, tt.id))
+		if tt.id == "known" {
+			dialChat(t, server.url, "Ann", ann.cookies()...).say("known", "it is known")
+			ann.sees("You", "it is known")
+		}
+		ann.do("reloading", chromedp.Reload())
+		ann.online()
+		ann.sees("You", "it is known")
+		ann.until(fmt.Sprintf(`%s === %q`, draft, tt.want))
+	}
+	server.interrupt(ann)
+}
+
+// TestChatPeople checks who is shown as present and as typing. Tabs of one browser
+// are one person.
+func TestChatPeople(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	server := start(t, build(t, "chat"), "localhost:0")
+	profile := newProfile(t, browser)
+	ann, bob := newTabIn(t, profile, "Ann"), newTab(t, browser, "Bob")
+	ann.join(server.url)
+	bob.join(server.url)
+	again := newTabIn(t, profile, "Ann again")
+	again.open(server.url)
+	again.online() // the browser knows the name
+	sees := func(tab *tab, people ...string) {
+		t.Helper()
+		tab.until(fmt.Sprintf(`%s === %q && %s === "%d"`, here, strings.Join(people, ","), count, len(people)))
+	}
+	for _, tab := range []*tab{ann, again} {
+		sees(tab, "Ann (you)", "Bob")
+	}
+	sees(bob, "Ann", "Bob (you)")
+
+	// Only the others are told of who is typing.
+	ann.write("#text", "Wel")
+	bob.until(typing + ` === "Ann is typing…"`)
+	if got := eval[string](again, typing) + eval[string](ann, typing); got != "" {
+		t.Errorf("Ann herself is told %q", got)
+	}
+	bob.until(typing + ` === ""`) // she pauses
+	ann.write("#text", "l")
+	bob.until(typing + ` === "Ann is typing…"`)
+	ann.enter()
+	bob.sees("Ann", "Well")
+	bob.until(typing + ` === ""`)
+	again.sees("You", "Well")
+
+	// She is there until her last tab is closed, and for 10 s more.
+	ann.shut()
+	bob.say("Are you still there?")
+	again.sees("Bob", "Are you still there?")
+	sees(bob, "Ann", "Bob (you)")
+	again.shut()
+	sees(bob, "Bob (you)")
+	server.interrupt(bob)
+}
+
+// TestChatRefused checks what the page shows when the server refuses a name, or a
+// message.
+func TestChatRefused(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	server := start(t, build(t, "chat"), "localhost:0")
+	ann := newTab(t, browser, "Ann")
+	ann.open(server.url)
+	eval[chromedp.Void](ann, `void localStorage.setItem("name", "A\u009bnn")`)
+	ann.do("reloading", chromedp.Reload())
+	ann.until(state("state", "over", "Refused") + ` && document.querySelector("#bad-name").textContent.includes("control characters")`)
+	ann.write("#name", "Ann")
+	ann.enter()
+	ann.online()
+	eval[chromedp.Void](ann, `void (document.querySelector("#text").maxLength = 2000, document.querySelector("#text").value = "x".repeat(1000))`)
+	ann.write("#text", "y")
+	ann.enter()
+	ann.until(hint + `.includes("Not sent") && ` + draft + `.length === 1001`)
+	server.interrupt(ann)
+}
+
+// A talker is a program in the chat.
+type talker struct {
+	*testing.T
+	conn *websocket.Conn
+}
+
+func dialChat(t *testing.T, url, name string, cookies ...*network.Cookie) talker {
+	t.Helper()
+	header := http.Header{}
+	for _, c := range cookies {
+		header.Add("Cookie", c.Name+"="+c.Value)
+	}
+	conn, _, err := websocket.Dial(t.Context(), url+"/live?name="+name, &websocket.DialOptions{HTTPHeader: header})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.CloseNow() })
+	return talker{t, conn}
+}
+
+// say sends a message and waits until it has come back.
+func (g talker) say(id, text string) {
+	g.Helper()
+	if err := g.conn.Write(g.Context(), websocket.MessageText, fmt.Appendf(nil, `{"id": %q, "text": %q}`, id, text)); err != nil {
+		g.Fatal(err)
+	}
+	for data := ""; !strings.Contains(data, fmt.Sprintf(`"text":%q`, text)); {
+		_, got, err := g.conn.Read(g.Context())
+		if err != nil {
+			g.Fatal(err)
+		}
+		data = string(got)
+	}
+}
+
+// cookies returns the cookies that the page has.
+func (tab *tab) cookies() (cookies []*network.Cookie) {
+	tab.Helper()
+	tab.do("reading cookies", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		got, err := cdp.Call(ctx, target, network.GetCookies, network.GetCookiesParams{})
+		if err == nil {
+			cookies = got.Cookies
+		}
+		return err
+	}))
+	return cookies
 }
 
 // TestReading checks that the log follows the conversation. It must not scroll
@@ -203,7 +382,7 @@ func TestFeedRefused(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the browser doesn't reconnect")
 	}
-	ann.until(state("feed-state", "offline", "Not live"))
+	ann.until(`document.querySelector("#feed").className === ""`)
 	down.Store(false)
 	ann.online()
 	ann.do("leaving", chromedp.Navigate("about:blank")) // so that the proxy can close
@@ -234,7 +413,7 @@ func TestPhone(t *testing.T) {
 				t.Errorf("at %v %s is %d px too wide", size, box, over)
 			}
 		}
-		for _, id := range []string{"text", "send", "state", "online", "rename"} {
+		for _, id := range []string{"text", "send", "state", "count", "rename"} {
 			if !eval[bool](phone, fmt.Sprintf(`(e => {
 				const r = e.getBoundingClientRect();
 				return r.top >= 0 && r.left >= 0 && r.bottom <= innerHeight && r.right <= innerWidth &&

@@ -1,6 +1,7 @@
-// Chat is a chat room with a live feed. The messages go over a WebSocket, the
-// number of people over an event stream. Start it and open the address that it
-// prints in two windows:
+// Chat is a chat room. A newcomer gets the last messages, and sees who is there
+// and who is typing. A page that was disconnected gets what it missed. All that goes
+// over a WebSocket. The number of people comes in a feed, which is an event stream.
+// Start it and open the address that it prints in two windows:
 //
 //	go run ./examples/chat
 package main
@@ -9,12 +10,13 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -26,11 +28,23 @@ import (
 	"unicode/utf8"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/examples/internal/look"
 )
 
 const (
 	maxNameRunes = 24
 	maxTextRunes = 1000
+	maxIDBytes   = 64
+
+	burst    = 20                     // messages that a page may send at once
+	interval = 250 * time.Millisecond // at which it may send another one
+)
+
+// The topics. Each keeps its own last events, so that people who come and go push
+// no messages out.
+const (
+	chat   = "chat"   // what is said
+	people = "people" // who is there
 )
 
 func main() {
@@ -75,33 +89,58 @@ func run(addr string) error {
 	return errors.Join(server.Shutdown(ctx), hub.Shutdown(ctx))
 }
 
+//go:embed index.html
+var page string
+
 func newHandler(hub *realtime.Hub) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", servePage)
-	mux.HandleFunc("GET /ws", func(w http.ResponseWriter, r *http.Request) {
-		realtime.Upgrade(w, r, hub) // if it fails, it has answered the request
-	})
+	look.Handle(mux, page)
+	mux.Handle("GET /realtime.js", realtime.Script())
+	mux.Handle("GET /live", hub)
 	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
 		serveFeed(w, r, hub)
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := r.Cookie("person"); err != nil && r.URL.Path == "/" {
+			http.SetCookie(w, &http.Cookie{Name: "person", Value: rand.Text(), MaxAge: 365 * 24 * 3600, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
-// A message is what browsers get over the WebSocket, as JSON. The server sets
-// all of it but Text, so that no client can send in another's name.
+// keyOf returns the key of the person at a client. All tabs of a browser are one
+// person, because they have one cookie. Others see the key. They can't take it for
+// themselves, as it is only a hash of the cookie.
+func keyOf(c *realtime.Client, r *http.Request) string {
+	secret := c.ID() // a program without cookies is a person for as long as it is connected
+	if cookie, err := r.Cookie("person"); err == nil {
+		secret = cookie.Value
+	}
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:8])
+}
+
+// A message is what a page gets when somebody has said something. The server sets
+// all of it but ID and Text, so that no client can send in another's name.
 type message struct {
-	Type string    `json:"type"`           // welcome, joined, message, left or error
-	From string    `json:"from,omitempty"` // the client's ID, as two people may have the same name
-	Name string    `json:"name,omitempty"`
-	Text string    `json:"text,omitempty"`
+	ID   string    `json:"id"`   // chosen by the sender's page, which sees by it that the message has arrived
+	From string    `json:"from"` // the sender's key, as two people may have the same name
+	Name string    `json:"name"`
+	Text string    `json:"text"`
 	Time time.Time `json:"time"`
 }
 
-// newMessage returns a message from the client, encoded.
-func newMessage(c *realtime.Client, kind, text string) []byte {
-	name, _ := c.Get("name")
-	data, _ := json.Marshal(message{kind, c.ID(), name.(string), text, time.Now().UTC()}) // always encodes
-	return data
+// A person is the data of a member.
+type person struct {
+	Name   string `json:"name"`
+	Typing bool   `json:"typing,omitempty"`
+}
+
+// A guest is what the server knows of a client. OnMessage is called for one message
+// of a client at a time, so a guest needs no lock.
+type guest struct {
+	key, name string
+	paid      time.Time // until when its messages have used up the time; each takes an interval
 }
 
 // newHub returns the hub of the chat room.
@@ -112,29 +151,67 @@ func newHub() *realtime.Hub {
 	// browser, even if only that browser can reach this server.
 	hub.CheckOrigin = realtime.SameOrigin
 	hub.MaxMessageBytes = 16 << 10 // enough for maxTextRunes, however they are escaped
+	hub.History = realtime.History{Events: 50, Age: 24 * time.Hour}
 
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		name, err := parseName(r.URL.Query().Get("name"))
 		if err != nil {
 			return realtime.Refuse(http.StatusBadRequest, err.Error())
 		}
-		c.Set("name", name)
-		c.Send(newMessage(c, "welcome", ""))
-		hub.Broadcast <- newMessage(c, "joined", "")
-		return nil
-	}
-	hub.OnDisconnect = func(c *realtime.Client, err error) {
-		hub.Broadcast <- newMessage(c, "left", "")
+		g := &guest{key: keyOf(c, r), name: name}
+		c.Set("guest", g)
+		c.SendEvent(realtime.Event{Name: "welcome", Data: []byte(g.key)})
+		if err := c.Subscribe(chat, people); err != nil {
+			return err
+		}
+		return c.Appear(people, g.key, person{Name: name})
 	}
 	hub.OnMessage = func(hub *realtime.Hub, msg realtime.Message) {
-		text, err := parseText(msg.Data)
+		v, _ := msg.Client.Get("guest")
+		g := v.(*guest)
+		in, err := g.accept(msg.Data)
 		if err != nil {
-			msg.Client.Send(newMessage(msg.Client, "error", err.Error()))
+			refused, _ := realtime.JSON("refused", map[string]string{"id": in.ID, "reason": err.Error()}) // always encodes
+			msg.Client.SendEvent(refused)
 			return
 		}
-		hub.Broadcast <- newMessage(msg.Client, "message", text)
+		typing := in.Typing != nil && *in.Typing
+		msg.Client.Appear(people, g.key, person{g.name, typing}) // tells nobody anything if nothing has changed
+		if in.Typing != nil {
+			return
+		}
+		said, _ := realtime.JSON("said", message{in.ID, g.key, g.name, in.Text, time.Now().UTC()})
+		hub.Publish(context.Background(), chat, said)
 	}
 	return hub
+}
+
+// An input is what pages send: a text, or whether somebody is typing. All else in
+// the JSON, such as a sender, is ignored.
+type input struct {
+	ID     string
+	Text   string
+	Typing *bool
+}
+
+// accept returns the input if it is valid and the guest may send it now.
+func (g *guest) accept(data []byte) (in input, err error) {
+	if err := json.Unmarshal(data, &in); err != nil || len(in.ID) > maxIDBytes {
+		return input{}, errors.New(`a message must be JSON, {"id": "…", "text": "…"}`)
+	}
+	now := time.Now()
+	if g.paid.Before(now) {
+		g.paid = now
+	}
+	if g.paid.Sub(now) >= burst*interval {
+		return in, errors.New("you are too fast, wait a moment")
+	}
+	g.paid = g.paid.Add(interval)
+	in.Text = strings.TrimSpace(in.Text)
+	if n := utf8.RuneCountInString(in.Text); in.Typing == nil && (n == 0 || n > maxTextRunes) {
+		return in, fmt.Errorf("a message must have 1 to %d characters", maxTextRunes)
+	}
+	return in, nil
 }
 
 // parseName returns the requested name as it will be shown.
@@ -149,23 +226,8 @@ func parseName(s string) (string, error) {
 	return name, nil
 }
 
-// parseText returns the text of a message. It ignores everything else in the
-// JSON, such as a sender.
-func parseText(data []byte) (string, error) {
-	var in struct{ Text string }
-	if err := json.Unmarshal(data, &in); err != nil {
-		return "", errors.New(`a message must be JSON, {"text": "…"}`)
-	}
-	text := strings.TrimSpace(in.Text)
-	if n := utf8.RuneCountInString(text); n == 0 || n > maxTextRunes {
-		return "", fmt.Errorf("a message must have 1 to %d characters", maxTextRunes)
-	}
-	return text, nil
-}
-
-// serveFeed sends two kinds of events until the browser leaves. "online" is the
-// number of people, sent when it has changed. "tick" comes each second: it shows
-// the browser that the feed is alive.
+// serveFeed sends the time and the number of people each second until the browser
+// leaves.
 func serveFeed(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) {
 	stream := realtime.NewStream(w, r)
 	if stream == nil {
@@ -175,36 +237,18 @@ func serveFeed(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) {
 
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	shown := -1
-	for {
-		if online := hub.ClientCount(); online != shown {
-			stream.Send("online", map[string]any{"count": online})
-			shown = online
+	for now := time.Now(); ; {
+		count := 0
+		for range hub.Members(people) {
+			count++
 		}
+		stream.Send("tick", map[string]any{"time": now.UTC().Format(time.RFC3339), "count": count})
 		select {
-		case now := <-ticker.C:
-			stream.Send("tick", map[string]any{"time": now.UTC().Format(time.RFC3339)})
+		case now = <-ticker.C:
 		case <-stream.Done(): // the browser has left
 			return
 		case <-hub.Done(): // the server is being shut down
 			return
 		}
 	}
-}
-
-//go:embed index.html
-var page string
-
-// servePage sends the page. Its policy allows only the script in it, which has
-// this answer's nonce. The script may connect to this server alone.
-func servePage(w http.ResponseWriter, r *http.Request) {
-	nonce := rand.Text()
-	header := w.Header()
-	header.Set("Content-Type", "text/html; charset=utf-8")
-	header.Set("Content-Security-Policy", fmt.Sprintf("default-src 'none'; script-src 'nonce-%[1]s'; style-src 'nonce-%[1]s'; "+
-		"img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "+
-		"require-trusted-types-for 'script'", nonce))
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store") // a nonce is used once
-	io.WriteString(w, strings.ReplaceAll(page, "NONCE", nonce))
 }
