@@ -32,12 +32,12 @@ export function show(element, state, text) {
 // follow shows the state of a Connection of realtime.js. It calls changed, if
 // there is one, with the state and the hub's reason, if there is one.
 export function follow(live, element, changed = () => {}) {
+	let slow; // timer
 	const set = (state, text, reason = "") => {
 		clearTimeout(slow);
 		show(element, state, text);
 		changed(state, reason);
 	};
-	const slow = setTimeout(() => set("again", "No answer yet…"), 5000);
 	live.addEventListener("open", () => set("live", "Live"));
 	live.addEventListener("close", ({final, code, reason}) => {
 		if (!final) set("again", "Reconnecting…", reason);
@@ -45,4 +45,5 @@ export function follow(live, element, changed = () => {}) {
 		else set("over", code < 4000 ? "Ended" : "Refused", reason);
 	});
 	set("first", "Connecting…");
+	slow = setTimeout(() => set("again", "No answer yet…"), 5000);
 }
