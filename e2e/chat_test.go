@@ -10,6 +10,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -385,6 +386,44 @@ func TestFeedRefused(t *testing.T) {
 	ann.until(`document.querySelector("#feed").className === ""`)
 	down.Store(false)
 	ann.online()
+	ann.do("leaving", chromedp.Navigate("about:blank")) // so that the proxy can close
+	chat.interrupt()
+}
+
+// TestChatFirst checks that the page says nothing of a lost connection before it has
+// had one.
+func TestChatFirst(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	chat := start(t, build(t, "chat"), "localhost:0")
+	target, err := url.Parse(chat.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := make(chan struct{})
+	release := sync.OnceFunc(func() { close(answer) })
+	forward := httputil.NewSingleHostReverseProxy(target)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/live" {
+			<-answer
+		}
+		forward.ServeHTTP(w, r)
+	}))
+	t.Cleanup(proxy.Close)
+	t.Cleanup(release)
+	ann := newTab(t, browser, "Ann")
+	ann.open(proxy.URL)
+	eval[chromedp.Void](ann, `void new MutationObserver(() => {
+		(window.states ??= []).push(document.querySelector("#state").textContent);
+	}).observe(document.querySelector("#state"), {childList: true})`)
+	ann.write("#name", "Ann")
+	ann.enter()
+	ann.until(state("state", "again", "No answer yet…"))
+	release()
+	ann.online()
+	if got, want := eval[string](ann, `states.join()`), "Connecting…,No answer yet…,Live"; got != want {
+		t.Errorf("the states are %s, want %s", got, want)
+	}
 	ann.do("leaving", chromedp.Navigate("about:blank")) // so that the proxy can close
 	chat.interrupt()
 }

@@ -30,6 +30,7 @@ func build(t *testing.T, example string) string {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}
 	noteSources(t, example)
+	noteSources(t, "internal/look")
 	return path
 }
 
