@@ -34,7 +34,7 @@ func build(t *testing.T, example string) string {
 	return path
 }
 
-// noteSources opens the program's sources, so that go test doesn't use a cached
+// noteSources opens the sources in a directory of examples, so that go test doesn't use a cached
 // result after a page has changed. go test checks the files that a test has
 // opened, but only those whose path begins with the module's. So the path goes
 // through this directory and isn't cleaned.
