@@ -13,8 +13,8 @@ import (
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
-// maxPast is the number of samples that the board keeps for the chart of each
-// metric.
+// maxPast is the number of samples that the board keeps of each topic: as many as
+// a chart shows.
 const maxPast = 120
 
 // A board holds all topics and metrics. Its samples are made up: it stands in
@@ -24,7 +24,7 @@ type board struct {
 	Every  int64    `json:"every"` // milliseconds between two samples
 	Topics []*topic `json:"topics"`
 
-	mu sync.Mutex // guards the metrics' values
+	mu sync.Mutex // guards the samples and the metrics' values
 }
 
 // A topic is a group of metrics that a page gets together.
@@ -32,19 +32,20 @@ type topic struct {
 	Name    string    `json:"name"`
 	Title   string    `json:"title"`
 	Metrics []*metric `json:"metrics"`
+	Past    []sample  `json:"past"` // oldest first
 }
 
 // A metric is a number that wanders around its usual value.
 type metric struct {
-	Name   string   `json:"name"`
-	Title  string   `json:"title"`
-	Unit   string   `json:"unit"`
-	Digits int      `json:"digits"` // after the decimal point
-	Past   []sample `json:"past"`   // oldest first
+	Name   string `json:"name"`
+	Title  string `json:"title"`
+	Unit   string `json:"unit"`
+	Digits int    `json:"digits"` // after the decimal point
 
 	usual, step float64
 	low, high   float64
 	value       float64
+	alerted     bool // it is far above the usual value
 }
 
 func newBoard(every time.Duration) *board {
@@ -67,19 +68,18 @@ func newBoard(every time.Duration) *board {
 	}
 }
 
-// simulate takes a sample of every metric and publishes it. It repeats this
-// until the hub is shut down.
+// simulate takes a sample of every topic and publishes it. It repeats this until
+// the hub is shut down.
 func (b *board) simulate(hub *realtime.Hub) {
 	ticker := time.NewTicker(time.Duration(b.Every) * time.Millisecond)
 	defer ticker.Stop()
 	for {
 		now := time.Now().UnixMilli()
 		for _, t := range b.Topics {
-			for _, m := range t.Metrics {
-				// The board has it before it is published. So a page that joins
-				// after the publishing loads it with the board.
-				s := b.sample(m, now)
-				err := hub.Publish(context.Background(), t.Name, s.event())
+			// The board has the sample before it is published. So a page that
+			// connects after the publishing has loaded it with the board.
+			for _, e := range b.sample(t, now) {
+				err := hub.Publish(context.Background(), t.Name, e)
 				if errors.Is(err, realtime.ErrHubClosed) {
 					return
 				}
@@ -96,10 +96,33 @@ func (b *board) simulate(hub *realtime.Hub) {
 	}
 }
 
-// sample takes a sample of m.
-func (b *board) sample(m *metric, now int64) sample {
+// sample takes a sample of t. It returns what is to be published: the sample, and
+// the alerts that begin or end with it.
+func (b *board) sample(t *topic, now int64) []realtime.Event {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	s := sample{now, make(map[string]float64)}
+	var alerts []realtime.Event
+	for _, m := range t.Metrics {
+		s.Values[m.Name] = m.next()
+		switch {
+		case !m.alerted && m.value > 1.5*m.usual:
+			alerts = append(alerts, alert{m.Name, now}.begin())
+			m.alerted = true
+		case m.alerted && m.value < 1.25*m.usual:
+			alerts = append(alerts, alert{m.Name, now}.end())
+			m.alerted = false
+		}
+	}
+	if len(t.Past) == maxPast {
+		t.Past = t.Past[1:]
+	}
+	t.Past = append(t.Past, s)
+	return append([]realtime.Event{s.event()}, alerts...)
+}
+
+// next moves m's value and returns it, rounded.
+func (m *metric) next() float64 {
 	if m.value == 0 {
 		m.value = m.usual
 	}
@@ -109,18 +132,18 @@ func (b *board) sample(m *metric, now int64) sample {
 	}
 	m.value = min(max(m.value, m.low), m.high)
 	digits := math.Pow10(m.Digits)
-	s := sample{m.Name, now, math.Round(m.value*digits) / digits}
-	if len(m.Past) == maxPast {
-		m.Past = m.Past[1:]
-	}
-	m.Past = append(m.Past, s)
-	return s
+	return math.Round(m.value*digits) / digits
 }
 
-// encode returns the board as JSON.
-func (b *board) encode() []byte {
+// encode returns the board as JSON, with the position in the hub's history from
+// which a page continues, and the alerts.
+func (b *board) encode(position string, alerts []json.RawMessage) []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	data, _ := json.Marshal(b) // always encodes
+	data, _ := json.Marshal(struct { // always encodes
+		*board
+		Position string            `json:"position"`
+		Alerts   []json.RawMessage `json:"alerts"`
+	}{b, position, alerts})
 	return data
 }

@@ -1,8 +1,9 @@
 // Dashboard is a page of live numbers and charts over an event stream. Its user
-// chooses the topics. A new page has the latest values at once. A page that lost
-// its connection gets what it missed. After a restart the server doesn't know
-// that any more, and the page loads everything again. Start it and open the
-// address that it prints:
+// chooses the topics. A page loads the board and gets each sample since then,
+// once. So does a page that lost its connection. After a restart the server
+// doesn't know any more what such a page has, and the page loads the board again.
+// All tabs of a browser share one connection. Start it and open the address that
+// it prints:
 //
 //	go run ./examples/dashboard
 package main
@@ -10,22 +11,21 @@ package main
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/examples/internal/look"
 )
 
 func main() {
@@ -85,8 +85,7 @@ func run(addr string, every time.Duration) error {
 func newHub(board *board) *realtime.Hub {
 	hub := realtime.NewHub()
 	hub.CheckOrigin = realtime.SameOrigin
-	// A page that reconnects gets what it missed, and a new one the latest value
-	// of each Key.
+	// A page that reconnects gets what it missed. An alert stays until it ends.
 	hub.History = realtime.History{Events: 2000, Age: 5 * time.Minute}
 	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
 		for _, name := range r.URL.Query()["topic"] {
@@ -102,49 +101,59 @@ func newHub(board *board) *realtime.Hub {
 	return hub
 }
 
+//go:embed index.html
+var page string
+
 func newHandler(board *board, hub *realtime.Hub) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", servePage)
+	look.Handle(mux, page)
 	mux.Handle("GET /realtime.js", realtime.Script())
 	mux.HandleFunc("GET /live", hub.ServeSSE)
 	mux.HandleFunc("GET /board", func(w http.ResponseWriter, r *http.Request) {
+		// Before the board is read: the page gets all that comes after the
+		// position, so nothing is lost in between. It may have some twice.
+		position := hub.Position()
+		alerts := []json.RawMessage{}
+		for _, t := range board.Topics {
+			for e := range hub.Latest(t.Name) {
+				alerts = append(alerts, e.Data)
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
 		w.Header().Set("Cache-Control", "no-store")
-		w.Write(board.encode())
+		w.Write(board.encode(position, alerts))
 	})
 	return mux
 }
 
-//go:embed index.html
-var page string
-
-// servePage sends the page. Its policy allows only the script in it, which has
-// this answer's nonce, and what that imports. They may connect to this server
-// alone.
-func servePage(w http.ResponseWriter, r *http.Request) {
-	nonce := rand.Text()
-	header := w.Header()
-	header.Set("Content-Type", "text/html; charset=utf-8")
-	header.Set("Content-Security-Policy", fmt.Sprintf("default-src 'none'; script-src 'nonce-%[1]s'; style-src 'nonce-%[1]s'; "+
-		"img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "+
-		"require-trusted-types-for 'script'", nonce))
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store") // a nonce is used once
-	io.WriteString(w, strings.ReplaceAll(page, "NONCE", nonce))
-}
-
-// A sample is one value of one metric. Pages get it as an event.
+// A sample has the value of each of a topic's metrics at one time.
 type sample struct {
-	Metric string  `json:"metric"`
-	Time   int64   `json:"time"` // Unix milliseconds
-	Value  float64 `json:"value"`
+	Time   int64              `json:"time"` // Unix milliseconds
+	Values map[string]float64 `json:"values"`
 }
 
-// event returns the event that publishes the sample. It has a Key, so that a
-// newer value replaces one that still waits for a slow page. A new page gets the
-// latest event of each Key.
+// event returns the event that publishes the sample. It has no Key, so that a
+// page that reconnects gets each sample that it missed, for the charts.
 func (s sample) event() realtime.Event {
 	e, _ := realtime.JSON("sample", s) // always encodes
-	e.Key = s.Metric
 	return e
+}
+
+// An alert says that a metric is far above its usual value.
+type alert struct {
+	Metric string `json:"metric"`
+	Since  int64  `json:"since"` // Unix milliseconds
+}
+
+// begin returns the event that publishes the alert. Its Key makes it a value that
+// stays: a page that comes an hour later still gets it.
+func (a alert) begin() realtime.Event {
+	e, _ := realtime.JSON("alert", a) // always encodes
+	e.Key = a.Metric
+	return e
+}
+
+// end returns the event that takes the alert away.
+func (a alert) end() realtime.Event {
+	return realtime.Event{Name: "alert", Key: a.Metric, Gone: true}
 }

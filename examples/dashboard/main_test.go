@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,35 +42,146 @@ func get(t *testing.T, url string) *http.Response {
 	return resp
 }
 
-// TestLatest checks that a page gets the latest values of its topics at once,
-// even if it connects before the first samples.
-func TestLatest(t *testing.T) {
-	base := serve(t)
-	resp := get(t, base+"/live?topic=shop&topic=traffic")
-	if got := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || got != "text/event-stream" {
-		t.Fatalf("got status %d and Content-Type %q", resp.StatusCode, got)
+// A loaded is what a page has loaded.
+type loaded struct {
+	Every    int64
+	Topics   []struct{ Past []sample }
+	Position string
+	Alerts   []alert
+}
+
+func load(t *testing.T, base string) (b loaded) {
+	t.Helper()
+	if err := json.NewDecoder(get(t, base+"/board").Body).Decode(&b); err != nil {
+		t.Fatal(err)
 	}
-	got := make(map[string]bool)
-	for lines := bufio.NewScanner(resp.Body); len(got) < 4; {
-		if !lines.Scan() {
-			t.Fatalf("the stream ended after %v: %v", got, lines.Err())
+	return b
+}
+
+// next returns the next event's name and data.
+func next(t *testing.T, lines *bufio.Scanner) (name, data string) {
+	t.Helper()
+	for lines.Scan() {
+		switch field, value, _ := strings.Cut(lines.Text(), ": "); field {
+		case "event":
+			name = value
+		case "data":
+			data = value
+		case "":
+			if name == "sample" || name == "alert" {
+				return name, data
+			}
 		}
-		data, ok := strings.CutPrefix(lines.Text(), "data: ")
-		if !ok || data == "" { // a position has no data
+	}
+	t.Fatalf("the stream ended: %v", lines.Err())
+	return "", ""
+}
+
+// TestPosition has a page load the board while samples are published, and connect
+// later. It has each sample of its topics, and no other.
+func TestPosition(t *testing.T) {
+	board := newBoard(time.Hour)
+	hub := newHub(board)
+	server := httptest.NewServer(newHandler(board, hub))
+	t.Cleanup(func() {
+		if err := hub.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		server.Close()
+	})
+	publish := func(now int64) {
+		t.Helper()
+		for _, topic := range board.Topics {
+			for _, e := range board.sample(topic, now) {
+				if err := hub.Publish(t.Context(), topic.Name, e); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	publish(1)
+	publish(2)
+	b := load(t, server.URL)
+	publish(3)
+	resp := get(t, server.URL+"/live?topic=traffic&lastEventId="+b.Position)
+	publish(4)
+	var got []int64
+	for _, s := range b.Topics[0].Past {
+		got = append(got, s.Time)
+	}
+	for lines := bufio.NewScanner(resp.Body); len(got) < 4; {
+		name, data := next(t, lines)
+		if name != "sample" {
 			continue
 		}
 		var s sample
 		if err := json.Unmarshal([]byte(data), &s); err != nil {
 			t.Fatal(err)
 		}
-		if s.Value <= 0 || time.Since(time.UnixMilli(s.Time)) > time.Minute {
-			t.Errorf("got %+v, want a value of now", s)
+		if len(s.Values) != 2 || s.Values["requests"] <= 0 || s.Values["latency"] <= 0 {
+			t.Errorf("got %+v, want the values of the topic's metrics", s)
 		}
-		got[s.Metric] = true
+		got = append(got, s.Time)
 	}
-	for _, metric := range []string{"requests", "latency", "orders", "basket"} {
-		if !got[metric] {
-			t.Errorf("got values of %v, want one of %s", got, metric)
+	if want := []int64{1, 2, 3, 4}; !slices.Equal(got, want) {
+		t.Errorf("got the samples of %d, want %d", got, want)
+	}
+}
+
+// TestAlert checks that an alert stays for pages that come later, until it ends.
+func TestAlert(t *testing.T) {
+	board := newBoard(time.Hour)
+	hub := newHub(board)
+	hub.History.Age = time.Nanosecond // nothing but what stays
+	server := httptest.NewServer(newHandler(board, hub))
+	t.Cleanup(func() {
+		if err := hub.Shutdown(context.Background()); err != nil {
+			t.Error(err)
+		}
+		server.Close()
+	})
+	shop := board.Topics[2]
+	shop.Metrics = shop.Metrics[:1] // others have alerts by chance
+	orders := shop.Metrics[0]
+	sample := func(now int64, value float64) {
+		t.Helper()
+		orders.value = value
+		for _, e := range board.sample(shop, now) {
+			if err := hub.Publish(t.Context(), shop.Name, e); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	live := bufio.NewScanner(get(t, server.URL+"/live?topic=shop").Body)
+	sample(1, 10*orders.usual)
+	sample(2, 10*orders.usual) // it has begun already
+	want := alert{"orders", 1}
+	if got := load(t, server.URL).Alerts; !slices.Equal(got, []alert{want}) {
+		t.Errorf("the board has the alerts %v, want %v", got, want)
+	}
+	late := bufio.NewScanner(get(t, server.URL+"/live?topic=shop").Body)
+	for _, lines := range []*bufio.Scanner{live, late} {
+		name, data := next(t, lines)
+		for name != "alert" {
+			name, data = next(t, lines)
+		}
+		var got alert
+		if err := json.Unmarshal([]byte(data), &got); err != nil || got != want {
+			t.Errorf("got %v and %v, want %v", got, err, want)
+		}
+	}
+
+	sample(3, -10*orders.usual) // whatever chance adds
+	if got := load(t, server.URL).Alerts; len(got) > 0 {
+		t.Errorf("the board still has the alerts %v", got)
+	}
+	for _, lines := range []*bufio.Scanner{live, late} {
+		name, data := next(t, lines)
+		for name != "alert" {
+			name, data = next(t, lines)
+		}
+		if data != "" {
+			t.Errorf("got the alert %q, want its end", data)
 		}
 	}
 }
@@ -94,24 +206,25 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestBoard checks that the board has the newest samples of each metric.
+// TestBoard checks that the board has the newest samples of each topic.
 func TestBoard(t *testing.T) {
-	b := newBoard(time.Second)
-	m := b.Topics[0].Metrics[0]
+	board := newBoard(time.Second)
 	for now := range int64(3 * maxPast) {
-		b.sample(m, now)
+		board.sample(board.Topics[0], now)
 	}
-	var got board
-	if err := json.Unmarshal(b.encode(), &got); err != nil {
+	var got loaded
+	if err := json.Unmarshal(board.encode("", nil), &got); err != nil {
 		t.Fatal(err)
 	}
-	past := got.Topics[0].Metrics[0].Past
+	past := got.Topics[0].Past
 	if got.Every != 1000 || len(past) != maxPast || past[0].Time != 2*maxPast || past[maxPast-1].Time != 3*maxPast-1 {
 		t.Errorf("got a sample every %d ms and %d samples from %v on, want %d from %d on", got.Every, len(past), past[0], maxPast, 2*maxPast)
 	}
 	for _, s := range past {
-		if s.Metric != "requests" || s.Value < m.low || s.Value > m.high {
-			t.Errorf("got %+v", s)
+		for _, m := range board.Topics[0].Metrics {
+			if v, ok := s.Values[m.Name]; !ok || v < m.low || v > m.high {
+				t.Errorf("got %+v, want a value of %s", s, m.Name)
+			}
 		}
 	}
 }
