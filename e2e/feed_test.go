@@ -2,8 +2,16 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 )
@@ -19,10 +27,7 @@ func (tab *tab) asks(prompt string) {
 	tab.Helper()
 	tab.write("#text", prompt)
 	tab.enter()
-	tab.until(state("state", "live", "Writing") + ` && ` + words + ` !== ""`)
-	if got := eval[string](tab, `document.querySelector("#prompt").textContent`); got != prompt {
-		tab.Errorf("the page shows the prompt %q, want %q", got, prompt)
-	}
+	tab.until(fmt.Sprintf(`document.querySelector("#prompt").textContent === %q && %s !== ""`, prompt, words))
 }
 
 // TestFeed has an answer come through a network that breaks over and over, to two
@@ -75,6 +80,7 @@ func TestFeedStop(t *testing.T) {
 	ann, bob := newTab(t, browser, "Ann"), newTab(t, browser, "Bob")
 	ann.open(server.url)
 	ann.asks("hello")
+	ann.until(state("state", "live", "Writing") + ` && !document.querySelector("#stop").hidden`)
 	bob.open(server.url + "/" + eval[string](ann, `location.hash`))
 	for _, tab := range []*tab{ann, bob} {
 		tab.until(`document.querySelector("#pulse").textContent.endsWith("2 pages watch")`)
@@ -116,4 +122,51 @@ func TestFeedGone(t *testing.T) {
 	ann.expectOutage(false)
 	ann.asks("hello again")
 	ann.until(state("state", "idle", "Finished"))
+}
+
+// TestFeedProxy has a proxy answer 502 for a while, after which an EventSource
+// gives up. The page begins again, behind the last word that it has.
+func TestFeedProxy(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	server := start(t, build(t, "feed"), "localhost:0", "-pause", "100ms")
+	target, err := url.Parse(server.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	var down atomic.Bool
+	var refused atomic.Int64
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			if strings.HasPrefix(r.URL.Path, "/events/") {
+				refused.Add(1)
+			}
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	defer front.Close()
+	ann := newTab(t, browser, "Ann")
+	ann.open(front.URL)
+	ann.asks("What is an event stream?")
+	ann.expectOutage(true)
+	down.Store(true)
+	front.CloseClientConnections()
+	ann.until(state("state", "again", "Reconnecting…"))
+	for refused.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	down.Store(false)
+	ann.until(state("state", "idle", "Finished"))
+	want := newTab(t, browser, "Eve")
+	want.open(server.url + "/" + eval[string](ann, `location.hash`))
+	want.until(state("state", "idle", "Finished"))
+	if got, want := eval[string](ann, words), eval[string](want, words); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	ann.do("leaving", chromedp.Navigate("about:blank"))
+	server.interrupt(want)
 }

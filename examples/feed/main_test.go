@@ -136,10 +136,10 @@ func TestAnswer(t *testing.T) {
 	_, base := serve(t, time.Millisecond)
 	const prompt = " What is an event stream? "
 	reader := read(t, base, ask(t, base, prompt), "")
-	got := ""
+	var got strings.Builder
 	for {
 		text, end := reader.words()
-		got += text
+		got.WriteString(text)
 		if end != "" {
 			if end != "finished" || reader.lastID != "end" {
 				t.Errorf("got the end %q with the id %q, want %q with %q", end, reader.lastID, "finished", "end")
@@ -147,8 +147,8 @@ func TestAnswer(t *testing.T) {
 			break
 		}
 	}
-	if want := whole(strings.TrimSpace(prompt)); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
+	if want := whole(strings.TrimSpace(prompt)); got.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", got.String(), want)
 	}
 	if reader.lines.Scan() {
 		t.Errorf("got %q behind the end", reader.lines.Text())
