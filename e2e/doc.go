@@ -7,5 +7,8 @@
 //	go test ./...
 //
 // $CHROMIUM names another browser to use, such as google-chrome. A test that
-// fails saves a screenshot of each tab. With -artifacts they are kept.
+// fails saves a screenshot of each tab. With -artifacts they are kept. One test
+// takes the screenshots of the README:
+//
+//	go test -run TestScreenshots -screenshots ../docs/images .
 package e2e

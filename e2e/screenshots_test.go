@@ -26,9 +26,8 @@ var screenshots = flag.String("screenshots", "", "`directory` for the screenshot
 // maxScreenshotBytes is how large a screenshot may be.
 const maxScreenshotBytes = 60 << 10
 
-// TestScreenshots takes the screenshots of the README. To renew them, run
-//
-//	go test -run TestScreenshots -screenshots ../docs/images .
+// TestScreenshots takes the screenshots of the README. The package's comment says
+// how to renew them.
 func TestScreenshots(t *testing.T) {
 	t.Parallel()
 	dir := cmp.Or(*screenshots, t.TempDir())
