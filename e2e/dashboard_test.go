@@ -179,7 +179,7 @@ func TestDashboardChart(t *testing.T) {
 		t.Helper()
 		ann.do("moving the mouse", chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, x, y))
 	}
-	mouse(at(.999))
+	mouse(at(.997))
 	ann.until(`[...document.querySelectorAll(".tip")].every((e) => !e.hidden)`)
 	ann.until(fmt.Sprintf(`/^[\d,]+ \/s at \d\d:\d\d:\d\d$/.test(%[1]s.textContent) && %[1]s.textContent.startsWith(%[2]s + " ") && %[1]s.textContent.endsWith(document.querySelector("#latest").textContent)`,
 		tip, requests))
@@ -213,6 +213,7 @@ func TestDashboardChart(t *testing.T) {
 
 	// A finger, which is lifted. The value stays until it touches something else.
 	ann.do("making it a phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile, chromedp.EmulateTouch))
+	ann.until(`innerWidth === 390 && matchMedia("(pointer: coarse)").matches`)
 	touch := func(x, y float64) {
 		t.Helper()
 		ann.do("touching", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
@@ -226,7 +227,7 @@ func TestDashboardChart(t *testing.T) {
 			return err
 		}))
 	}
-	touch(at(.999))
+	touch(at(.9))
 	ann.until(`!` + tip + `.hidden`)
 	ann.moves()
 	if eval[bool](ann, tip+`.hidden`) {
