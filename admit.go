@@ -12,13 +12,14 @@ import (
 
 // ServeHTTP makes the request a client, or answers it with an error. A request
 // that accepts an event stream (see [Hub.ServeSSE]) and asks for no upgrade
-// becomes one. Any other becomes a WebSocket (see [Upgrade]).
+// becomes one. Any other becomes a WebSocket (see [Upgrade]). The answer to one
+// that asks for neither says which header a stream needs.
 func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !hasToken(r.Header["Upgrade"], "websocket") && (acceptsStream(r) || r.Method == http.MethodOptions) {
 		h.ServeSSE(w, r)
 		return
 	}
-	Upgrade(w, r, h)
+	h.admit(w, r, webSocket{orStream: true})
 }
 
 // admit makes the request a client, or answers it and returns why not. It

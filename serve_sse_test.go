@@ -365,6 +365,38 @@ func TestStreamRequests(t *testing.T) {
 	}
 }
 
+// Somebody who tries a hub's URL by hand is told which header to add. A handshake
+// whose Upgrade was dropped on the way is another matter: that is a proxy's fault.
+func TestAskedByHand(t *testing.T) {
+	both := func(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) { hub.ServeHTTP(w, r) }
+	webSockets := func(w http.ResponseWriter, r *http.Request, hub *realtime.Hub) { realtime.Upgrade(w, r, hub) }
+	const hint = `curl -N -H "Accept: text/event-stream"`
+	for name, tt := range map[string]struct {
+		serve   func(w http.ResponseWriter, r *http.Request, hub *realtime.Hub)
+		proto   int
+		headers http.Header
+		hinted  bool
+	}{
+		"curl":                     {both, 1, http.Header{"Accept": {"*/*"}}, true},
+		"curl over HTTP/2":         {both, 2, http.Header{"Accept": {"*/*"}}, true},
+		"an address bar":           {both, 1, http.Header{"Accept": {"text/html,*/*;q=0.8"}}, true},
+		"a proxy dropped Upgrade":  {both, 1, http.Header{"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}, false},
+		"a URL of WebSockets only": {webSockets, 1, http.Header{"Accept": {"*/*"}}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			defer hub.Shutdown(t.Context())
+			r := httptest.NewRequest("GET", "/live", nil)
+			r.ProtoMajor, r.Header = tt.proto, tt.headers
+			rec := httptest.NewRecorder()
+			tt.serve(rec, r, hub)
+			if body := rec.Body.String(); rec.Code != http.StatusUpgradeRequired || strings.Contains(body, hint) != tt.hinted {
+				t.Errorf("answered %d %q, want 426, and %q in it: %v", rec.Code, body, hint, tt.hinted)
+			}
+		})
+	}
+}
+
 // OnConnect refuses a stream as it refuses a WebSocket.
 func TestRefusedStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -21,12 +21,17 @@ import (
 )
 
 // webSocket is the transport of RFC 6455.
-type webSocket struct{}
+type webSocket struct {
+	orStream bool // the URL serves event streams as well
+}
 
 func (webSocket) kind() Transport { return WebSocket }
 
-func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
+func (t webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	if status, err := checkHandshake(w.Header(), r); err != nil {
+		if t.orStream && status == http.StatusUpgradeRequired && r.Header["Sec-Websocket-Key"] == nil { // no browser, or one's address bar
+			err = errAskHow
+		}
 		if status == http.StatusUpgradeRequired && r.ProtoMajor == 1 { // later versions have no such fields (RFC 9113 §8.2.2)
 			w.Header().Set("Connection", "Upgrade") // RFC 9110 §15.5.22
 			w.Header().Set("Upgrade", "websocket")
@@ -44,6 +49,9 @@ func (webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error {
 	}
 	return nil
 }
+
+// errAskHow answers a request that asks for neither transport, as curl's.
+var errAskHow = errors.New(`this URL serves WebSockets and event streams: a request for a stream has the header "Accept: text/event-stream", as in curl -N -H "Accept: text/event-stream" URL`)
 
 func (webSocket) refuseForNow(w http.ResponseWriter, _ *http.Request, answer *refusal) {
 	w.Header().Set("Retry-After", strconv.Itoa(1+rand.IntN(5))) // random, so that clients don't all reconnect together
