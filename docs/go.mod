@@ -1,0 +1,45 @@
+module github.com/shashiranjanraj/kashvi/pkg/realtime/docs
+
+go 1.26.0
+
+replace (
+	github.com/shashiranjanraj/kashvi/pkg/realtime => ..
+	github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker => ../natsbroker
+	github.com/shashiranjanraj/kashvi/pkg/realtime/prommetrics => ../prommetrics
+	github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker => ../redisbroker
+)
+
+require (
+	github.com/coder/websocket v1.8.15
+	github.com/gorilla/websocket v1.5.3
+	github.com/nats-io/nats.go v1.55.0
+	github.com/olahol/melody v1.1.4
+	github.com/prometheus/client_golang v1.25.0
+	github.com/redis/rueidis v1.0.79
+	github.com/shashiranjanraj/kashvi/pkg/realtime v0.0.0-00010101000000-000000000000
+	github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker v0.0.0-00010101000000-000000000000
+	github.com/shashiranjanraj/kashvi/pkg/realtime/prommetrics v0.0.0-00010101000000-000000000000
+	github.com/shashiranjanraj/kashvi/pkg/realtime/redisbroker v0.0.0-00010101000000-000000000000
+	go.yaml.in/yaml/v3 v3.0.5
+	golang.org/x/time v0.16.0
+)
+
+require (
+	github.com/antithesishq/antithesis-sdk-go v0.8.0-default-no-op // indirect
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/google/go-tpm v0.9.8 // indirect
+	github.com/klauspost/compress v1.20.3 // indirect
+	github.com/minio/highwayhash v1.0.4 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/nats-io/jwt/v2 v2.8.2 // indirect
+	github.com/nats-io/nats-server/v2 v2.15.2 // indirect
+	github.com/nats-io/nkeys v0.4.16 // indirect
+	github.com/nats-io/nuid v1.0.1 // indirect
+	github.com/prometheus/client_model v0.6.3 // indirect
+	github.com/prometheus/common v0.72.0 // indirect
+	github.com/prometheus/procfs v0.22.0 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
+)
