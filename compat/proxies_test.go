@@ -82,10 +82,15 @@ CONFIG
 	},
 }
 
-// onPage returns the block of a language on the page, as indented text.
+// onPage returns the block of a language on the page.
 func onPage(t *testing.T, lang string) string {
 	t.Helper()
-	page, err := os.ReadFile("../docs/proxies.md")
+	// go test notices changes of files whose path begins with the module's.
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(dir + "/../docs/proxies.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,8 @@
 //	go           compiles, and its tests pass, see TestGo
 //	sh           each command is one that TestCommands knows how to check
 //	yaml         parses, see TestYAML
-//	js, ts, tsx  has the right types, see ../e2e/docs_test.go
-//	nginx, caddy, haproxy  works, see ../compat/docs_test.go
+//	js, ts, tsx, html  has the right types, see ../e2e/docs_test.go
+//	nginx, caddy, haproxy  works, see ../compat/proxies_test.go
 //
 // Any other language fails the tests. A block without one is for reading.
 package docs
