@@ -350,6 +350,7 @@ func TestProxyTimeouts(t *testing.T) {
 				t.Parallel()
 				hub := newHub(t)
 				hub.PingInterval = time.Second
+				hub.OnMessage = nil
 				if !pings {
 					hub.PingInterval = -1
 				}
@@ -364,7 +365,7 @@ func TestProxyTimeouts(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer conn.CloseNow()
-				ended := make(chan error, 2)
+				ended := make(chan error, 3)
 				go func() { _, _, err := conn.Read(ctx); ended <- err }() // answers pings
 				go func() { _, err := s.event(); ended <- err }()
 				if !pings {
@@ -375,15 +376,26 @@ func TestProxyTimeouts(t *testing.T) {
 					}
 					return
 				}
-				select {
-				case err := <-ended:
-					t.Fatalf("a silent client ended: %v", err)
-				case <-time.After(7 * time.Second):
+				talker, _, err := f.dial(ctx, "https://example.com") // it gets no pings
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer talker.CloseNow()
+				go func() { _, _, err := talker.Read(ctx); ended <- err }()
+				for began := time.Now(); time.Since(began) < 8*time.Second; {
+					if err := talker.Write(ctx, websocket.MessageText, []byte("hello")); err != nil {
+						t.Fatal(err)
+					}
+					select {
+					case err := <-ended:
+						t.Fatalf("a silent client, or one to which the hub is silent, ended: %v", err)
+					case <-time.After(300 * time.Millisecond):
+					}
 				}
 				hub.Broadcast <- []byte("late")
-				for range 2 {
+				for range 3 {
 					if err := <-ended; err != nil {
-						t.Errorf("after its silence a client got %v", err)
+						t.Errorf("after the silence a client got %v", err)
 					}
 				}
 			})

@@ -4,10 +4,10 @@
 //
 // Each block of a page and of the README is checked, by its language:
 //
-//	go           compiles, and its tests pass, see TestGo
-//	sh           each command is one that TestCommands knows how to check
-//	yaml         parses, see TestYAML
-//	js, ts, tsx, html  has the right types, see ../e2e/docs_test.go
+//	go                     compiles, and its tests pass, see TestGo
+//	sh                     each command passes its check, see TestCommands
+//	yaml                   parses, see TestYAML
+//	js, ts, tsx, html      has the right types, see ../e2e/docs_test.go
 //	nginx, caddy, haproxy  works, see ../compat/proxies_test.go
 //
 // Any other language fails the tests. A block without one is for reading.

@@ -48,6 +48,7 @@ var given = map[string]string{
 	"err":        "var err error",
 	"hub":        "var hub = realtime.NewHub()",
 	"load":       "func load(match string) (state any, err error) { return match, nil }",
+	"mayEnter":   "func mayEnter(user, room string) bool { return room != \"secret\" }",
 	"mayWatch":   "var mayWatch func(r *http.Request, match string) bool",
 	"mux":        "var mux *http.ServeMux",
 	"now":        "var now []byte",
