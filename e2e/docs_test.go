@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -9,8 +10,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
 // TestDocs checks the types of all JavaScript and TypeScript of the README and of
@@ -138,4 +142,41 @@ func TestReadme(t *testing.T) {
 	p.interrupt(ann, bob)
 	ann.until(`log.textContent === "hello\n1001"`)
 	bob.until(`log.textContent === "hello\n1001"`)
+}
+
+// TestTickets checks what docs/access.md says of tickets in the URL: an old one
+// that is refused with 408 makes the page ask for a new one. After a cut, the
+// browser reconnects an event stream with the old one.
+func TestTickets(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		var mu sync.Mutex
+		used := make(map[string]int)
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+				mu.Lock()
+				defer mu.Unlock()
+				ticket := r.URL.Query().Get("ticket")
+				if used[ticket]++; used[ticket] > 1 {
+					return realtime.Refuse(http.StatusRequestTimeout, "ticket has expired")
+				}
+				return nil
+			}
+		})
+		proxy := newProxy(t, site.addr())
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.open(proxy.url)
+		tab.run(`
+			const {connect} = await import("/realtime.js");
+			globalThis.asked = 0;
+			globalThis.live = connect(async () => "/live?ticket=" + ++asked, ` + options(transport, "") + `);` + watch)
+		tab.until(`live.state === "open"`)
+		tab.expectOutage(true)
+		proxy.cut()
+		tab.until(`live.state === "open" && asked === 2`)
+		mu.Lock()
+		defer mu.Unlock()
+		if want := map[string]int{"websocket": 1, "eventsource": 2}[transport]; used["1"] != want || used["2"] != 1 {
+			t.Errorf("tickets were used %v times, want the first %d times", used, want)
+		}
+	})
 }
