@@ -8,10 +8,13 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 )
 
 // A user is let in by a session, and leaves with it, everywhere.
 func TestAccess(t *testing.T) {
+	hub = realtime.NewHub()
 	hub.OnConnect = onConnect
 	server := httptest.NewServer(hub)
 	defer server.Close()

@@ -36,6 +36,7 @@ func next(t *testing.T, conn *websocket.Conn) string {
 // A room begins with its last messages, prices with the latest of each, and a page
 // with what was published since its position.
 func TestHistory(t *testing.T) {
+	hub = realtime.NewHub()
 	hub.History = realtime.History{Events: 100}
 	mux := http.NewServeMux()
 	mux.Handle("/rooms/{room}", hub)

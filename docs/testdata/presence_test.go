@@ -14,6 +14,7 @@ import (
 
 // A user with two tabs is one member, whom the clients of the room see.
 func TestPresence(t *testing.T) {
+	hub = realtime.NewHub()
 	hub.History = realtime.History{Events: 100}
 	hub.OnConnect = enter
 	server := httptest.NewServer(hub)
