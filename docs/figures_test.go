@@ -23,7 +23,7 @@ func row(t *testing.T, path, heading, cell string) (numbers []float64) {
 		t.Fatalf("%s: there is no row %q under %q", path, cell, heading)
 	}
 	line, _, _ = strings.Cut(line, "\n")
-	for _, field := range strings.Split(line, "|") {
+	for field := range strings.SplitSeq(line, "|") {
 		if n, err := strconv.ParseFloat(regexp.MustCompile(`^[\d.]+`).FindString(strings.TrimSpace(field)), 64); err == nil {
 			numbers = append(numbers, n)
 		}
