@@ -1,11 +1,18 @@
 package realtime_test
 
 import (
+	"context"
 	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"unicode/utf8"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -172,4 +179,73 @@ func sseUTF8(text string) string {
 		}
 	}
 	return b.String()
+}
+
+// TestLineBreaks sends every text of up to four letters that end lines or might
+// confuse a reader. No CR goes out, so that readers for which only LF ends a line
+// get the same data as those for which CR and CRLF do too (WHATWG HTML §9.2.5).
+func TestLineBreaks(t *testing.T) {
+	texts := []string{""}
+	for i := 0; len(texts) < 1+4+16+64+256; i++ {
+		for _, letter := range []string{"\r", "\n", "a", "\uFEFF"} {
+			texts = append(texts, texts[i]+letter)
+		}
+	}
+	check := func(t *testing.T, stream string, want func(text string) string) {
+		t.Helper()
+		if strings.Contains(stream, "\r") {
+			t.Error("a CR goes out")
+		}
+		events := slices.DeleteFunc(sseParse(stream).events, func(e sseDispatch) bool {
+			return strings.HasPrefix(e.data, `{"client":`) || strings.HasPrefix(e.data, `{"close":`) // the hub's own
+		})
+		if len(events) != len(texts) {
+			t.Fatalf("got %d events, want %d", len(events), len(texts))
+		}
+		for i, text := range texts {
+			if want := want(text); events[i].data != want {
+				t.Errorf("%q arrives as %q, want %q", text, events[i].data, want)
+			}
+		}
+	}
+
+	t.Run("Stream", func(t *testing.T) {
+		rec := httptest.NewRecorder()
+		s := realtime.NewStream(rec, httptest.NewRequest("GET", "/", nil))
+		for _, text := range texts {
+			if err := errors.Join(s.Comment(text), s.SendRaw(text)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		check(t, rec.Body.String(), sseLines)
+	})
+	for _, tt := range []struct {
+		query string
+		want  func(text string) string
+	}{
+		{"", sseLines},
+		{"protocol=realtime.v1", func(text string) string { // which has all line breaks as they are
+			b, _ := json.Marshal(map[string]string{"data": text})
+			return string(b)
+		}},
+	} {
+		t.Run("Hub/"+tt.query, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				hub.SendBuffer = len(texts)
+				hub.PingInterval = -1
+				hub.OnConnect = func(*realtime.Client, *http.Request) error { return nil }
+				l := newPipeSite(t, hub).listen(tt.query)
+				for _, text := range texts {
+					hub.Broadcast <- []byte(text)
+				}
+				go hub.Shutdown(context.Background())
+				stream, err := io.ReadAll(l.br)
+				if err != nil {
+					t.Fatal(err)
+				}
+				check(t, string(stream), tt.want)
+			})
+		})
+	}
 }
