@@ -1,9 +1,10 @@
 // Package e2e has tests that drive a real browser, Debian's Chromium. They test
 // the programs in examples, realtime.js behind a proxy that cuts connections and as
-// an npm package, and the JavaScript that the documentation shows. The package is a
-// module of its own, so that users of realtime don't get the driver.
+// an npm package, and the JavaScript that the documentation shows. Other tests drive
+// known clients from npm and Debian. The package is a module of its own, so that
+// users of realtime don't get the driver.
 //
-//	apt-get install chromium npm
+//	apt-get install chromium npm curl python3-aiohttp python3-httpx python3-websockets
 //	go test ./...
 //
 // $CHROMIUM names another browser to use, such as google-chrome. A test that

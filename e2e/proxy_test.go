@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"io"
 	"net"
 	"sync"
 	"testing"
@@ -16,6 +15,10 @@ type proxy struct {
 	conns map[*conn]struct{} // the open connections
 	limit func() int         // returns how many bytes the next connection brings to the browser before it is killed; nil: all
 	kills int                // connections that were killed
+
+	// tap is told what passes on new connections, before it is passed on. down
+	// means to the browser. Nil: nobody is.
+	tap func(down bool, b []byte)
 }
 
 // newProxy starts a proxy for the server at target. It ends with the test.
@@ -48,6 +51,7 @@ func newProxy(t *testing.T, target string) *proxy {
 type conn struct {
 	browser, server *net.TCPConn
 	limit           int // negative: none
+	tap             func(down bool, b []byte)
 
 	mu   sync.Mutex // held during a write; guards the field below
 	dead bool       // passes nothing on, but stays open
@@ -63,6 +67,7 @@ func (p *proxy) pass(browser *net.TCPConn) {
 	c := &conn{browser: browser, server: server.(*net.TCPConn), limit: -1}
 	p.mu.Lock()
 	p.conns[c] = struct{}{}
+	c.tap = p.tap
 	if p.limit != nil {
 		c.limit = p.limit()
 	}
@@ -85,10 +90,13 @@ func (p *proxy) pass(browser *net.TCPConn) {
 
 // copy passes up to limit bytes on and reports whether it reached the limit. A
 // negative limit means all.
-func (c *conn) copy(to io.Writer, from io.Reader, limit int) bool {
+func (c *conn) copy(to, from *net.TCPConn, limit int) bool {
 	buf := make([]byte, 4096)
 	for {
 		n, err := from.Read(buf)
+		if c.tap != nil {
+			c.tap(from == c.server, buf[:n])
+		}
 		more := limit >= 0 && n >= limit
 		if more {
 			n = limit
@@ -152,6 +160,13 @@ func (p *proxy) setLimit(limit func() int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.limit = limit
+}
+
+// setTap sets what is told what passes on new connections.
+func (p *proxy) setTap(tap func(down bool, b []byte)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tap = tap
 }
 
 // killed returns how many connections have been killed.
