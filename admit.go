@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"runtime/debug"
 	"strconv"
@@ -28,7 +29,9 @@ func (h *Hub) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 	if err := h.usable(); err != nil {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
-		return fmt.Errorf("realtime: upgrade: %w", err)
+		err = fmt.Errorf("realtime: upgrade: %w", err)
+		slog.Error(err.Error()) // few read what Upgrade returns
+		return err
 	}
 	h.start()
 	h.settle()

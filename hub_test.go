@@ -214,6 +214,9 @@ func TestHubNotMadeByNewHub(t *testing.T) {
 			if rec.Code != http.StatusInternalServerError {
 				t.Errorf("Upgrade answered %d, want 500", rec.Code)
 			}
+			if got := lines.String(); !strings.Contains(got, "realtime: upgrade: ") || !strings.Contains(got, "realtime.NewHub") {
+				t.Errorf("Upgrade logged %q, want a line that names realtime.NewHub", got)
+			}
 			for call, err := range map[string]error{
 				"Upgrade":    upgradeErr,
 				"Run":        hub.Run(),

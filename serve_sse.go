@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -49,9 +48,6 @@ import (
 // A client that leaves is noticed at once. On Linux, one that vanishes from a
 // connection taken over is noticed within PingInterval plus PongTimeout.
 func (h *Hub) ServeSSE(w http.ResponseWriter, r *http.Request) {
-	if err := h.usable(); err != nil {
-		slog.Error("realtime: event stream: " + err.Error())
-	}
 	h.admit(w, r, eventStream{})
 }
 
