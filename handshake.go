@@ -21,7 +21,11 @@ func checkHandshake(answer http.Header, r *http.Request) (status int, err error)
 	case !r.ProtoAtLeast(1, 1) || r.ProtoMajor != 1:
 		return http.StatusUpgradeRequired, fmt.Errorf("a WebSocket handshake needs HTTP/1.1, not %s", r.Proto)
 	case !hasToken(r.Header["Connection"], "upgrade") || !hasToken(r.Header["Upgrade"], "websocket"):
-		return http.StatusUpgradeRequired, errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped")
+		err := errors.New("not a WebSocket handshake: it lacks Connection: Upgrade and Upgrade: websocket, which a proxy in front may have dropped; an event stream needs Accept: text/event-stream")
+		if acceptsStream(r) {
+			err = errors.New("not a WebSocket handshake but a request for an event stream, which Upgrade doesn't serve: use Hub.ServeHTTP or Hub.ServeSSE")
+		}
+		return http.StatusUpgradeRequired, err
 	case r.Header.Get("Sec-Websocket-Version") != "13":
 		answer.Set("Sec-Websocket-Version", "13")
 		return http.StatusUpgradeRequired, fmt.Errorf("WebSocket version %q is not 13", clip(r.Header.Get("Sec-Websocket-Version")))

@@ -24,6 +24,7 @@ func TestNotAHandshake(t *testing.T) {
 		header string // one that the answer must have
 	}{
 		"a plain GET":       {func(r *http.Request) { r.Header = http.Header{} }, 426, ""},
+		"an EventSource":    {func(r *http.Request) { r.Header = http.Header{"Accept": {"text/event-stream"}} }, 426, ""},
 		"no Upgrade":        {func(r *http.Request) { r.Header.Del("Upgrade") }, 426, ""},
 		"no Connection":     {func(r *http.Request) { r.Header.Del("Connection") }, 426, ""},
 		"another protocol":  {func(r *http.Request) { r.Header.Set("Upgrade", "h2c") }, 426, ""},
@@ -60,6 +61,11 @@ func TestNotAHandshake(t *testing.T) {
 			}
 			if tt.status == 501 && (!strings.Contains(err.Error(), "*httptest.ResponseRecorder") || !strings.Contains(err.Error(), "Unwrap")) {
 				t.Errorf("error %q should name the culprit and the cure", err)
+			}
+			for of, cure := range map[string]string{"a plain GET": "Accept: text/event-stream", "an EventSource": "Hub.ServeSSE"} {
+				if body := rec.Body.String(); name == of && !strings.Contains(body, cure) {
+					t.Errorf("the answer %q should name the cure, %s", body, cure)
+				}
 			}
 			connection, upgrade := "", ""
 			if tt.status == 426 && r.ProtoMajor == 1 { // RFC 9110 §7.8 and §15.5.22
