@@ -16,7 +16,7 @@ const maxTopicBytes = 1024 // of a topic's name
 func checkTopic(topic string) error {
 	switch {
 	case topic == "":
-		return errors.New("realtime: the empty string is not a topic: use PublishAll for all clients")
+		return errors.New("realtime: the empty string is not a topic: all clients get what PublishAll publishes, without one")
 	case len(topic) > maxTopicBytes:
 		return fmt.Errorf("realtime: topic %.50q… has %d bytes, more than %d", topic, len(topic), maxTopicBytes)
 	case !utf8.ValidString(topic):
