@@ -119,8 +119,7 @@ export interface ConnectionEventMap {
 /**
  * A hub's URL, which may be relative to the page, or a function that returns it.
  * The function is asked before each attempt, so it can add a fresh token. An error
- * of it counts as a failed attempt and is reported by a close event. An event
- * stream that is cut first reconnects by the browser, with the URL that it had.
+ * of it counts as a failed attempt and is reported by a close event.
  */
 export type Url = string | URL | (() => string | URL | Promise<string | URL>);
 

@@ -161,7 +161,7 @@ export class Connection extends EventTarget {
 	}
 
 	#failed() {
-		if (!this.#openedAt || this.#link.readyState === 2) return this.#lost({});
+		if (!this.#openedAt || this.#link.readyState === 2 || typeof this.#url === "function") return this.#lost({});
 		this.#count(true);
 		this.#openedAt = 0;
 		this.#waiting = true;

@@ -34,7 +34,8 @@ import (
 // An EventSource reconnects by itself, after the time that the server set with
 // "retry". The page can't read that time, so the browser gets one attempt. Then the
 // EventSource is replaced: it gives up after an answer other than 200, and never
-// waits longer however often it fails.
+// waits longer however often it fails. If a function gives the URL, the browser gets
+// no attempt: the token that it would send again may be used or expired.
 //
 // Losses that a browser doesn't report. Some paths swallow bytes and stay open, so
 // the page reconnects when a hub that sends something at each interval is silent

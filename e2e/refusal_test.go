@@ -139,11 +139,7 @@ func TestScriptURL(t *testing.T) {
 			globalThis.live = connect(() => answers[asked++](), ` + options(transport, `topics: ["a"]`) + `);` + watch + reasons)
 		tab.tells("close 1006", "close 1006", "close 1006", "open")
 		tab.expectOutage(true)
-		if transport == "websocket" {
-			proxy.cut()
-		} else { // the browser would make an attempt of its own
-			eval[chromedp.Void](tab, `live.reconnect()`)
-		}
+		proxy.cut()
 		tab.until(`live.state === "open" && asked === 5`)
 		if got := eval[string](tab, `reasons.slice(0, 3).join()`); !strings.HasPrefix(got, "Error: sync,Error: async,TypeError: ") {
 			t.Errorf("the page was told %q", got)
