@@ -150,7 +150,9 @@ func (tab *tab) hear(ev any) {
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if tab.outage && (strings.HasPrefix(complaint, "network ") ||
-		strings.HasPrefix(complaint, "javascript error: EventSource's response has ")) { // the response was cut in its header
+		// The response was cut in its header.
+		strings.HasPrefix(complaint, "javascript error: EventSource's response has ") ||
+		strings.HasPrefix(complaint, "javascript error: Access to resource at ")) {
 		return
 	}
 	tab.complaints = append(tab.complaints, complaint)

@@ -4,6 +4,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A proxy passes TCP connections on. Tests can break them as networks do.
@@ -14,10 +15,11 @@ type proxy struct {
 	mu    sync.Mutex         // guards the fields below
 	conns map[*conn]struct{} // the open connections
 	limit func() int         // returns how many bytes the next connection brings to the browser before it is killed; nil: all
+	life  time.Duration      // after which a new connection is killed; zero: never
 	kills int                // connections that were killed
 
-	// tap is told what passes on new connections, before it is passed on. down
-	// means to the browser. Nil: nobody is.
+	// tap is told what passes on new connections, before it is passed on, and may
+	// change it. down means to the browser. Nil: nobody is.
 	tap func(down bool, b []byte)
 }
 
@@ -70,6 +72,9 @@ func (p *proxy) pass(browser *net.TCPConn) {
 	c.tap = p.tap
 	if p.limit != nil {
 		c.limit = p.limit()
+	}
+	if p.life > 0 {
+		defer time.AfterFunc(p.life, func() { p.kill(c) }).Stop()
 	}
 	p.mu.Unlock()
 
@@ -167,6 +172,14 @@ func (p *proxy) setTap(tap func(down bool, b []byte)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.tap = tap
+}
+
+// setLife sets how long each new connection lasts until it is killed. Zero means
+// for ever.
+func (p *proxy) setLife(life time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.life = life
 }
 
 // killed returns how many connections have been killed.

@@ -38,6 +38,7 @@ type site struct {
 	*testing.T
 	hub    *realtime.Hub
 	server *httptest.Server
+	mux    *http.ServeMux // the server's
 
 	mu       sync.Mutex       // guards the fields below
 	live     http.HandlerFunc // serves /live: the hub, until answer replaces it
@@ -54,6 +55,7 @@ func newSite(t *testing.T, addr string, setup func(*realtime.Hub)) *site {
 	}
 	s.live = s.hub.ServeHTTP
 	mux := http.NewServeMux()
+	s.mux = mux
 	mux.HandleFunc("/live", func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
 		s.requests = append(s.requests, r)

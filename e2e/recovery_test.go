@@ -1,0 +1,590 @@
+package e2e
+
+import (
+	"context"
+	_ "embed" // for the page
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
+	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
+)
+
+var (
+	recoveries  = flag.Int("recoveries", 40, "how many seeds TestRecovery runs")
+	recoverFrom = flag.Uint64("recover-from", 0, "the first seed of TestRecovery; with -recoveries 1 the only one")
+)
+
+// recoveriesAtOnce is how many seeds run at a time. A run mostly waits.
+const recoveriesAtOnce = 10
+
+// Everything between a server and a person's tabs fails: the network, proxies,
+// servers, credentials, the tabs, and the clock. No tab loses an event silently.
+// It gets each event of its topics once and in order, or a reset before later
+// events. In the end every tab is connected and has the last events.
+//
+// A seed decides on the script of what fails, and on the setup. It doesn't decide
+// on the time that a browser, a server and the network take. So a seed that has
+// failed may need several runs to fail again.
+//
+//	go test -run TestRecovery -recoveries 20000 -timeout 0   # a night
+func TestRecovery(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	var next, resets, restored, events atomic.Int64
+	var running sync.WaitGroup
+	for range recoveriesAtOnce {
+		running.Go(func() {
+			for !t.Failed() {
+				n := next.Add(1) - 1
+				if n >= int64(*recoveries) {
+					return
+				}
+				seed := *recoverFrom + uint64(n)
+				t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+					r := newRecovery(t, browser, seed)
+					defer func() {
+						if t.Failed() {
+							t.Logf("%s\nagain by: go test -run TestRecovery -recoveries 1 -recover-from %d", r, seed)
+						}
+					}()
+					r.run()
+					resets.Add(int64(r.count["reset"]))
+					restored.Add(int64(r.count["restored"]))
+					events.Add(int64(r.count["event"]))
+				})
+			}
+		})
+	}
+	running.Wait()
+	t.Logf("%d runs: %d events came, %d resets, %d pages were kept", min(next.Load(), int64(*recoveries)), events.Load(), resets.Load(), restored.Load())
+}
+
+// A recovery is one run.
+type recovery struct {
+	*testing.T
+	browser context.Context
+
+	// Decided by the seed.
+	transport string
+	shared    bool
+	tickets   bool               // a URL is good for one connection
+	ending    bool               // the hub ends all connections for good at last
+	engine    *brokertest.Memory // keeps the events; nil: the hub does
+	topics    [][]string         // of each tab
+	script    []recoveryStep
+
+	site   *site
+	proxy  *proxy
+	tabs   []*recoveryTab // that are open
+	closed []*recoveryTab
+	count  map[string]int // entries of the tabs' records, by type
+
+	refusal atomic.Int32 // the HTTP status; zero: none
+	ticket  atomic.Int64 // the last one
+	used    sync.Map     // tickets
+
+	mu        sync.Mutex             // guards the fields below
+	hub       *realtime.Hub          // nil: the server is down
+	published map[string][]time.Time // when each topic's events were
+	breaks    []time.Time            // when events were lost by intention
+}
+
+// A recoveryStep is a step of a script. n says how: on which tab, for how long.
+type recoveryStep struct {
+	kind  int // index in recoverySteps
+	n     int
+	pause time.Duration // after it
+}
+
+// recoverySteps are what may happen. A step of the network lasts until the next
+// calm.
+var recoverySteps = []struct {
+	name string
+	do   func(r *recovery, n int)
+}{
+	{"burst", func(r *recovery, n int) {
+		for range n % 200 {
+			r.publish(n)
+		}
+	}},
+	{"cut", func(r *recovery, n int) { r.proxy.cut() }},
+	{"cut after bytes", func(r *recovery, n int) { r.proxy.setLimit(func() int { return n % 3000 }) }},
+	{"cut after a time", func(r *recovery, n int) { r.proxy.setLife(time.Duration(50+n%500) * time.Millisecond) }},
+	{"swallow", func(r *recovery, n int) { r.proxy.unplug() }},
+	{"calm", func(r *recovery, n int) { r.calm() }},
+	{"restart", func(r *recovery, n int) { r.restart(n, false) }},
+	{"crash", func(r *recovery, n int) { r.restart(n, true) }},
+	{"replace", func(r *recovery, n int) { r.replace() }},
+	{"forget", func(r *recovery, n int) { r.forget() }},
+	{"refuse", func(r *recovery, n int) {
+		r.refusal.Store(503)
+		r.proxy.cut()
+	}},
+	{"expire", func(r *recovery, n int) { r.expire() }},
+	{"new tab", func(r *recovery, n int) { r.open(r.topics[n%len(r.topics)]) }},
+	{"close tab", func(r *recovery, n int) {
+		tab := r.pick(n)
+		if tab.suspended == "" {
+			tab.record = eval[[]recoveryEntry](tab.tab, `record`)
+		}
+		tab.shut()
+		r.closed = append(r.closed, tab)
+		if r.tabs = slices.DeleteFunc(r.tabs, func(t *recoveryTab) bool { return t == tab }); len(r.tabs) == 0 {
+			r.open(r.topics[0])
+		}
+	}},
+	{"reload", func(r *recovery, n int) { r.pick(n).reload() }},
+	{"freeze", func(r *recovery, n int) { r.pick(n).suspend("frozen") }},
+	{"leave", func(r *recovery, n int) { r.pick(n).suspend("away") }},
+	{"offline", func(r *recovery, n int) { r.pick(n).suspend("offline") }},
+	{"wake", func(r *recovery, n int) { r.pick(n).wake() }},
+	{"sleep", func(r *recovery, n int) {
+		r.proxy.unplug()
+		r.pick(n).act(`jump(3_600_000)`)
+	}},
+	{"clock back", func(r *recovery, n int) { r.pick(n).act(`jump(-3_600_000)`) }},
+	{"lose posts", func(r *recovery, n int) { r.pick(n).act(fmt.Sprint(`losing = `, n%3 > 0)) }},
+	{"reconnect", func(r *recovery, n int) { r.pick(n).act(`live.reconnect()`) }},
+}
+
+func newRecovery(t *testing.T, browser context.Context, seed uint64) *recovery {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	r := &recovery{
+		T: t, browser: browser, count: make(map[string]int), published: make(map[string][]time.Time),
+		transport: []string{"websocket", "eventsource"}[seed%2],
+		shared:    seed/2%2 == 1,
+		tickets:   rnd.IntN(3) == 0,
+		ending:    rnd.IntN(4) == 0,
+	}
+	if rnd.IntN(2) == 0 {
+		r.engine = brokertest.NewMemory()
+	}
+	for range 1 + rnd.IntN(3) {
+		r.topics = append(r.topics, slices.DeleteFunc([]string{"a", "b", "c"}, func(string) bool { return rnd.IntN(3) == 0 }))
+	}
+	for range 4 + rnd.IntN(6) {
+		r.script = append(r.script, recoveryStep{rnd.IntN(len(recoverySteps)), rnd.IntN(1 << 30), time.Duration(rnd.IntN(4)*rnd.IntN(100)) * time.Millisecond})
+	}
+	return r
+}
+
+// String returns the setup and the script.
+func (r *recovery) String() string {
+	s := fmt.Sprintf("%s, shared %v, tickets %v, ending %v, an engine %v, topics %q\n", r.transport, r.shared, r.tickets, r.ending, r.engine != nil, r.topics)
+	for _, step := range r.script {
+		s += fmt.Sprintf("\t%s %d, then %v\n", recoverySteps[step.kind].name, step.n, step.pause)
+	}
+	return s
+}
+
+//go:embed testdata/recovery.html
+var recoveryPage []byte
+
+// fastScript is realtime.js with a fifth of its times, which suits a hub with a
+// heartbeat a second.
+var fastScript = sync.OnceValue(func() []byte {
+	w := httptest.NewRecorder()
+	realtime.Script().ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	return regexp.MustCompile(`(?m)^const \w+ = [\d_]+`).ReplaceAll(w.Body.Bytes(), []byte("$0 / 5"))
+})
+
+func (r *recovery) run() {
+	r.site = newSite(r.T, "", nil)
+	r.site.mux.HandleFunc("/recovery/{$}", func(w http.ResponseWriter, _ *http.Request) { w.Write(recoveryPage) })
+	r.site.mux.HandleFunc("/recovery/realtime.js", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/javascript")
+		w.Write(fastScript())
+	})
+	r.site.mux.HandleFunc("/ticket", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, r.ticket.Add(1)) })
+	r.site.server.Config.SetKeepAlivesEnabled(false) // a browser may send a request twice if it uses a connection again
+	r.proxy = newProxy(r.T, r.site.addr())
+	r.proxy.setTap(func(down bool, b []byte) {
+		if down {
+			hasten(b)
+		}
+	})
+	r.serve(r.newHub())
+	r.Cleanup(func() { r.down().Shutdown(context.Background()) })
+
+	stop := make(chan struct{})
+	var publisher sync.WaitGroup
+	publisher.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(rand.N(60 * time.Millisecond)):
+				r.publish(rand.Int())
+			}
+		}
+	})
+	for _, topics := range r.topics {
+		r.open(topics)
+	}
+	for _, step := range r.script {
+		recoverySteps[step.kind].do(r, step.n)
+		time.Sleep(step.pause)
+	}
+	close(stop)
+	publisher.Wait()
+	r.end()
+}
+
+// newHub returns a hub for the server.
+func (r *recovery) newHub() *realtime.Hub {
+	hub := realtime.NewHub()
+	hub.History, hub.PingInterval = keep, time.Second
+	hub.Logger = slog.New(slog.DiscardHandler)
+	if r.engine != nil {
+		hub.Broker = r.engine.HistoryBroker()
+	}
+	hub.OnConnect = func(c *realtime.Client, req *http.Request) error {
+		query := req.URL.Query()
+		if status := int(r.refusal.Load()); status != 0 {
+			return realtime.Refuse(status, http.StatusText(status))
+		}
+		if _, used := r.used.LoadOrStore(query.Get("ticket"), true); used && r.tickets {
+			return realtime.Refuse(401, "this ticket was used")
+		}
+		return c.Subscribe(append(query["topic"], "given")...)
+	}
+	return hub
+}
+
+// serve makes hub the server's.
+func (r *recovery) serve(hub *realtime.Hub) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.engine == nil {
+		r.breaks = append(r.breaks, time.Now())
+	}
+	r.hub = hub
+	r.site.answer(hub.ServeHTTP)
+}
+
+// down takes the server's hub away and returns it.
+func (r *recovery) down() *realtime.Hub {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	hub := r.hub
+	r.hub = nil
+	r.site.answer(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "the server is down", http.StatusBadGateway)
+	})
+	return hub
+}
+
+func (r *recovery) restart(n int, crash bool) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if crash {
+		cancel()
+	}
+	r.down().Shutdown(ctx)
+	time.Sleep(time.Duration(n%300) * time.Millisecond)
+	r.serve(r.newHub())
+}
+
+// replace starts a new server before the old one stops.
+func (r *recovery) replace() {
+	old := r.hub
+	r.serve(r.newHub())
+	old.Shutdown(r.Context())
+}
+
+// forget loses the history.
+func (r *recovery) forget() {
+	if r.engine == nil {
+		r.replace()
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.breaks = append(r.breaks, time.Now())
+	r.engine.Forget()
+}
+
+// expire ends the credentials of all who are connected.
+func (r *recovery) expire() {
+	for c := range r.hub.Clients() {
+		c.ExpireAt(time.Now())
+	}
+}
+
+// hasten makes the time that a hub tells to wait, of 1 to 9 s, less than 200 ms.
+func hasten(b []byte) {
+	for _, at := range retryInObject.FindAllIndex(b, -1) {
+		copy(b[at[1]-4:], " 1")
+	}
+	for _, at := range retryField.FindAllIndex(b, -1) {
+		copy(b[at[1]-4:], "01")
+	}
+}
+
+var (
+	retryInObject = regexp.MustCompile(`"retry":\d{4}`)
+	retryField    = regexp.MustCompile(`retry: \d{4}`)
+)
+
+// calm ends what is wrong with the network and the server.
+func (r *recovery) calm() {
+	r.proxy.setLimit(nil)
+	r.proxy.setLife(0)
+	r.refusal.Store(0)
+}
+
+var recoveryTopics = []string{"a", "b", "c", "given", ""}
+
+// publish publishes the next event of a topic.
+func (r *recovery) publish(n int) {
+	topic := recoveryTopics[n%len(recoveryTopics)]
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.hub == nil {
+		return
+	}
+	r.published[topic] = append(r.published[topic], time.Now())
+	data := fmt.Sprint(len(r.published[topic]), strings.Repeat(" ", n%1000))
+	switch err := publishTo(r.hub, topic, realtime.Event{Data: []byte(data)}); {
+	case errors.Is(err, realtime.ErrBrokerUnavailable): // it was too slow, on a busy machine
+		r.breaks = append(r.breaks, time.Now())
+	case err != nil:
+		r.Errorf("publishing event %s to %q: %v", data, topic, err)
+	}
+}
+
+// end lets all recover, and checks that it did.
+func (r *recovery) end() {
+	r.calm()
+	for _, tab := range r.tabs {
+		tab.act(`losing = false`)
+	}
+	deadline := time.Now().Add(patience)
+	for lag := r.tabs; len(lag) > 0; {
+		if time.Now().After(deadline) {
+			for _, tab := range lag {
+				r.Errorf("%s doesn't recover: %s", tab.name, eval[string](tab.tab, `live.state + JSON.stringify(record.slice(-8))`))
+			}
+			return
+		}
+		for i := range recoveryTopics {
+			r.publish(i)
+		}
+		lag = slices.DeleteFunc(slices.Clone(r.tabs), r.recovered)
+	}
+	if r.ending {
+		r.refusal.Store(403)
+		r.proxy.cut()
+	}
+	for _, tab := range r.tabs {
+		if r.ending {
+			tab.until(`live.state === "closed"`)
+		}
+		tab.record = eval[[]recoveryEntry](tab.tab, `record`)
+	}
+	for _, tab := range append(r.closed, r.tabs...) {
+		r.check(tab)
+	}
+}
+
+// recovered reports whether a tab has the last events, or gets them soon.
+func (r *recovery) recovered(tab *recoveryTab) bool {
+	numbers := make(map[string]int)
+	for topic, events := range r.published {
+		if tab.has(topic) {
+			numbers[topic] = len(events)
+		}
+	}
+	want, _ := json.Marshal(numbers)
+	got, err := chromedp.Run(tab.ctx, chromedp.Evaluate[bool](fmt.Sprintf(`until(%s)`, want), chromedp.EvalAwaitPromise))
+	if err != nil {
+		r.Fatal(err)
+	}
+	return got
+}
+
+// A recoveryEntry is an entry of a page's record.
+type recoveryEntry struct {
+	Type   string `json:"type"`
+	At     int64  `json:"at"` // in Unix milliseconds
+	ID     string `json:"id"`
+	Topic  string `json:"topic"`
+	Number int    `json:"number"`
+	Code   int    `json:"code"`
+	Final  bool   `json:"final"`
+}
+
+// check checks a tab's record.
+func (r *recovery) check(tab *recoveryTab) {
+	open, fresh, resets := false, false, 0
+	last := make(map[string]int)
+	anew := make(map[string]int64) // topics whose next event may be any up to the first one that was published after this time
+	for i, e := range tab.record {
+		r.count[e.Type]++
+		wrong := ""
+		switch e.Type {
+		case "begin":
+			open, fresh = false, e.ID == ""
+			if fresh {
+				resets = len(r.after(r.breaks, 0)) - len(r.after(r.breaks, e.At))
+			}
+		case "open":
+			if open {
+				wrong = "it was open"
+			}
+			open = true
+			if fresh {
+				fresh = false
+				for _, topic := range recoveryTopics {
+					anew[topic] = e.At
+				}
+			}
+		case "close":
+			open = false
+			if e.Final && !(r.ending && e.Code == 4403 && i == len(tab.record)-1) {
+				wrong = "it was final"
+			}
+		case "reset":
+			resets++
+			if !open {
+				wrong = "it wasn't open"
+			} else if resets > len(r.breaks) {
+				wrong = "nothing was lost"
+			}
+			for _, topic := range recoveryTopics {
+				if e.Topic == "" || e.Topic == topic {
+					anew[topic] = e.At
+				}
+			}
+		case "event":
+			want, limit := last[e.Topic]+1, last[e.Topic]+1
+			if at, ok := anew[e.Topic]; ok {
+				events := r.published[e.Topic]
+				limit = len(events) - len(r.after(events, at)) + 1
+				delete(anew, e.Topic)
+			}
+			switch {
+			case !open:
+				wrong = "it wasn't open"
+			case !tab.has(e.Topic):
+				wrong = "another topic's"
+			case e.Number < want:
+				wrong = fmt.Sprintf("twice, want %d", want)
+			case e.Number > limit:
+				wrong = fmt.Sprintf("events are lost, want %d", want)
+			}
+			last[e.Topic] = e.Number
+		}
+		if wrong != "" {
+			r.Errorf("%s, entry %d of %d: %+v: %s, after %+v", tab.name, i, len(tab.record), e, wrong, tab.record[max(0, i-8):i])
+			return
+		}
+	}
+}
+
+// after returns the times after the given one.
+func (r *recovery) after(times []time.Time, ms int64) []time.Time {
+	t := time.UnixMilli(ms).Add(2 * time.Millisecond) // clocks are rounded
+	n, _ := slices.BinarySearchFunc(times, t, time.Time.Compare)
+	return times[n:]
+}
+
+// A recoveryTab is a tab of a run.
+type recoveryTab struct {
+	*tab
+	site      string // its URL
+	topics    []string
+	suspended string          // "frozen", "away" or "offline"
+	record    []recoveryEntry // when it was closed
+}
+
+func (r *recovery) open(topics []string) {
+	tab := &recoveryTab{tab: newTabIn(r.T, r.browser, fmt.Sprintf("tab%d", len(r.tabs)+len(r.closed))), site: r.site.server.URL, topics: topics}
+	tab.expectOutage(true)
+	setup, _ := json.Marshal(map[string]any{
+		"url": r.proxy.url + "/live", "tickets": r.tickets, "topics": topics, "shared": r.shared, "transports": []string{r.transport},
+		"backoff": map[string]int{"min": 20, "max": 200},
+	})
+	tab.open(r.site.server.URL + "/recovery/#" + url.PathEscape(string(setup)))
+	r.tabs = append(r.tabs, tab)
+}
+
+// pick returns one of the tabs.
+func (r *recovery) pick(n int) *recoveryTab { return r.tabs[n%len(r.tabs)] }
+
+func (tab *recoveryTab) has(topic string) bool {
+	return topic == "" || topic == "given" || slices.Contains(tab.topics, topic)
+}
+
+// suspend makes the page frozen, away (its tab shows another one) or offline.
+func (tab *recoveryTab) suspend(how string) {
+	tab.wake()
+	switch tab.suspended = how; how {
+	case "frozen":
+		tab.freeze(true)
+	case "away":
+		tab.open(tab.site + "/elsewhere")
+	case "offline":
+		tab.setOffline(true)
+	}
+}
+
+// wake ends what suspend began.
+func (tab *recoveryTab) wake() {
+	switch tab.suspended {
+	case "frozen":
+		tab.freeze(false)
+	case "away":
+		eval[chromedp.Void](tab.tab, `history.back()`)
+		tab.until(`globalThis.live`)
+	case "offline":
+		tab.setOffline(false)
+	}
+	tab.suspended = ""
+}
+
+// act runs JavaScript in the page, awake.
+func (tab *recoveryTab) act(js string) {
+	tab.wake()
+	eval[chromedp.Void](tab.tab, js+"; undefined")
+}
+
+func (tab *recoveryTab) reload() {
+	tab.act(`globalThis.old = true; location.reload()`)
+	tab.until(`!globalThis.old && globalThis.live`)
+}
+
+// setOffline sets whether the page has a network.
+func (tab *recoveryTab) setOffline(offline bool) {
+	tab.do("going offline", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		rule := &network.Conditions{Offline: offline, DownloadThroughput: -1, UploadThroughput: -1}
+		if _, err := cdp.Call(ctx, target, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
+			MatchedNetworkConditions: []*network.Conditions{rule},
+		}); err != nil {
+			return err
+		}
+		_, err := cdp.Call(ctx, target, network.OverrideNetworkState, network.OverrideNetworkStateParams{
+			Offline: offline, DownloadThroughput: -1, UploadThroughput: -1,
+		})
+		return err
+	}))
+}
