@@ -48,7 +48,7 @@ const recoveriesAtOnce = 10
 //	go test -run TestRecovery -recoveries 20000 -timeout 0   # a night
 func TestRecovery(t *testing.T) {
 	t.Parallel()
-	browser := newBrowser(t)
+	pool := &tabPool{T: t, browser: newBrowser(t)}
 	var next, resets, restored, events atomic.Int64
 	var running sync.WaitGroup
 	for range recoveriesAtOnce {
@@ -60,7 +60,7 @@ func TestRecovery(t *testing.T) {
 				}
 				seed := *recoverFrom + uint64(n)
 				t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-					r := newRecovery(t, browser, seed)
+					r := newRecovery(t, pool, seed)
 					defer func() {
 						if t.Failed() {
 							t.Logf("%s\nagain by: go test -run TestRecovery -recoveries 1 -recover-from %d", r, seed)
@@ -78,10 +78,44 @@ func TestRecovery(t *testing.T) {
 	t.Logf("%d runs: %d events came, %d resets, %d pages were kept", min(next.Load(), int64(*recoveries)), events.Load(), resets.Load(), restored.Load())
 }
 
+// A tabPool has the tabs that runs have left. To open a page in one of them is much
+// cheaper than to open a tab.
+type tabPool struct {
+	*testing.T
+	browser context.Context
+
+	mu   sync.Mutex // guards the field below
+	tabs []*tab
+}
+
+// get returns a tab for a run.
+func (p *tabPool) get(t *testing.T, name string) *tab {
+	p.mu.Lock()
+	var got *tab
+	if n := len(p.tabs); n > 0 {
+		got, p.tabs = p.tabs[n-1], p.tabs[:n-1]
+	}
+	p.mu.Unlock()
+	if got == nil {
+		got = newTabIn(p.T, p.browser, name, chromedp.WithNewWindow(false))
+		got.expectOutage(true)
+	}
+	got.T, got.name = t, name
+	return got
+}
+
+// put takes a tab back.
+func (p *tabPool) put(tab *tab) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	tab.T = p.T
+	p.tabs = append(p.tabs, tab)
+}
+
 // A recovery is one run.
 type recovery struct {
 	*testing.T
-	browser context.Context
+	pool *tabPool
 
 	// Decided by the seed.
 	transport string
@@ -166,10 +200,10 @@ var recoverySteps = []struct {
 	{"reconnect", func(r *recovery, n int) { r.pick(n).act(`live.reconnect()`) }},
 }
 
-func newRecovery(t *testing.T, browser context.Context, seed uint64) *recovery {
+func newRecovery(t *testing.T, pool *tabPool, seed uint64) *recovery {
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	r := &recovery{
-		T: t, browser: browser, count: make(map[string]int), published: make(map[string][]time.Time),
+		T: t, pool: pool, count: make(map[string]int), published: make(map[string][]time.Time),
 		transport: []string{"websocket", "eventsource"}[seed%2],
 		shared:    seed/2%2 == 1,
 		tickets:   rnd.IntN(3) == 0,
@@ -223,6 +257,7 @@ func (r *recovery) run() {
 		}
 	})
 	r.serve(r.newHub())
+	r.breaks = nil
 	r.Cleanup(func() { r.down().Shutdown(context.Background()) })
 
 	stop := make(chan struct{})
@@ -404,6 +439,10 @@ func (r *recovery) end() {
 	for _, tab := range append(r.closed, r.tabs...) {
 		r.check(tab)
 	}
+	for _, tab := range r.tabs {
+		tab.act(`live.close()`)
+		r.pool.put(tab.tab)
+	}
 }
 
 // recovered reports whether a tab has the last events, or gets them soon.
@@ -435,7 +474,8 @@ type recoveryEntry struct {
 
 // check checks a tab's record.
 func (r *recovery) check(tab *recoveryTab) {
-	open, fresh, resets := false, false, 0
+	open, fresh, empty := false, false, true
+	resets := 0 // that may come
 	last := make(map[string]int)
 	anew := make(map[string]int64) // topics whose next event may be any up to the first one that was published after this time
 	for i, e := range tab.record {
@@ -445,7 +485,7 @@ func (r *recovery) check(tab *recoveryTab) {
 		case "begin":
 			open, fresh = false, e.ID == ""
 			if fresh {
-				resets = len(r.after(r.breaks, 0)) - len(r.after(r.breaks, e.At))
+				resets = len(r.after(r.breaks, e.At))
 			}
 		case "open":
 			if open {
@@ -464,11 +504,14 @@ func (r *recovery) check(tab *recoveryTab) {
 				wrong = "it was final"
 			}
 		case "reset":
-			resets++
-			if !open {
-				wrong = "it wasn't open"
-			} else if resets > len(r.breaks) {
+			if !empty { // otherwise it had no id to resume from
+				resets--
+			}
+			empty = true
+			if resets < 0 {
 				wrong = "nothing was lost"
+			} else if !open {
+				wrong = "it wasn't open"
 			}
 			for _, topic := range recoveryTopics {
 				if e.Topic == "" || e.Topic == topic {
@@ -492,7 +535,7 @@ func (r *recovery) check(tab *recoveryTab) {
 			case e.Number > limit:
 				wrong = fmt.Sprintf("events are lost, want %d", want)
 			}
-			last[e.Topic] = e.Number
+			last[e.Topic], empty = e.Number, false
 		}
 		if wrong != "" {
 			r.Errorf("%s, entry %d of %d: %+v: %s, after %+v", tab.name, i, len(tab.record), e, wrong, tab.record[max(0, i-8):i])
@@ -518,8 +561,7 @@ type recoveryTab struct {
 }
 
 func (r *recovery) open(topics []string) {
-	tab := &recoveryTab{tab: newTabIn(r.T, r.browser, fmt.Sprintf("tab%d", len(r.tabs)+len(r.closed))), site: r.site.server.URL, topics: topics}
-	tab.expectOutage(true)
+	tab := &recoveryTab{tab: r.pool.get(r.T, fmt.Sprintf("tab%d", len(r.tabs)+len(r.closed))), site: r.site.server.URL, topics: topics}
 	setup, _ := json.Marshal(map[string]any{
 		"url": r.proxy.url + "/live", "tickets": r.tickets, "topics": topics, "shared": r.shared, "transports": []string{r.transport},
 		"backoff": map[string]int{"min": 20, "max": 200},
