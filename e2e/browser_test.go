@@ -111,9 +111,7 @@ func newTabIn(t *testing.T, profile context.Context, name string, more ...chrome
 			tab.screenshot()
 		}
 		cancel()
-		for _, complaint := range tab.complaints {
-			t.Errorf("%s's browser complains: %s", name, complaint)
-		}
+		tab.checkComplaints(t)
 	})
 	if err := chromedp.Listen(ctx, tab.hear); err != nil {
 		t.Fatalf("opening a tab for %s: %v", name, err)
@@ -156,6 +154,16 @@ func (tab *tab) hear(ev any) {
 		return
 	}
 	tab.complaints = append(tab.complaints, complaint)
+}
+
+// checkComplaints fails t if the browser has complained since the last call.
+func (tab *tab) checkComplaints(t *testing.T) {
+	tab.mu.Lock()
+	defer tab.mu.Unlock()
+	for _, complaint := range tab.complaints {
+		t.Errorf("%s's browser complains: %s", tab.name, complaint)
+	}
+	tab.complaints = nil
 }
 
 // expectOutage sets whether the server may be down.

@@ -1,8 +1,9 @@
 // Package e2e has tests that drive a real browser, Debian's Chromium. They test
 // the programs in examples, realtime.js behind a proxy that cuts connections and as
-// an npm package, and the JavaScript that the documentation shows. Other tests drive
-// known clients from npm and Debian. The package is a module of its own, so that
-// users of realtime don't get the driver.
+// an npm package, and the JavaScript that the documentation shows. TestRecovery
+// makes servers, networks and tabs fail by chance. Other tests drive known clients
+// from npm and Debian. The package is a module of its own, so that users of realtime
+// don't get the driver.
 //
 //	apt-get install chromium npm curl python3-aiohttp python3-httpx python3-websockets
 //	go test ./...

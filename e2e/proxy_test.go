@@ -159,6 +159,19 @@ func (p *proxy) unplug() {
 	})
 }
 
+// bury kills the connections that unplug has left. A browser would wait for a
+// minute until a WebSocket's close is answered.
+func (p *proxy) bury() {
+	p.each(func(c *conn) {
+		c.mu.Lock()
+		dead := c.dead
+		c.mu.Unlock()
+		if dead {
+			p.kill(c)
+		}
+	})
+}
+
 // setLimit sets how many bytes each new connection brings to the browser before
 // it is killed. Nil means all.
 func (p *proxy) setLimit(limit func() int) {

@@ -11,7 +11,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -20,8 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/cdp"
-	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
 	"github.com/shashiranjanraj/kashvi/pkg/realtime"
@@ -29,7 +26,7 @@ import (
 )
 
 var (
-	recoveries  = flag.Int("recoveries", 40, "how many seeds TestRecovery runs")
+	recoveries  = flag.Int("recoveries", 20, "how many seeds TestRecovery runs")
 	recoverFrom = flag.Uint64("recover-from", 0, "the first seed of TestRecovery; with -recoveries 1 the only one")
 )
 
@@ -76,40 +73,6 @@ func TestRecovery(t *testing.T) {
 	}
 	running.Wait()
 	t.Logf("%d runs: %d events came, %d resets, %d pages were kept", min(next.Load(), int64(*recoveries)), events.Load(), resets.Load(), restored.Load())
-}
-
-// A tabPool has the tabs that runs have left. To open a page in one of them is much
-// cheaper than to open a tab.
-type tabPool struct {
-	*testing.T
-	browser context.Context
-
-	mu   sync.Mutex // guards the field below
-	tabs []*tab
-}
-
-// get returns a tab for a run.
-func (p *tabPool) get(t *testing.T, name string) *tab {
-	p.mu.Lock()
-	var got *tab
-	if n := len(p.tabs); n > 0 {
-		got, p.tabs = p.tabs[n-1], p.tabs[:n-1]
-	}
-	p.mu.Unlock()
-	if got == nil {
-		got = newTabIn(p.T, p.browser, name, chromedp.WithNewWindow(false))
-		got.expectOutage(true)
-	}
-	got.T, got.name = t, name
-	return got
-}
-
-// put takes a tab back.
-func (p *tabPool) put(tab *tab) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	tab.T = p.T
-	p.tabs = append(p.tabs, tab)
 }
 
 // A recovery is one run.
@@ -426,6 +389,18 @@ func (r *recovery) end() {
 		}
 		lag = slices.DeleteFunc(slices.Clone(r.tabs), r.recovered)
 	}
+	r.proxy.bury()
+	want := len(r.tabs)
+	if r.shared {
+		want = 1
+	}
+	for r.hub.ClientCount() != want {
+		if time.Now().After(deadline) {
+			r.Errorf("the hub has %d clients, want %d", r.hub.ClientCount(), want)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 	if r.ending {
 		r.refusal.Store(403)
 		r.proxy.cut()
@@ -437,7 +412,7 @@ func (r *recovery) end() {
 		tab.record = eval[[]recoveryEntry](tab.tab, `record`)
 	}
 	for _, tab := range append(r.closed, r.tabs...) {
-		r.check(tab)
+		tab.check(r)
 	}
 	for _, tab := range r.tabs {
 		tab.act(`live.close()`)
@@ -459,174 +434,4 @@ func (r *recovery) recovered(tab *recoveryTab) bool {
 		r.Fatal(err)
 	}
 	return got
-}
-
-// A recoveryEntry is an entry of a page's record.
-type recoveryEntry struct {
-	Type   string `json:"type"`
-	At     int64  `json:"at"` // in Unix milliseconds
-	ID     string `json:"id"`
-	Topic  string `json:"topic"`
-	Number int    `json:"number"`
-	Code   int    `json:"code"`
-	Final  bool   `json:"final"`
-}
-
-// check checks a tab's record.
-func (r *recovery) check(tab *recoveryTab) {
-	open, fresh, empty := false, false, true
-	resets := 0 // that may come
-	last := make(map[string]int)
-	anew := make(map[string]int64) // topics whose next event may be any up to the first one that was published after this time
-	for i, e := range tab.record {
-		r.count[e.Type]++
-		wrong := ""
-		switch e.Type {
-		case "begin":
-			open, fresh = false, e.ID == ""
-			if fresh {
-				resets = len(r.after(r.breaks, e.At))
-			}
-		case "open":
-			if open {
-				wrong = "it was open"
-			}
-			open = true
-			if fresh {
-				fresh = false
-				for _, topic := range recoveryTopics {
-					anew[topic] = e.At
-				}
-			}
-		case "close":
-			open = false
-			if e.Final && !(r.ending && e.Code == 4403 && i == len(tab.record)-1) {
-				wrong = "it was final"
-			}
-		case "reset":
-			if !empty { // otherwise it had no id to resume from
-				resets--
-			}
-			empty = true
-			if resets < 0 {
-				wrong = "nothing was lost"
-			} else if !open {
-				wrong = "it wasn't open"
-			}
-			for _, topic := range recoveryTopics {
-				if e.Topic == "" || e.Topic == topic {
-					anew[topic] = e.At
-				}
-			}
-		case "event":
-			want, limit := last[e.Topic]+1, last[e.Topic]+1
-			if at, ok := anew[e.Topic]; ok {
-				events := r.published[e.Topic]
-				limit = len(events) - len(r.after(events, at)) + 1
-				delete(anew, e.Topic)
-			}
-			switch {
-			case !open:
-				wrong = "it wasn't open"
-			case !tab.has(e.Topic):
-				wrong = "another topic's"
-			case e.Number < want:
-				wrong = fmt.Sprintf("twice, want %d", want)
-			case e.Number > limit:
-				wrong = fmt.Sprintf("events are lost, want %d", want)
-			}
-			last[e.Topic], empty = e.Number, false
-		}
-		if wrong != "" {
-			r.Errorf("%s, entry %d of %d: %+v: %s, after %+v", tab.name, i, len(tab.record), e, wrong, tab.record[max(0, i-8):i])
-			return
-		}
-	}
-}
-
-// after returns the times after the given one.
-func (r *recovery) after(times []time.Time, ms int64) []time.Time {
-	t := time.UnixMilli(ms).Add(2 * time.Millisecond) // clocks are rounded
-	n, _ := slices.BinarySearchFunc(times, t, time.Time.Compare)
-	return times[n:]
-}
-
-// A recoveryTab is a tab of a run.
-type recoveryTab struct {
-	*tab
-	site      string // its URL
-	topics    []string
-	suspended string          // "frozen", "away" or "offline"
-	record    []recoveryEntry // when it was closed
-}
-
-func (r *recovery) open(topics []string) {
-	tab := &recoveryTab{tab: r.pool.get(r.T, fmt.Sprintf("tab%d", len(r.tabs)+len(r.closed))), site: r.site.server.URL, topics: topics}
-	setup, _ := json.Marshal(map[string]any{
-		"url": r.proxy.url + "/live", "tickets": r.tickets, "topics": topics, "shared": r.shared, "transports": []string{r.transport},
-		"backoff": map[string]int{"min": 20, "max": 200},
-	})
-	tab.open(r.site.server.URL + "/recovery/#" + url.PathEscape(string(setup)))
-	r.tabs = append(r.tabs, tab)
-}
-
-// pick returns one of the tabs.
-func (r *recovery) pick(n int) *recoveryTab { return r.tabs[n%len(r.tabs)] }
-
-func (tab *recoveryTab) has(topic string) bool {
-	return topic == "" || topic == "given" || slices.Contains(tab.topics, topic)
-}
-
-// suspend makes the page frozen, away (its tab shows another one) or offline.
-func (tab *recoveryTab) suspend(how string) {
-	tab.wake()
-	switch tab.suspended = how; how {
-	case "frozen":
-		tab.freeze(true)
-	case "away":
-		tab.open(tab.site + "/elsewhere")
-	case "offline":
-		tab.setOffline(true)
-	}
-}
-
-// wake ends what suspend began.
-func (tab *recoveryTab) wake() {
-	switch tab.suspended {
-	case "frozen":
-		tab.freeze(false)
-	case "away":
-		eval[chromedp.Void](tab.tab, `history.back()`)
-		tab.until(`globalThis.live`)
-	case "offline":
-		tab.setOffline(false)
-	}
-	tab.suspended = ""
-}
-
-// act runs JavaScript in the page, awake.
-func (tab *recoveryTab) act(js string) {
-	tab.wake()
-	eval[chromedp.Void](tab.tab, js+"; undefined")
-}
-
-func (tab *recoveryTab) reload() {
-	tab.act(`globalThis.old = true; location.reload()`)
-	tab.until(`!globalThis.old && globalThis.live`)
-}
-
-// setOffline sets whether the page has a network.
-func (tab *recoveryTab) setOffline(offline bool) {
-	tab.do("going offline", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
-		rule := &network.Conditions{Offline: offline, DownloadThroughput: -1, UploadThroughput: -1}
-		if _, err := cdp.Call(ctx, target, network.EmulateNetworkConditionsByRule, network.EmulateNetworkConditionsByRuleParams{
-			MatchedNetworkConditions: []*network.Conditions{rule},
-		}); err != nil {
-			return err
-		}
-		_, err := cdp.Call(ctx, target, network.OverrideNetworkState, network.OverrideNetworkStateParams{
-			Offline: offline, DownloadThroughput: -1, UploadThroughput: -1,
-		})
-		return err
-	}))
 }
