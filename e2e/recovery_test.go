@@ -370,7 +370,8 @@ func (r *recovery) publish(n int) {
 	}
 }
 
-// end lets all recover, and checks that it did.
+// end lets all recover, and checks that it did. First it wakes all tabs: a frozen one
+// that was about to join others may keep new ones from that.
 func (r *recovery) end() {
 	r.calm()
 	for _, tab := range r.tabs {
