@@ -83,20 +83,24 @@ func (c *Client) introduce(r *http.Request) error {
 	h := c.hub
 	last := claimedEventID(r)
 	h.order.await(last) // before OnConnect: what was published before must not find the topics that it subscribes
-	if err := c.onConnect(r); err != nil {
-		switch why := c.why(); {
-		case errors.Is(err, ErrClientClosed) && (errors.Is(why, ErrHubClosed) || errors.Is(why, ErrSlowClient)):
+	asked, err := c.asks(r)
+	if err == nil {
+		err = c.onConnect(r)
+	}
+	var refused map[string]*refusal
+	if err == nil {
+		refused, err = c.joinAsked(asked)
+	}
+	if err != nil {
+		if why := c.why(); errors.Is(err, ErrClientClosed) && (errors.Is(why, ErrHubClosed) || errors.Is(why, ErrSlowClient)) {
 			return notNow(why) // it isn't OnConnect that refuses
-		case errors.Is(err, ErrBrokerUnavailable):
-			return notNow(err)
 		}
-		if _, ok := errors.AsType[*refusal](err); !ok {
-			h.shared.log.warn(logRefused, "client refused by OnConnect", "err", err, "remote", r.RemoteAddr)
-			return bluntly(http.StatusForbidden, err)
-		}
-		return err
+		return c.refusalBy("client refused by OnConnect", err, "remote", r.RemoteAddr)
 	}
 	c.catchUp(last)
+	if asked.envelopes {
+		c.reply(asked.fresh, refused)
+	}
 	c.open()
 	var why error
 	switch {
@@ -111,38 +115,13 @@ func (c *Client) introduce(r *http.Request) error {
 	return notNow(why)
 }
 
-// onConnect calls OnConnect, or if that is nil subscribes the URL's topics.
 func (c *Client) onConnect(r *http.Request) (err error) {
 	if c.hub.OnConnect == nil {
-		return c.askedTopics(r)
+		return nil
 	}
+	c.invited = true
 	defer c.hub.catch("OnConnect", c, func(panicked error) { err = bluntly(http.StatusInternalServerError, panicked) })
 	return c.hub.OnConnect(c, r)
-}
-
-const maxAskedTopics = 100 // in a URL, for hubs without OnConnect
-
-// askedTopics subscribes the client to the topics of its URL.
-func (c *Client) askedTopics(r *http.Request) (err error) {
-	if r.URL.RawQuery == "" {
-		return nil
-	}
-	topics := r.URL.Query()["topic"]
-	switch {
-	case len(topics) == 0:
-		return nil
-	case len(topics) > maxAskedTopics:
-		err = fmt.Errorf("the request asks for %d topics, at most %d are allowed", len(topics), maxAskedTopics)
-	default:
-		err = c.Subscribe(topics...)
-	}
-	switch err {
-	case nil, ErrBrokerUnavailable: // which is temporary
-		return nil
-	case ErrClientClosed:
-		return err
-	}
-	return openly(http.StatusBadRequest, err)
 }
 
 // A refusal is an HTTP answer to somebody who doesn't become a client.

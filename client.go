@@ -73,6 +73,10 @@ type Client struct {
 	beat  time.Duration // when the connection opened or the last heartbeat was due, on the hub's clock
 	looks uint8         // at the open connection, until its ids are final
 
+	// Set by the goroutine that answers the request, before the reading.
+	invited   bool // OnConnect has let it in
+	envelopes bool // it is of the Subprotocol
+
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock
 	closeBy   atomic.Int64 // when to abort a connection that is being closed; zero: it isn't
 	expires   atomic.Int64 // when ExpireAt closes it, in Unix milliseconds; zero: never

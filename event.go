@@ -75,6 +75,7 @@ type event struct {
 	seq      uint64    // its position in the hub's history; zero: none
 	notice   notice    // noNotice unless the hub itself says it
 	private  bool      // it was sent to one client alone
+	reply    bool      // the same, and Data is the envelope
 	accepted moment    // when this node accepted it, from its publisher or another node; set by the loop
 	unshared uint64    // its position among events that the engine lacks, whose IDs resume nowhere; zero: it isn't one
 	except   *clientID // the client that doesn't get it; nil: all get it
@@ -259,7 +260,7 @@ type envelope struct {
 }
 
 func (ev *event) envelope(f format) []byte {
-	if ev.notice == beatNotice {
+	if ev.notice == beatNotice || ev.reply {
 		return ev.Data
 	}
 	e := envelope{ID: ev.idIn(f), Topic: ev.topic, Event: ev.Name, Key: ev.memberKey(), Gone: ev.Gone, Reset: ev.notice == resetNotice}

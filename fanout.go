@@ -49,6 +49,9 @@ type subscription struct {
 	index int32  // in topic.subs
 	early bool   // Subscribe returned before events of all nodes arrived
 
+	// Guarded by the client's tmu.
+	asked bool // the client has asked for it, in its URL or by a message
+
 	// The client has the topic's events up to this position, unless it is zero: a
 	// replay has those behind it. Guarded by the client's tmu; the loop changes it
 	// for the caller of hand, who holds that.

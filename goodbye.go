@@ -88,15 +88,21 @@ func (g goodbye) in(enc encoding) *buffer {
 }
 
 func (g goodbye) object() []byte {
-	type closing struct {
-		Code   websocket.StatusCode `json:"code"`
-		Reason string               `json:"reason,omitempty"`
-		Final  bool                 `json:"final,omitempty"`
-		Retry  int64                `json:"retry,omitempty"` // in milliseconds
-	}
 	return encodeJSON(struct {
-		Close closing `json:"close"`
-	}{closing{g.code, g.reason, g.isFinal(), g.retry.Milliseconds()}})
+		Close farewell `json:"close"`
+	}{g.farewell()})
+}
+
+// A farewell is a goodbye as JSON, or that of a topic.
+type farewell struct {
+	Code   websocket.StatusCode `json:"code"`
+	Reason string               `json:"reason,omitempty"`
+	Final  bool                 `json:"final,omitempty"`
+	Retry  int64                `json:"retry,omitempty"` // in milliseconds
+}
+
+func (g goodbye) farewell() farewell {
+	return farewell{g.code, g.reason, g.isFinal(), g.retry.Milliseconds()}
 }
 
 // fitReason returns what a close frame can carry of a reason: UTF-8 of at most

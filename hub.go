@@ -54,9 +54,29 @@ type Hub struct {
 	// [ErrBrokerUnavailable] asks the client to try again later. Any other is
 	// logged and answered by 403 and a fixed text, which tells a stranger
 	// nothing. Without OnConnect a client has the topics that its URL asks for
-	// (?topic=a&topic=b), 100 at most. Set OnConnect unless every client may
-	// read every topic.
+	// (?topic=a&topic=b), 100 at most. Set OnConnect or OnSubscribe unless every
+	// client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
+
+	// OnSubscribe decides which topics a page may join by itself. It is asked about
+	// each topic that [Client.Subscribe] hasn't subscribed in OnConnect and that
+	// the URL names, before the client's request is answered, behind OnConnect and
+	// on its goroutine. It is asked again about the same topics when the page
+	// reconnects. A page that uses [Script] may also join topics while it is
+	// connected. Over a WebSocket OnSubscribe is then called as OnMessage is, in
+	// turn with that. Over an event stream the page reconnects. So OnSubscribe may
+	// block, and holds back its own client alone.
+	//
+	// Nil lets the client have the topic, which begins as for a new client, or
+	// behind the client's last id if it has had the topic before. To show the
+	// client there, let OnSubscribe call Subscribe and Appear. An error refuses the
+	// topic, as one of OnConnect refuses the client. The page is told, and whether
+	// that is final. A client that isn't of the [Subprotocol] can't be told about a
+	// topic, so it is refused as a whole. A client may have 100 topics in this way.
+	//
+	// Without OnSubscribe a page has the topics that OnConnect subscribes, and may
+	// join any topic if there is no OnConnect either.
+	OnSubscribe func(c *Client, topic string) error
 
 	// OnDisconnect is called once for each OnConnect that returned nil, when
 	// the client is gone and its last OnMessage has returned. err is never nil.
@@ -264,6 +284,7 @@ func (h *Hub) settle() {
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
+		s.onSubscribe = h.OnSubscribe
 		s.history = h.History.settled()
 		s.leaveAfter = max(cmp.Or(h.LeaveAfter, 10*time.Second), 0)
 		if s.pingInterval > 0 {

@@ -175,6 +175,27 @@ func (o *outbox) post(e *Event) error {
 	return o.checkLocked()
 }
 
+// reply sends an object to this client, which is of the Subprotocol, behind the
+// replay that is under way.
+func (o *outbox) reply(object []byte) error {
+	o.mu.Lock()
+	defer o.unlock()
+	if o.state != outboxOpen {
+		return ErrClientClosed
+	}
+	ev := &event{Event: Event{Data: object}, private: true, reply: true}
+	o.backlog.add(1)
+	switch {
+	case o.past != nil:
+		o.past.behind = append(o.past.behind, ev)
+	case o.conn == nil:
+		o.holdLocked(ev)
+	default:
+		o.sendLocked(ev.buffer(o.format))
+	}
+	return o.checkLocked()
+}
+
 // checkLocked returns the error of a push or a post. If the client has become
 // too slow, unlock tells the owner, which calls cut.
 func (o *outbox) checkLocked() error {
@@ -258,6 +279,9 @@ func (o *outbox) replay(r *replay) {
 	events := r.events(early, !r.more && !closed)
 	o.backlog.add(countMessages(events) + countMessages(r.early) - counted)
 	o.backlog.exemptReplay(past)
+	if !r.more {
+		events = append(events, r.behind...)
+	}
 	o.past = nil
 	if r.more {
 		o.past = r
@@ -306,7 +330,7 @@ func (o *outbox) nextPartLocked() {
 // joined, and waits for them, is lost.
 func (o *outbox) endPastLocked() {
 	if o.past != nil {
-		o.backlog.lost(o.shared, countMessages(o.past.early))
+		o.backlog.lost(o.shared, countMessages(o.past.early)+len(o.past.behind))
 		o.past = nil
 	}
 }

@@ -72,8 +72,9 @@ type replay struct {
 	resets   int64    // how many resets this part has
 
 	// Owned by the outbox.
-	early []*event          // came while the client joined, to be sent behind the values
-	own   map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
+	early  []*event          // came while the client joined, to be sent behind the values
+	behind []*event          // replies, to be sent behind the last part
+	own    map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
 }
 
 // A claim has topics that begin behind an id, or at a start if that is empty.

@@ -24,7 +24,7 @@ func (c *Client) accept(conn net.Conn, rest []byte, answer func() (format, error
 		try = tlsTryWriter(c)
 	}
 	var hello []*event
-	if f.encoding.isEnvelope() {
+	if c.envelopes = f.encoding.isEnvelope(); c.envelopes {
 		hello = []*event{c.hub.shared.newHello(c.ID())}
 	}
 	c.out.open(conn, try, f, hello...) // what it held goes out
@@ -75,19 +75,24 @@ func (c *Client) stopReading() {
 	}
 }
 
-// handle runs OnMessage. Its time does not count as the client's silence.
+// handle runs OnMessage.
 func (c *Client) handle(msg Message) {
-	if c.onMessage == nil {
-		return
+	if c.onMessage != nil {
+		c.run("OnMessage", func() { c.onMessage(c.hub, msg) })
 	}
+}
+
+// run calls f, which runs a handler. Its time does not count as the client's
+// silence.
+func (c *Client) run(handler string, f func()) {
 	c.inHandler.Store(true)
 	defer func() {
 		c.wire.heard.Store(int64(c.hub.shared.clock.now()))
 		c.between()
 		c.inHandler.Store(false)
 	}()
-	defer c.hub.catch("OnMessage", c, func(panicked error) {
+	defer c.hub.catch(handler, c, func(panicked error) {
 		c.close(websocket.CloseError{Code: websocket.StatusInternalError, Reason: "internal error"}, panicked)
 	})
-	c.onMessage(c.hub, msg)
+	f()
 }

@@ -227,6 +227,7 @@ type shared struct {
 	pongTimeout     time.Duration
 	writeTimeout    time.Duration
 	compression     bool
+	onSubscribe     func(c *Client, topic string) error
 	history         History
 	leaveAfter      time.Duration
 	heartbeat       *event // nil: never

@@ -115,11 +115,11 @@ func (c *Client) subscribe(from *string, topics []string) (subs []*subscription,
 		if c.hub.shared.history.keeps() || from != nil {
 			r = &replay{id: c.id, live: true, claims: claims, given: make(chan struct{})}
 		}
-	} else if from != nil {
+	} else if from != nil || c.late != nil {
 		if c.late == nil {
 			c.late = new(lateStart)
 		}
-		c.late.claims = append(c.late.claims, claims...)
+		c.late.claims = append(c.late.claims, claims[len(claims)-1]) // those before it begin where the client does
 	}
 	confirmed = c.hub.order.want(added) // before the replay: an order may drop a topic that nobody wants
 	if r != nil && !c.handReplay(change{client: c, do: do, replay: r}) || r == nil && !c.home.inbox.put(entry{do: do}) {
@@ -146,8 +146,8 @@ func (c *Client) subscribe(from *string, topics []string) (subs []*subscription,
 // replay. If it comes back with such an id, its late topics begin with a reset.
 type lateStart struct {
 	start  uint64              // as in a claim
-	left   map[uint64]struct{} // hashes of the topics that it has had since and left: these begin as for a new client
-	claims []claim             // of SubscribeFrom in OnConnect
+	left   map[uint64]struct{} // hashes of topics that begin as for a new client: it has had them since and left, or its page says so
+	claims []claim             // of SubscribeFrom in OnConnect, and of such topics
 }
 
 const maxLeft = 1000 // topics in lateStart.left

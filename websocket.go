@@ -143,7 +143,11 @@ func (webSocket) read(c *Client) error {
 func (c *Client) receive(data []byte, text bool) {
 	if !c.out.isClosed() { // else only the peer's close frame matters
 		c.hub.shared.received.Add(1)
-		c.handle(Message{Client: c, Data: data, Binary: !text})
+		if c.isControl(data, text) {
+			c.run("OnSubscribe", func() { c.control(data) })
+		} else {
+			c.handle(Message{Client: c, Data: data, Binary: !text})
+		}
 	}
 	c.between()
 }
