@@ -3,9 +3,9 @@
 /** How to connect. Every option has a default. */
 export interface Options {
 	/**
-	 * The topics to ask for, in the URL as `?topic=a&topic=b`. If the hub has an
-	 * OnConnect, that alone decides which of them the page gets. A Connection's
-	 * topics never change. For others, close it and make a new one.
+	 * The topics to ask for, in the URL as `?topic=a&topic=b`. The hub's OnConnect
+	 * and OnSubscribe decide which of them the page gets. `Connection.subscribe`
+	 * adds others.
 	 */
 	topics?: readonly string[];
 
@@ -48,7 +48,7 @@ export interface Options {
 	 *
 	 * Tabs share what the hub knows of a client. So `id` is empty: Event.Except
 	 * would pass over all of them. What the hub sends to the client alone comes to
-	 * all tabs. Their topics together may be 100; further tabs have a connection of
+	 * all tabs. Their topics together may be 100. Further tabs have a connection of
 	 * their own. So has each tab if the hub has no History, and where the browser
 	 * has no Web Locks (they need https or localhost).
 	 */
@@ -89,6 +89,23 @@ export interface ConnectionCloseEvent extends Event {
 	readonly final: boolean;
 }
 
+/** The event that reports that the hub has refused a topic. */
+export interface ConnectionRefusedEvent extends Event {
+	readonly topic: string;
+	/** 4000 and an HTTP status, such as 4403. */
+	readonly code: number;
+	/** The reason that the hub gave; empty if there is none. */
+	readonly reason: string;
+	/** Whether the Connection has given the topic up. Otherwise it tries again. */
+	readonly final: boolean;
+}
+
+/** Who is in a topic: the data of each member, by its key. */
+export interface Members<T> extends ReadonlyMap<string, T> {
+	/** Stops following the topic. The members stay as they are. */
+	stop(): void;
+}
+
 /** The event that reports that events for the page may be lost. */
 export interface ConnectionResetEvent extends Event {
 	/** The topic whose events may be lost; empty: of all topics. */
@@ -110,10 +127,16 @@ export interface ConnectionEventMap {
 	 * event. Mostly it follows an `open`. Where several nodes share a history, it
 	 * also comes when the hub notices that the history has lost events. On a hub
 	 * without History every `open` after the first is followed by a reset. A reset
-	 * with a topic is about that topic alone: the page had the server subscribe it
-	 * after the connection was open.
+	 * with a topic is about that topic alone: the page subscribed it, or had the
+	 * server do so, after the connection was open.
 	 */
 	reset: ConnectionResetEvent;
+	/**
+	 * The hub's OnSubscribe has refused a topic. What is final is said by the same
+	 * codes as for a close. A topic that is not refused for good is asked for
+	 * again, not before the time that the hub may have told.
+	 */
+	refused: ConnectionRefusedEvent;
 }
 
 /**
@@ -181,11 +204,11 @@ export class Connection extends EventTarget {
 	/**
 	 * The id of the last event that it got, or the position that the hub sent. Empty
 	 * on a hub without History. If it ends in "~", it tells nothing about topics that
-	 * the server subscribed after the connection was open: they may begin with a
-	 * reset when the page is back. So it is in the first 10 s of each connection.
+	 * the server subscribed by itself after the connection was open: they may begin
+	 * with a reset when the page is back. So it is in the first 10 s of each connection.
 	 */
 	readonly lastEventId: string;
-	/** The topics it asks for. */
+	/** The topics it asks for: those of the options, and those that `subscribe` has added. */
 	readonly topics: string[];
 
 	/**
@@ -199,6 +222,37 @@ export class Connection extends EventTarget {
 	onTopic(topic: string, listener: (message: Message) => void): () => void;
 	/** Calls listener with each event; see `on`. */
 	onAny(listener: (message: Message) => void): () => void;
+
+	/**
+	 * Adds a topic, and calls listener with each of its events; see `on`. The hub's
+	 * OnSubscribe decides: see the event refused. The topic begins as for a new
+	 * client, with the newest event of each Key. From then on nothing is lost and
+	 * nothing comes twice, or a reset with the topic comes first. If the topic is
+	 * there already, listener gets the events from now on.
+	 *
+	 * Over a WebSocket this is a message to the hub. Over an event stream, and if
+	 * tabs share the connection, the page makes another one, which resumes. Over an
+	 * event stream calls within 100 ms do so once. If the hub has no History, a reset
+	 * follows. While not connected, subscribe counts for the next connection.
+	 *
+	 * The returned function removes the listener. When it removes the last listener
+	 * that subscribe has added to the topic, it leaves the topic, unless that is one
+	 * of the options.
+	 */
+	subscribe(topic: string, listener: (message: Message) => void): () => void;
+	/**
+	 * Leaves a topic, and removes the listeners that `subscribe` has added to it. No
+	 * listener gets its events any more. What the server has subscribed by itself
+	 * stays subscribed there.
+	 */
+	unsubscribe(topic: string): void;
+	/**
+	 * Follows who is in a topic, as the server's Client.Appear shows it. The topic is
+	 * one of the page's. The map changes with each event, and then changed is called
+	 * with it. It is emptied by a reset, after which the hub sends all members again,
+	 * and when the page leaves the topic.
+	 */
+	members<T = any>(topic: string, changed?: (members: Members<T>) => void): Members<T>;
 
 	/**
 	 * Sends a message to the hub's OnMessage. It throws an InvalidStateError on

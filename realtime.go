@@ -119,21 +119,22 @@ type Message struct {
 // Over a WebSocket, a text message that begins with {"realtime": is for the hub and
 // not for OnMessage. It joins topics, or leaves some that the client has joined:
 //
-//	{"realtime":"subscribe","topics":["a","b"]}
-//	{"realtime":"unsubscribe","topics":["a"]}
+//	{"realtime":{"unsubscribe":["a"],"subscribe":["b","c"]}}
 //
-// The topics begin as for a new client, and [Hub.OnSubscribe] decides. The hub
-// answers when the client has all that the topics begin with:
+// Those that it joins begin as for a new client, and [Hub.OnSubscribe] decides. The
+// hub answers when no more events of a topic come that the client has left, and when
+// all has come that the others begin with:
 //
-//	{"subscribed": ["a"]}
-//	{"topic": "b", "refused": {"code": 4403, "reason": "…", "final": true}}
+//	{"unsubscribed": ["a"]}
+//	{"subscribed": ["b"]}
+//	{"topic": "c", "refused": {"code": 4403, "reason": "…", "final": true}}
 //
-// From the first of these on, the newest id stands for the topic as well, so the
-// client asks for it in the URL when it reconnects. Before that it also names the
-// topic as new=a in the URL's query. Then the topic begins as for a new client
-// again, whatever the id, and the same answer follows. So an event stream can join
-// topics by reconnecting. "refused" means that the client doesn't have the topic,
-// and comes for topics in the URL as well. Its fields are those of "close" below.
+// From "subscribed" on, the newest id stands for the topic as well, so the client
+// asks for it in the URL when it reconnects. Before that it also names the topic as
+// new=b in the URL's query. Then the topic begins as for a new client again, whatever
+// the id, and the same answer follows. So an event stream can join topics by
+// reconnecting. "refused" means that the client doesn't have the topic, and comes
+// for topics in the URL as well. Its fields are those of "close" below.
 //
 // The last object tells why the hub ends the connection, or refuses the client:
 //

@@ -1,77 +1,45 @@
-// A client of the Go package realtime for web pages. realtime.d.ts documents it.
-// How it works, and why, stands in script.go: comments would be half of this file.
+// See realtime.d.ts and script.go.
 
 const protocol = "realtime.v1";
 
 // In milliseconds:
-const openTimeout = 15_000;  // for an answer
-const retryTimeout = 30_000; // and where the browser waits first
-const steady = 5_000;        // a good connection lasts so long
-const asleep = 90_000;       // the computer slept if a pulse is so late
+const openTimeout = 15_000;
+const retryTimeout = 30_000;
+const steady = 5_000;
+const asleep = 90_000;
 const pulse = 10_000;
-const lastLook = 1_000;      // before a silent hub counts as lost
-const joinTimeout = 1_000;   // before the next tab may join
-const askAfter = 100;        // that the hub has told all
+const second = 1_000;
+const askAfter = 100;
 
 export function connect(url, options) {
 	return new Connection(url, options);
 }
 
 export class Connection extends EventTarget {
-	#url;
-	#topics;
-	#transports;
-	#min;
-	#max;
-	#withCredentials;
+	#url; #topics; #transports; #options;
+	#state = "connecting"; #id = ""; #lastEventId; #listeners = new Set();
 
-	#state = "connecting";
-	#id = "";
-	#lastEventId;
-	#listeners = new Set();
+	#link; #openedAt; #from = ""; #all = [];
+	#tries = 0; #worked = new Set(); #failures = 0;
+	#dueAt; #timer;
+	#interval; #missed; #patience = 2;
+	#wasOpen; #pulse; #checkedAt = Date.now();
 
-	#link = null;  // a WebSocket, an EventSource or what #followed returns
-	#openedAt = 0; // zero: it isn't
-	#from = "";    // the id behind which it continues
-	#all = [];     // its topics
-	#transport = 0; // index
-	#waiting = false; // for the next attempt
-	#notBefore = 0;
-	#timer;
-	#interval = 0; // of the hub's heartbeats
-	#missed = 0;   // of those
-	#patience = 2; // so many may be missed
-	#wasOpen = false;
-	#failures = 0; // attempts in a row without a lasting connection
-	#tries = 0;    // failed ones of #transport in a row
-	#worked = new Set(); // transports
-	#pulse;
-	#checkedAt = Date.now();
+	#known = new Set(); #fresh = new Map();
+	#changed = new Set(); #changing;
 
-	// Of tabs that share one:
-	#name; // of their lock and channel
-	#me = Math.random();
-	#channel = null;
-	#abort;
-	#leads = null; // releases the lock
-	#joins = null; // the same for joining; true: it waits for that
-	#inSync = false; // it has led or followed
-	#asking = 0;
-	#tabs = new Map(); // topics of the others
-	#unsent = []; // for the leader's next link
+	#name; #me = Math.random(); #channel; #abort;
+	#leads; #joins; #asking; #inSync;
+	#tabs = new Map(); #unsent = [];
 
-	constructor(url, {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", backoff = {}, withCredentials = false, shared = false} = {}) {
+	constructor(url, options = {}) {
 		super();
+		const {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", shared} = this.#options = options;
 		this.#url = typeof url === "function" ? url : resolve(url);
-		if (typeof topics === "string") throw new TypeError("realtime: topics is an array, not a string");
-		this.#topics = [...topics];
+		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
-		if (!this.#transports.length || !this.#transports.every((t) => t === "websocket" || t === "eventsource")) {
-			throw new TypeError(`realtime: transports can't be ${JSON.stringify(transports)}`);
-		}
+		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${JSON.stringify(transports)}`);
 		this.#lastEventId = lastEventId;
-		({min: this.#min = 500, max: this.#max = 30_000} = backoff);
-		this.#withCredentials = withCredentials;
 		if (shared && globalThis.navigator?.locks) this.#name = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
 		this.#pulse = setInterval(this.#check, pulse);
@@ -80,30 +48,67 @@ export class Connection extends EventTarget {
 
 	get state() { return this.#state; }
 	get id() { return this.#id; }
-	get transport() { return this.#link?.transport ?? this.#transports[this.#transport]; }
+	get transport() { return this.#link?.transport ?? this.#transports[0]; }
 	get lastEventId() { return this.#lastEventId; }
-	get topics() { return [...this.#topics]; }
+	get topics() { return [...this.#topics.keys()]; }
 
 	on(event, listener) { return this.#listen({event, listener}); }
 	onTopic(topic, listener) { return this.#listen({topic, listener}); }
 	onAny(listener) { return this.#listen({listener}); }
 
+	subscribe(topic, listener) {
+		const stop = this.#listen({topic, listener, joins: true});
+		if (!this.#topics.has(topic)) {
+			this.#topics.set(topic, true);
+			this.#fresh.set(topic);
+			this.#change(topic);
+		}
+		return () => {
+			stop();
+			if (this.#topics.get(topic) && ![...this.#listeners].some((entry) => entry.joins && entry.topic === topic)) this.unsubscribe(topic);
+		};
+	}
+
+	unsubscribe(topic) {
+		this.#fresh.delete(topic);
+		if (this.#topics.delete(topic)) this.#change(topic);
+		for (const entry of [...this.#listeners]) {
+			if (entry.topic === topic && entry.joins) this.#listeners.delete(entry);
+			if (entry.topic === topic) entry.empty?.({topic});
+		}
+	}
+
+	members(topic, changed) {
+		const members = new Map();
+		const listener = (event) => {
+			if (event.gone) members.delete(event.key);
+			else if (event.json) members.set(event.key, event.json().data);
+			else if ((event.topic || topic) === topic) members.clear();
+			changed?.(members);
+		};
+		const stop = this.#listen({event: "presence", topic, listener, empty: listener});
+		this.addEventListener("reset", listener);
+		members.stop = () => {
+			stop();
+			this.removeEventListener("reset", listener);
+		};
+		return members;
+	}
+
 	#listen(entry) {
 		if (typeof entry.listener !== "function") throw new TypeError("realtime: a listener is a function");
 		this.#listeners.add(entry);
-		return () => { this.#listeners.delete(entry); };
+		return () => this.#listeners.delete(entry);
 	}
 
 	send(data) {
-		if (this.transport !== "websocket") throw new DOMException("realtime: an event stream sends nothing", "InvalidStateError");
-		if (!this.#pass(data)) throw new DOMException("realtime: not connected", "InvalidStateError");
+		if (this.transport !== "websocket" || !this.#pass(data)) throw new DOMException("realtime: no open WebSocket", "InvalidStateError");
 	}
 
 	#pass(data) {
-		const link = this.#link;
 		if (this.#leads && this.#state === "open" && !this.#openedAt) return this.#unsent.push(data);
-		if (!this.#openedAt || link.readyState !== 1) return false;
-		link.send(data);
+		if (!this.#openedAt || this.#link.readyState !== 1) return false;
+		this.#link.send(data);
 		return true;
 	}
 
@@ -113,58 +118,67 @@ export class Connection extends EventTarget {
 
 	reconnect() {
 		if (this.#state === "closed") return;
-		this.#drop();
-		this.#connect();
+		this.#goOn("");
 		this.#broken();
 	}
 
-	// ---- Attempts
-
 	#connect() {
-		this.#waiting = false;
+		this.#dueAt = Infinity;
 		if (this.#channel && !this.#leads && !this.#joins?.call) {
 			this.#link = this.#followed();
 			this.#expect(openTimeout);
-			this.#post({who: true});
-			return;
+			return this.#post({who: true});
 		}
 		if (typeof this.#url !== "function") return this.#open(this.#url);
-		const asked = this.#link = {close() {}};
-		const current = (f) => (v) => { if (asked === this.#link) f(v); };
+		const link = this.#link = {close() {}};
 		this.#expect(openTimeout);
-		(async () => resolve(await this.#url()))().then(
-			current((url) => this.#open(url)),
-			current((error) => this.#lost({reason: String(error)}, true)),
+		new Promise((done) => done(this.#url())).then(resolve).then(
+			this.#of(link, (url) => this.#open(url)),
+			this.#of(link, (error) => this.#lost({reason: String(error)}, true)),
 		);
+	}
+
+	#of(link, f) {
+		return (value) => link === this.#link && f(value);
 	}
 
 	#open(base) {
 		const url = new URL(base);
 		const query = url.searchParams;
-		this.#from ||= this.#lastEventId;
-		this.#all = [...new Set([this.#topics, ...this.#tabs.values()].flat())];
-		for (const topic of this.#all) query.append("topic", topic);
-		if (this.#from) query.set("lastEventId", this.#from);
+		if (this.#from ||= this.#lastEventId) query.set("lastEventId", this.#from);
+		else this.#fresh.clear();
+		if ([...this.#tabs.values()].flat().some((t) => this.#fresh.has(t))) {
+			this.#leave();
+			return this.#enter();
+		}
+		this.#changed.clear();
+		this.#all = this.#wanted();
+		for (const topic of this.#all) {
+			this.#known.add(topic);
+			query.append("topic", topic);
+			if (this.#fresh.has(topic)) query.append("new", topic);
+		}
 		let link;
 		if (this.transport === "websocket") {
 			url.protocol = url.protocol.replace("http", "ws");
 			link = new WebSocket(url, protocol);
-			link.onclose = (event) => { if (link === this.#link) this.#lost(event); };
+			link.onclose = this.#of(link, (event) => this.#lost(event));
 		} else {
 			query.set("protocol", protocol);
-			link = new EventSource(url, {withCredentials: this.#withCredentials});
-			link.onerror = () => { if (link === this.#link) this.#failed(); };
+			link = new EventSource(url, this.#options);
+			link.onerror = this.#of(link, () => this.#failed());
 		}
-		link.onmessage = ({data}) => { if (link === this.#link) this.#receive(data); };
-		this.#link = link;
+		link.has = new Set(this.#all);
+		link.onmessage = this.#of(link, ({data}) => this.#receive(data));
 		this.#expect(openTimeout);
+		this.#link = link;
 	}
 
 	#failed() {
-		if (!this.#openedAt || this.#link.readyState === 2 || typeof this.#url === "function") return this.#lost({});
+		const link = this.#link;
+		if (!this.#openedAt || link.readyState === 2 || typeof this.#url === "function" || this.#changed.size || link.url.includes("&new=")) return this.#lost({});
 		this.#count(true);
-		this.#openedAt = 0;
-		this.#waiting = true;
+		this.#openedAt = this.#dueAt = 0;
 		this.#expect(retryTimeout);
 		this.#broken();
 	}
@@ -176,28 +190,28 @@ export class Connection extends EventTarget {
 
 	#opened() {
 		clearTimeout(this.#timer);
-		this.#waiting = false;
+		this.#dueAt = Infinity;
 		this.#openedAt = Date.now();
-		for (const data of this.#unsent.splice(0)) this.#link.send(data);
-		if (this.#state === "open") return; // only the link is new
-		this.#state = "open";
-		// Without an id the hub can't know that this client reconnects.
-		const missed = this.#wasOpen && !this.#lastEventId;
-		this.#wasOpen = true;
 		const link = this.#link;
-		this.#tell("open");
-		if (missed && link === this.#link) this.#tell("reset", {topic: ""});
+		for (const data of this.#unsent.splice(0)) link.send(data);
+		const opens = this.#state !== "open";
+		this.#state = "open";
+		if (opens) this.#tell("open");
+		if (this.#wasOpen && !this.#lastEventId && link === this.#link) this.#tell("reset", {topic: ""});
+		this.#wasOpen = true;
+		if (link !== this.#link) return;
+		if (this.#changed.size || (link.follows && this.#fresh.size)) this.#change();
+		if (!link.follows) this.#begin();
 	}
 
 	#lost({code = 1006, reason = "", final = code === 1000 || code === 1008, retry = 0}, askedInVain) {
-		if (this.#link.follows) return this.#lead({steal: true}); // from a tab that is stuck
+		if (this.#link.follows) return this.#lead({steal: true});
 		if (final) return this.#end(code, reason);
-		if (askedInVain) this.#failures++; // the transport isn't to blame
+		if (askedInVain) this.#failures++;
 		else this.#count(this.#openedAt || code !== 1006);
 		this.#drop();
 		this.#joined();
-		this.#waiting = true;
-		this.#notBefore = Date.now() + retry;
+		this.#dueAt = Date.now() + retry;
 		this.#timer = setTimeout(() => this.#connect(), Math.max(retry, this.#delay(code)));
 		this.#broken(code, reason, reason || code !== 1006);
 	}
@@ -211,24 +225,22 @@ export class Connection extends EventTarget {
 	}
 
 	#count(worked) {
-		const lasted = this.#openedAt && Date.now() - this.#openedAt >= steady;
-		this.#failures = lasted ? 1 : this.#failures + 1;
+		if (this.#openedAt && Date.now() - this.#openedAt >= steady) this.#failures = 0;
+		this.#failures++;
 		if (worked) {
-			this.#worked.add(this.#transport);
+			this.#worked.add(this.transport);
 			this.#tries = 0;
-		} else if (++this.#tries >= (this.#worked.has(this.#transport) ? 6 : 2)) {
-			this.#transport = (this.#transport + 1) % this.#transports.length;
+		} else if (++this.#tries >= (this.#worked.has(this.transport) ? 6 : 2)) {
+			this.#transports.push(this.#transports.shift());
 			this.#tries = 0;
 		}
 	}
 
 	#delay(code) {
-		let from = this.#min;
-		let to = this.#min * 2 ** Math.min(this.#failures + 1, 20);
-		if (code === 1001 || code === 1012) to = Math.max(to, 10 * this.#min);
-		if (code === 1013) [from, to] = [10 * this.#min, Math.max(to, 20 * this.#min)];
-		from = Math.min(from, this.#max);
-		to = Math.min(to, this.#max);
+		const {min = 500, max = 30_000} = this.#options.backoff ?? {};
+		const from = Math.min(code === 1013 ? 10 * min : min, max);
+		const most = code === 1013 ? 20 : code === 1001 || code === 1012 ? 10 : 0;
+		const to = Math.min(min * Math.max(most, 2 ** (this.#failures + 1)), max);
 		return from + Math.random() * (to - from);
 	}
 
@@ -244,13 +256,66 @@ export class Connection extends EventTarget {
 	#end(code, reason) {
 		if (this.#state === "closed") return;
 		this.#leave();
-		this.#state = "closed";
 		clearInterval(this.#pulse);
+		this.#state = "closed";
 		this.#watchPage("removeEventListener");
 		this.#tell("close", {code, reason, final: true});
 	}
 
-	// ---- Tabs that share a link
+	#wanted(more = []) {
+		return [...new Set([this.topics, ...this.#tabs.values(), more].flat())];
+	}
+
+	#change(...topics) {
+		for (const topic of topics) this.#changed.add(topic);
+		this.#changing ||= setTimeout(() => {
+			this.#changing = 0;
+			if (this.#openedAt) this.#renew([...this.#changed]);
+		}, this.transport === "websocket" ? 0 : askAfter);
+	}
+
+	#renew(changed) {
+		const link = this.#link;
+		this.#changed.clear();
+		if (link.follows) return this.#fresh.size ? this.#join() : this.#ask();
+		const unsubscribe = changed.filter((t) => !this.#topics.has(t));
+		const subscribe = changed.filter((t) => this.#topics.has(t));
+		if (this.transport === "websocket" && !this.#channel && !subscribe.some((t) => link.has.has(t))) {
+			for (const topic of subscribe) link.has.add(topic) && this.#known.add(topic);
+			link.send(JSON.stringify({realtime: {unsubscribe, subscribe}}));
+			this.#begin();
+		} else if (subscribe.length || (unsubscribe.length && this.#lastEventId)) {
+			this.#goOn();
+		}
+	}
+
+	#goOn(from = this.#from) {
+		this.#drop();
+		this.#from = from;
+		this.#connect();
+	}
+
+	#begin() {
+		const link = this.#link;
+		for (const [topic, some] of [...this.#fresh]) {
+			if (!some || link !== this.#link) continue;
+			this.#fresh.set(topic);
+			this.#tell("reset", {topic});
+		}
+	}
+
+	#refused(topic, {code, reason = "", final = false, retry = 0}) {
+		if (!this.#topics.has(topic)) return;
+		this.#link.has?.delete(topic);
+		if (final) {
+			this.unsubscribe(topic);
+			this.#changed.delete(topic);
+		} else {
+			if (!this.#fresh.has(topic)) this.#fresh.set(topic, true);
+			setTimeout(() => this.#change(topic), Math.max(retry, this.#delay(1013)));
+		}
+		this.#tell("refused", {topic, code, reason, final});
+	}
 
 	#enter() {
 		if (this.#name) {
@@ -269,8 +334,7 @@ export class Connection extends EventTarget {
 		this.#leads?.();
 		this.#abort?.abort();
 		this.#channel?.close();
-		this.#channel = this.#leads = null;
-		this.#inSync = false;
+		this.#channel = this.#leads = this.#inSync = null;
 		this.#tabs.clear();
 	}
 
@@ -288,8 +352,8 @@ export class Connection extends EventTarget {
 			else this.reconnect();
 		})).catch(() => {
 			if (channel !== this.#channel) return;
-			if (this.#leads) this.#lead({signal: this.#abort.signal}); // stolen
-			else this.#channel = null; // a frame without locks
+			if (this.#leads) this.#lead({signal: this.#abort.signal});
+			else this.#channel = null;
 			this.#leads = null;
 			this.reconnect();
 		});
@@ -297,7 +361,7 @@ export class Connection extends EventTarget {
 
 	#announce(from = this.#from) {
 		this.#inSync = true;
-		if (this.#openedAt) this.#post({open: {from, topics: this.#all, transport: this.transport}});
+		if (this.#openedAt) this.#post({open: {from, topics: this.#all, fresh: [...this.#fresh.keys()], transport: this.transport}});
 		else if (this.#state !== "open") this.#post({lost: {}});
 	}
 
@@ -315,36 +379,33 @@ export class Connection extends EventTarget {
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
-			const last = this.#lastEventId;
-			if (reaches(after, last) || !reaches(last, after)) this.#receive(text);
-			else this.#follow(tab, {...link, from: after, topics: this.#all}); // posts are lost
+			if (reaches(after, this.#lastEventId) || !reaches(this.#lastEventId, after)) this.#receive(text);
+			else this.#follow(tab, {...link, from: after, topics: this.#all});
 		}
 	}
 
 	#admit(tab, {topics, id}) {
-		const from = this.#from;
-		const reached = reaches(from, id);
+		const reached = reaches(this.#from, id);
 		const isNew = topics.some((t) => !this.#all.includes(t));
-		if (!this.#openedAt || !(reached || reaches(id, from)) || (isNew && this.#all.length + topics.length > 100)) return;
+		if (topics.some((t) => this.#fresh.has(t)) || (isNew && this.#wanted(topics).length > 100)) return;
 		this.#tabs.set(tab, topics);
+		if (!this.#openedAt || !(reached || reaches(id, this.#from))) return;
 		if (reached && !isNew) return this.#announce();
-		this.#drop();
-		this.#from = reached ? from : id;
-		this.#connect();
+		this.#goOn(reached ? this.#from : id);
 	}
 
 	#followed() {
 		return {follows: true, readyState: 1, send: (send) => this.#post({send}), close() {}};
 	}
 
-	#follow(leader, {from, topics, transport}) {
-		const last = this.#lastEventId;
+	#follow(leader, {from, topics, fresh = [], transport}) {
 		const follows = this.#link.follows;
+		if (!follows && this.#fresh.size) return;
 		if (follows && !this.#openedAt) clearTimeout(this.#timer);
-		const reached = reaches(from, last);
-		if (follows && !(this.#inSync && (reached || reaches(last, from)))) {
+		const reached = reaches(from, this.#lastEventId);
+		if (follows && !(this.#inSync && (reached || reaches(this.#lastEventId, from)))) {
 			this.#join();
-		} else if (reached && this.#topics.every((t) => topics.includes(t))) {
+		} else if (reached && this.topics.every((t) => this.#fresh.has(t) || (topics.includes(t) && !fresh.includes(t)))) {
 			if (!follows) {
 				this.#drop();
 				this.#joined();
@@ -352,6 +413,7 @@ export class Connection extends EventTarget {
 			}
 			Object.assign(this.#link, {leader, transport});
 			this.#all = topics;
+			for (const topic of topics) this.#known.add(topic);
 			this.#inSync = true;
 			if (this.#openedAt) return;
 			this.#opened();
@@ -367,7 +429,7 @@ export class Connection extends EventTarget {
 
 	#ask() {
 		this.#asking = 0;
-		if (this.#lastEventId) this.#post({want: {topics: this.#topics, id: this.#lastEventId}});
+		if (this.#lastEventId) this.#post({want: {topics: this.topics.filter((t) => !this.#fresh.has(t)), id: this.#lastEventId}});
 	}
 
 	#join() {
@@ -375,43 +437,36 @@ export class Connection extends EventTarget {
 		this.#joins = true;
 		navigator.locks.request(`${this.#name} join`, {signal: this.#abort.signal}, () => new Promise((release) => {
 			this.#joins = release;
-			if (this.#leads || !this.#link?.follows) return this.#joined();
-			setTimeout(release, joinTimeout);
-			this.#drop();
-			this.#connect();
+			if (!this.#link?.follows) return this.#joined();
+			setTimeout(release, second);
+			this.#goOn("");
 		})).catch(() => {});
 	}
 
 	#joined() {
 		clearTimeout(this.#asking);
-		this.#asking = 0;
 		this.#joins?.call?.();
-		this.#joins = null;
+		this.#joins = this.#asking = 0;
 	}
 
-	// ---- What becomes of the page
-
 	#watchPage(add) {
-		for (const type of ["online", "pagehide", "pageshow"]) globalThis[add]?.(type, this.#check);
-		globalThis.document?.[add]("visibilitychange", this.#check);
+		for (const type of ["online", "pagehide", "pageshow", "visibilitychange"]) globalThis[add]?.(type, this.#check, true);
 	}
 
 	#check = (event) => {
 		const now = Date.now();
 		const slept = now - this.#checkedAt > asleep;
 		this.#checkedAt = now;
-		const due = this.#waiting && now >= this.#notBefore;
-		switch (event?.type) {
-			case "pagehide": return event.persisted ? this.#leave() : this.#post({bye: true});
-			case "pageshow":
-				if (!event.persisted) return;
-				this.#enter();
-				return this.#broken();
-			case "online":
-				if (due || (!this.#waiting && this.#lastEventId)) this.reconnect();
-				return;
+		const due = now >= this.#dueAt;
+		const {type, persisted} = event ?? {};
+		if (type === "pagehide") {
+			if (persisted) this.#leave();
+			else this.#post({bye: true});
+		} else if (type === "pageshow") {
+			if (persisted) this.#broken(this.#enter());
+		} else if (type === "online" ? due || (this.#dueAt === Infinity && this.#lastEventId) : slept || (due && type && !document.hidden)) {
+			this.reconnect();
 		}
-		if (slept || (due && event && document.visibilityState === "visible")) this.reconnect();
 	};
 
 	#watch() {
@@ -420,13 +475,12 @@ export class Connection extends EventTarget {
 			if (++this.#missed <= this.#patience) return this.#watch();
 			this.#patience = Math.min(2 * this.#patience, 64);
 			this.#lost({});
-		}, this.#missed < this.#patience ? this.#interval : lastLook);
+		}, this.#missed < this.#patience ? this.#interval : second);
 	}
 
-	// ---- Events
-
 	#receive(text) {
-		const {id = "", topic = "", event = "message", key = "", gone = false, data, encoding, reset, interval, client, close} = JSON.parse(text);
+		const message = {id: "", topic: "", event: "message", key: "", gone: false, json() { return JSON.parse(this.data); }, ...JSON.parse(text)};
+		const {id, topic, data, encoding, reset, interval, client, close, subscribed, unsubscribed = [], refused} = message;
 		if (close) return this.#lost(close);
 		const link = this.#link;
 		const begins = !this.#openedAt || (id && !this.#from);
@@ -446,52 +500,50 @@ export class Connection extends EventTarget {
 		}
 		const had = this.#channel && reaches(id, this.#lastEventId);
 		if ((reset && !topic) || (id && !had)) this.#lastEventId = id;
-		if (id && this.#joins?.call) this.#asking ||= setTimeout(() => this.#ask(), askAfter);
-		if (this.#all.includes(topic) && !this.#topics.includes(topic)) return; // another tab's
+		if (subscribed) {
+			for (const topic of subscribed) if (link.has) this.#fresh.delete(topic);
+			if (this.#leads) this.#announce();
+		}
+		for (const topic of unsubscribed) link.has?.delete(topic);
+		if ((id || subscribed) && this.#joins?.call && !this.#fresh.size) this.#asking ||= setTimeout(() => this.#ask(), askAfter);
+		if (refused) return this.#refused(topic, refused);
+		if (this.#known.has(topic) && !this.#topics.has(topic)) return;
+		if (this.#fresh.has(topic)) {
+			if (link.follows) return;
+			this.#fresh.set(topic, true);
+		}
 		if (reset) this.#tell("reset", {topic});
 		else if (data !== undefined && !had) {
-			this.#hand(Object.assign(new Message(), {id, topic, event, key, gone, data: encoding === "base64" ? bytes(data) : data}));
+			if (encoding) message.data = Uint8Array.from(atob(data), (c) => c.charCodeAt());
+			this.#hand(message);
 		}
 	}
 
 	#hand(message) {
 		for (const entry of [...this.#listeners]) {
-			const {event = message.event, topic = message.topic, listener} = entry;
-			if (event !== message.event || topic !== message.topic || !this.#listeners.has(entry)) continue;
 			try {
-				listener(message);
+				const {event = message.event, topic = message.topic, listener} = entry;
+				if (event === message.event && topic === message.topic && this.#listeners.has(entry)) listener(message);
 			} catch (error) {
 				reportError(error);
 			}
 		}
 	}
 
-	// tell comes last, because a listener may call close or reconnect.
 	#tell(type, fields) {
 		this.dispatchEvent(Object.assign(new Event(type), fields));
 	}
 }
 
-class Message {
-	json() {
-		return JSON.parse(this.data);
-	}
-}
-
 function resolve(url) {
-	url = new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href);
+	url = new URL(url, globalThis.document?.baseURI ?? globalThis.location);
 	url.protocol = url.protocol.replace("ws", "http");
-	url.hash = ""; // a WebSocket's URL must not have one
+	url.hash = "";
 	return url;
 }
 
-// reaches reports whether the id b is a or comes after it.
 function reaches(a, b) {
 	const [history, number] = a.split("-");
 	const [other, limit] = b.split("-");
 	return history === other && parseInt(number) <= parseInt(limit) && !/-local/.test(a + b);
-}
-
-function bytes(base64) {
-	return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 }

@@ -11,14 +11,15 @@ import (
 )
 
 // script is loaded by each page, so it is at most 5 KB when compressed. How it
-// works stands here instead.
+// works stands here instead. Its times are in milliseconds.
 //
 // A Connection has one link at a time: a WebSocket, an EventSource, or what stands
 // for another tab's. What comes from an older link is ignored. The link is open
 // when its first object has come, because a refused page gets another one first,
 // and because some proxies answer and then hold everything back. A listener may
 // close or reconnect, so the code that calls listeners comes last, or looks whether
-// the link is still the same.
+// the link is still the same. Without an id the hub can't know that a client
+// reconnects, so the page itself tells a reset.
 //
 //	connecting ──the first object──▶ open ──lost──▶ connecting
 //	     │                             │
@@ -48,6 +49,24 @@ import (
 // leaves only if that has no connection. So the page gives its own up, and has a new
 // one when it is shown again.
 //
+// Topics. The page's last id stands for its topics, but for those that are fresh.
+// A fresh topic was subscribed later, and the hub hasn't said yet that the page has
+// all that it begins with. Its link asked for it, by a message or as new in the URL.
+// A fresh topic whose link is lost begins anew, whatever the id. So it can't lose
+// anything, but what has come of it would come twice. Therefore a reset comes first.
+// If a topic is left and joined again before the hub has said "unsubscribed", its
+// last events could pass for those of the new beginning, so the page makes another
+// link.
+//
+//	subscribe ──▶ fresh ──"subscribed"──▶ known by the id
+//	                ▲                             │
+//	                └───────refused for now───────┘
+//
+// Events of a topic that the page has left, or that another tab has, are dropped.
+// What the server has subscribed by itself isn't known as such a topic. An event
+// stream whose URL names topics as new is never left to the browser to reconnect:
+// they would begin anew each time.
+//
 // Tabs that share a connection have a Web Lock and a BroadcastChannel. The tab that
 // holds the lock leads: it has a link for the topics of all tabs, and posts each
 // object that comes. The others follow. The browser gives the lock to another tab
@@ -56,7 +75,7 @@ import (
 //
 //	who   from a follower   is there a leader?
 //	want  from a follower   continue from my id, on my topics too
-//	open  from the leader   what I post continues from this id, on these topics
+//	open  from the leader   what I post continues from this id, on these topics; some are fresh
 //	lost  from the leader   the link is lost
 //	text  from the leader   an object, and the id that came before it
 //	send  from a follower   a message for the hub
@@ -74,6 +93,12 @@ import (
 // joins: it has a link of its own, until it has an id from which the leader can
 // continue. One tab joins at a time, so two connections are enough. Without a
 // History there are no ids, and all tabs stay at that.
+//
+// A follower that subscribes a topic joins again, because its beginning is for that
+// tab alone. A leader makes another link, unless one of the others has the topic:
+// they would get it from the beginning as well, and lose events. So the leader
+// gives the lead away, and joins as any tab does. It promises nobody a topic that is
+// fresh. Topics that no tab wants any more end with the leader's next link.
 //
 //go:embed realtime.js
 var script []byte

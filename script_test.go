@@ -144,7 +144,7 @@ func TestScriptTypes(t *testing.T) {
 		return names
 	}
 	module := names("realtime.js", `(?m)^\t(?:get )?(\w+)\([^\n]*\{`)
-	types := names("realtime.d.ts", `(?m)^\t(?:readonly )?(\w+)(?:\(|: )`)
+	types := names("realtime.d.ts", `(?m)^\t(?:readonly )?(\w+)(?:<[^>]*>)?(?:\(|: )`)
 	for name := range module {
 		if !types[name] {
 			t.Errorf("realtime.d.ts doesn't have %s", name)

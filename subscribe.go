@@ -18,9 +18,10 @@ import (
 // told when it has all of it, up to then. It comes back with its last id, which
 // stands for the topics that it has been told about. It names the others as new.
 
-// maxAskedTopics bounds the topics in a URL, in a control message, and those that
-// a client has by asking for them.
-const maxAskedTopics = 100
+const (
+	maxAskedTopics   = 100 // in a URL, and those that a client has by asking
+	maxControlTopics = 1000
+)
 
 // controlPrefix begins a text message that is for the hub itself.
 const controlPrefix = `{"realtime":`
@@ -33,26 +34,28 @@ func (c *Client) isControl(data []byte, text bool) bool {
 // control does what a control message asks for. The messages behind it wait.
 func (c *Client) control(data []byte) {
 	var m struct {
-		Verb   string `json:"realtime"`
-		Topics []string
+		Realtime struct{ Unsubscribe, Subscribe []string }
 	}
 	err := json.Unmarshal(data, &m)
-	if err == nil && len(m.Topics) > maxAskedTopics {
-		err = fmt.Errorf("%d topics in one control message, at most %d are allowed", len(m.Topics), maxAskedTopics)
+	ask := &m.Realtime
+	if n := len(ask.Unsubscribe) + len(ask.Subscribe); err == nil && n > maxControlTopics {
+		err = fmt.Errorf("%d topics in one control message, at most %d are allowed", n, maxControlTopics)
 	}
-	if err == nil {
-		topics := distinct(m.Topics)
-		switch m.Verb {
-		case "subscribe":
-			c.begin(topics)
-			return
-		case "unsubscribe":
-			c.Unsubscribe(c.haveAsked(topics)...)
-			return
-		}
-		err = fmt.Errorf("the control message %q is not known", clip(m.Verb))
+	if err != nil {
+		status := websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "not a message of " + Subprotocol}
+		c.close(status, fmt.Errorf("%w: %w", errProtocol, err))
+		return
 	}
-	c.close(websocket.CloseError{Code: websocket.StatusPolicyViolation, Reason: "not a message of " + Subprotocol}, fmt.Errorf("%w: %w", errProtocol, err))
+	if len(ask.Unsubscribe) > 0 {
+		c.Unsubscribe(c.haveAsked(ask.Unsubscribe)...)
+		gone := encodeJSON(struct {
+			Unsubscribed []string `json:"unsubscribed"`
+		}{ask.Unsubscribe})
+		c.home.inbox.put(entry{do: func(*shard) { c.out.reply(gone) }}) // behind the last events
+	}
+	if len(ask.Subscribe) > 0 {
+		c.begin(distinct(ask.Subscribe))
+	}
 }
 
 // begin subscribes the client to topics as a new client, and tells it when it has

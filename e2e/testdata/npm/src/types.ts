@@ -1,5 +1,5 @@
 // What the types allow and what they don't. Nothing runs it.
-import { connect, Connection, type ConnectionCloseEvent, type Message, type Options, type Transport, type Url } from "@kashvi/realtime";
+import { connect, Connection, type ConnectionCloseEvent, type ConnectionRefusedEvent, type Members, type Message, type Options, type Transport, type Url } from "@kashvi/realtime";
 
 const topics: readonly string[] = ["a"];
 const options: Options = { topics, transports: ["eventsource"], lastEventId: "x-1", backoff: { min: 1 }, withCredentials: true, shared: "name" };
@@ -32,6 +32,15 @@ live.addEventListener("open", function () {
 	this.send(new Uint8Array(1));
 });
 live.removeEventListener("reset", () => {});
+const leave: () => void = live.subscribe("room", (message) => void message.topic);
+live.unsubscribe("room");
+const members: Members<{ mood: string }> = live.members<{ mood: string }>("room", (all) => void all.size);
+const mood: string | undefined = members.get("Ann")?.mood;
+members.stop();
+live.addEventListener("refused", (event: ConnectionRefusedEvent) => {
+	const [topic, code, final]: [string, number, boolean] = [event.topic, event.code, event.final];
+	void [topic, code, final];
+});
 
 // @ts-expect-error topics is an array
 connect("/live", { topics: "a" });
@@ -41,6 +50,8 @@ connect("/live", { transports: ["sse"] });
 connect("/live", { topics: undefined });
 // @ts-expect-error a topic may be missing
 const missing: string = live.topics[0];
+// @ts-expect-error the map is the connection's
+members.set("Ann", { mood: "fine" });
 // @ts-expect-error it is the hub's
 live.id = "x";
 // @ts-expect-error a message is text or bytes
@@ -48,4 +59,4 @@ live.send({});
 // @ts-expect-error there is no such event
 live.addEventListener("close", (event: MessageEvent) => event.data);
 
-void [url, id, state, transport, all, first, stop, missing];
+void [leave, mood, url, id, state, transport, all, first, stop, missing];
