@@ -136,8 +136,8 @@ func (e *refusal) Error() string {
 	return fmt.Sprintf("refused with %d %s: %s", e.status, http.StatusText(e.status), e.reason)
 }
 
-// Refuse returns an error with which [Hub.OnConnect] refuses a client. The
-// answer has the given HTTP status, and reason as its text. A status outside
+// Refuse returns an error with which [Hub.OnConnect] refuses a client, and
+// [Hub.OnSubscribe] a topic. The answer to a client has the given HTTP status, and reason as its text. A status outside
 // 200..599 becomes 403. A 204 tells a browser's EventSource not to reconnect
 // (WHATWG HTML §9.2.3).
 //

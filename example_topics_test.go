@@ -252,6 +252,46 @@ func ExampleClient_SubscribeFrom() {
 	// data: hello yourself
 }
 
+// A page opens and closes chat rooms while it is connected, and OnSubscribe knows
+// who may read which. In the page that is live.subscribe("room/go", …).
+func ExampleHub_OnSubscribe() {
+	hub := realtime.NewHub()
+	hub.OnConnect = func(c *realtime.Client, r *http.Request) error {
+		c.Set("user", r.URL.Query().Get("user")) // in earnest from the session
+		return nil
+	}
+	hub.OnSubscribe = func(c *realtime.Client, topic string) error {
+		if user, _ := c.Get("user"); topic == "room/staff" && user != "Ann" {
+			return realtime.Refuse(http.StatusForbidden, "for the staff")
+		}
+		return nil
+	}
+	server := httptest.NewServer(hub)
+	defer server.Close()
+	defer hub.Shutdown(context.Background())
+
+	// What realtime.js sends and gets.
+	ctx := context.Background()
+	page, _, err := websocket.Dial(ctx, server.URL+"?user=Bob", &websocket.DialOptions{Subprotocols: []string{realtime.Subprotocol}})
+	if err != nil {
+		panic(err)
+	}
+	defer page.CloseNow()
+	page.Read(ctx) // its id
+	page.Write(ctx, websocket.MessageText, []byte(`{"realtime":{"subscribe":["room/go","room/staff"]}}`))
+	for range 2 {
+		_, data, _ := page.Read(ctx)
+		fmt.Println(string(data))
+	}
+	hub.Publish(ctx, "room/go", realtime.Event{Data: []byte("hello")})
+	_, data, _ := page.Read(ctx)
+	fmt.Println(string(data))
+	// Output:
+	// {"topic":"room/staff","refused":{"code":4403,"reason":"for the staff","final":true}}
+	// {"subscribed":["room/go"]}
+	// {"topic":"room/go","data":"hello"}
+}
+
 // A client may take and leave topics at any time.
 func ExampleClient_Subscribe() {
 	hub := realtime.NewHub()

@@ -58,24 +58,21 @@ type Hub struct {
 	// client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
 
-	// OnSubscribe decides which topics a page may join by itself. It is asked about
-	// each topic that [Client.Subscribe] hasn't subscribed in OnConnect and that
-	// the URL names, before the client's request is answered, behind OnConnect and
-	// on its goroutine. It is asked again about the same topics when the page
-	// reconnects. A page that uses [Script] may also join topics while it is
-	// connected. Over a WebSocket OnSubscribe is then called as OnMessage is, in
-	// turn with that. Over an event stream the page reconnects. So OnSubscribe may
-	// block, and holds back its own client alone.
+	// OnSubscribe decides which topics a page may join by itself: those that its URL
+	// asks for (?topic=a&topic=b) and OnConnect hasn't subscribed, and those that a
+	// page with [Script] subscribes later. It is asked about each topic, again when
+	// the page reconnects. For topics in a URL it runs behind OnConnect, on the same
+	// goroutine. For topics that come over an open WebSocket it is called as
+	// OnMessage is, in turn with that. It may block. Nil gives the client the topic.
+	// OnSubscribe may also call Subscribe itself, and then Appear.
 	//
-	// Nil lets the client have the topic, which begins as for a new client, or
-	// behind the client's last id if it has had the topic before. To show the
-	// client there, let OnSubscribe call Subscribe and Appear. An error refuses the
-	// topic, as one of OnConnect refuses the client. The page is told, and whether
-	// that is final. A client that isn't of the [Subprotocol] can't be told about a
-	// topic, so it is refused as a whole. A client may have 100 topics in this way.
+	// An error refuses the topic, as one of OnConnect refuses the client: the page is
+	// told, with the same codes. A client that isn't of the [Subprotocol] can't be
+	// told about a topic, and is refused as a whole. A client may have 100 topics by
+	// asking.
 	//
-	// Without OnSubscribe a page has the topics that OnConnect subscribes, and may
-	// join any topic if there is no OnConnect either.
+	// Without OnSubscribe a page may join any topic if there is no OnConnect either.
+	// Otherwise it has only those that OnConnect subscribes.
 	OnSubscribe func(c *Client, topic string) error
 
 	// OnDisconnect is called once for each OnConnect that returned nil, when

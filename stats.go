@@ -43,7 +43,7 @@ type Left struct {
 	Lost         int64 // the connection broke without that
 	Silent       int64 // it left a ping unanswered, a frame or message incomplete, or accepted no byte, for too long
 	Slow         int64 // ErrSlowClient
-	Protocol     int64 // it broke RFC 6455, sent text that is not UTF-8, or sent more than 64 KB on an event stream
+	Protocol     int64 // it broke RFC 6455 or the Subprotocol, sent text that is not UTF-8, or sent more than 64 KB on an event stream
 	TooLarge     int64 // a message was larger than MaxMessageBytes
 	Disconnected int64 // by Client.Close or Hub.Disconnect
 	Expired      int64 // by Client.ExpireAt
