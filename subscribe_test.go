@@ -682,3 +682,18 @@ func TestSubscribeWithoutBroker(t *testing.T) {
 		p.expect("a:here")
 	})
 }
+
+// A page is told that it has left a topic behind the topic's last events.
+func TestUnsubscribedComesLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		p := pages["WebSocket"](t, newPipeSite(t, hub), "topic=a")
+		synctest.Wait()
+		release := realtime.HoldShards(hub)
+		publish(t, hub, "a", "last")
+		p.ask("unsubscribe", "a")
+		synctest.Wait()
+		release()
+		p.expect("a:last", "unsubscribed a")
+	})
+}
