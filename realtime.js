@@ -509,7 +509,7 @@ export class Connection extends EventTarget {
 		if (refused) return this.#refused(topic, refused);
 		if (this.#known.has(topic) && !this.#topics.has(topic)) return;
 		if (this.#fresh.has(topic)) {
-			if (link.follows) return;
+			if (link.follows || this.#changed.has(topic)) return;
 			this.#fresh.set(topic, true);
 		}
 		if (reset) this.#tell("reset", {topic});

@@ -62,7 +62,8 @@ import (
 //	                ▲                             │
 //	                └───────refused for now───────┘
 //
-// Events of a topic that the page has left, or that another tab has, are dropped.
+// Events of a topic that the page has left, or that another tab has, are dropped. So
+// are those of a fresh topic until a link is asked for it.
 // What the server has subscribed by itself isn't known as such a topic. An event
 // stream whose URL names topics as new is never left to the browser to reconnect:
 // they would begin anew each time.
