@@ -1,14 +1,9 @@
-// See realtime.d.ts and script.go.
+// See script.go.
 
 const protocol = "realtime.v1";
 
-// In milliseconds:
-const openTimeout = 15_000;
-const retryTimeout = 30_000;
-const steady = 5_000;
-const asleep = 90_000;
-const pulse = 10_000;
-const second = 1_000;
+const openTimeout = 15e3;
+const second = 1e3;
 const askAfter = 100;
 
 export function connect(url, options) {
@@ -38,11 +33,11 @@ export class Connection extends EventTarget {
 		this.#url = typeof url === "function" ? url : resolve(url);
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
-		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${JSON.stringify(transports)}`);
+		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${transports}`);
 		this.#lastEventId = lastEventId;
 		if (shared && globalThis.navigator?.locks) this.#name = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
-		this.#pulse = setInterval(this.#check, pulse);
+		this.#pulse = setInterval(this.#check, 10e3);
 		this.#enter();
 	}
 
@@ -102,7 +97,7 @@ export class Connection extends EventTarget {
 	}
 
 	send(data) {
-		if (this.transport !== "websocket" || !this.#pass(data)) throw new DOMException("realtime: no open WebSocket", "InvalidStateError");
+		if (this.transport !== "websocket" || !this.#pass(data)) throw new DOMException("realtime: not open", "InvalidStateError");
 	}
 
 	#pass(data) {
@@ -179,7 +174,7 @@ export class Connection extends EventTarget {
 		if (!this.#openedAt || link.readyState === 2 || typeof this.#url === "function" || this.#changed.size || link.url.includes("&new=")) return this.#lost({});
 		this.#count(true);
 		this.#openedAt = this.#dueAt = 0;
-		this.#expect(retryTimeout);
+		this.#expect(30e3);
 		this.#broken();
 	}
 
@@ -194,9 +189,10 @@ export class Connection extends EventTarget {
 		this.#openedAt = Date.now();
 		const link = this.#link;
 		for (const data of this.#unsent.splice(0)) link.send(data);
-		const opens = this.#state !== "open";
-		this.#state = "open";
-		if (opens) this.#tell("open");
+		if (this.#state !== "open") {
+			this.#state = "open";
+			this.#tell("open");
+		}
 		if (this.#wasOpen && !this.#lastEventId && link === this.#link) this.#tell("reset", {topic: ""});
 		this.#wasOpen = true;
 		if (link !== this.#link) return;
@@ -225,7 +221,7 @@ export class Connection extends EventTarget {
 	}
 
 	#count(worked) {
-		if (this.#openedAt && Date.now() - this.#openedAt >= steady) this.#failures = 0;
+		if (this.#openedAt && Date.now() - this.#openedAt >= 5e3) this.#failures = 0;
 		this.#failures++;
 		if (worked) {
 			this.#worked.add(this.transport);
@@ -237,7 +233,7 @@ export class Connection extends EventTarget {
 	}
 
 	#delay(code) {
-		const {min = 500, max = 30_000} = this.#options.backoff ?? {};
+		const {min = 500, max = 30e3} = this.#options.backoff ?? {};
 		const from = Math.min(code === 1013 ? 10 * min : min, max);
 		const most = code === 1013 ? 20 : code === 1001 || code === 1012 ? 10 : 0;
 		const to = Math.min(min * Math.max(most, 2 ** (this.#failures + 1)), max);
@@ -322,7 +318,7 @@ export class Connection extends EventTarget {
 			this.#channel = new BroadcastChannel(this.#name);
 			this.#channel.onmessage = ({data}) => this.#hear(data);
 			this.#abort = new AbortController();
-			this.#lead({signal: this.#abort.signal});
+			this.#lead(this.#abort);
 		}
 		this.#connect();
 	}
@@ -344,15 +340,16 @@ export class Connection extends EventTarget {
 
 	#lead(options) {
 		const channel = this.#channel;
+		let mine;
 		navigator.locks.request(this.#name, options, () => new Promise((release) => {
 			if (channel !== this.#channel) return release();
-			this.#leads = release;
+			this.#leads = mine = release;
 			this.#joined();
 			if (this.#openedAt && !this.#link.follows) this.#announce();
 			else this.reconnect();
 		})).catch(() => {
-			if (channel !== this.#channel) return;
-			if (this.#leads) this.#lead({signal: this.#abort.signal});
+			if (channel !== this.#channel || (mine && mine !== this.#leads)) return;
+			if (mine) this.#lead(this.#abort);
 			else this.#channel = null;
 			this.#leads = null;
 			this.reconnect();
@@ -432,10 +429,11 @@ export class Connection extends EventTarget {
 		if (this.#lastEventId) this.#post({want: {topics: this.topics.filter((t) => !this.#fresh.has(t)), id: this.#lastEventId}});
 	}
 
-	#join() {
-		if (this.#joins) return;
+	#join(steal) {
+		if (this.#joins && !steal) return;
 		this.#joins = true;
-		navigator.locks.request(`${this.#name} join`, {signal: this.#abort.signal}, () => new Promise((release) => {
+		setTimeout(() => this.#joins === true && this.#join(true), openTimeout);
+		navigator.locks.request(`${this.#name} join`, steal ? {steal} : this.#abort, () => new Promise((release) => {
 			this.#joins = release;
 			if (!this.#link?.follows) return this.#joined();
 			setTimeout(release, second);
@@ -455,7 +453,7 @@ export class Connection extends EventTarget {
 
 	#check = (event) => {
 		const now = Date.now();
-		const slept = now - this.#checkedAt > asleep;
+		const slept = now - this.#checkedAt > 90e3;
 		this.#checkedAt = now;
 		const due = now >= this.#dueAt;
 		const {type, persisted} = event ?? {};

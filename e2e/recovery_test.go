@@ -201,7 +201,7 @@ var recoveryPage []byte
 var fastScript = sync.OnceValue(func() []byte {
 	w := httptest.NewRecorder()
 	realtime.Script().ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-	return regexp.MustCompile(`(?m)^const \w+ = [\d_]+`).ReplaceAll(w.Body.Bytes(), []byte("$0 / 5"))
+	return regexp.MustCompile(`\b\d+e3\b|askAfter = \d+`).ReplaceAll(w.Body.Bytes(), []byte("$0 / 5"))
 })
 
 func (r *recovery) run() {
