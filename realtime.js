@@ -1,7 +1,5 @@
 // See script.go.
 
-const protocol = "realtime.v1";
-
 const openTimeout = 15e3;
 const second = 1e3;
 const askAfter = 100;
@@ -156,10 +154,10 @@ export class Connection extends EventTarget {
 		let link;
 		if (this.transport === "websocket") {
 			url.protocol = url.protocol.replace("http", "ws");
-			link = new WebSocket(url, protocol);
+			link = new WebSocket(url, "realtime.v1");
 			link.onclose = this.#of(link, (event) => this.#lost(event));
 		} else {
-			query.set("protocol", protocol);
+			query.set("protocol", "realtime.v1");
 			link = new EventSource(url, this.#options);
 			link.onerror = this.#of(link, () => this.#failed());
 		}
@@ -372,7 +370,7 @@ export class Connection extends EventTarget {
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {
-			clearTimeout(this.#timer);
+			this.#expect(openTimeout * (1 + Math.random()));
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {

@@ -72,7 +72,9 @@ import (
 // holds the lock leads: it has a link for the topics of all tabs, and posts each
 // object that comes. The others follow. The browser gives the lock to another tab
 // when its holder is gone, however that happened. If the leader is frozen, the
-// followers notice the silence like that of a hub, and one steals the lock.
+// followers notice the silence like that of a hub, and one steals the lock. So does
+// one if the leader says that its link is lost and has no other for 15 to 30 s: a
+// frozen tab may still answer, while its timers stand still.
 //
 //	who   from a follower   is there a leader?
 //	want  from a follower   continue from my id, on my topics too
