@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -23,6 +24,9 @@ func TestBrokered(t *testing.T) {
 		}},
 		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true, Binary: true}},
 		{kind: brokeredEvent, seq: 2, before: 1, event: testDisconnect.Event, notice: disconnectNotice},
+		{kind: brokeredHeartbeat, node: nodeID{1}, trail: trail{log: 1, record: 1 << 63, sum: math.MaxUint32}, seq: 1},
+		{kind: brokeredRepeat, node: nodeID{1}, seq: 3, topic: "a", event: testDisconnect.Event, notice: disconnectNotice},
+		{kind: brokeredHad, node: nodeID{1}, asker: nodeID{2}, seq: 3},
 	} {
 		b := m.append(nil)
 		got, err := parseBrokered(bytes.Clone(b))
@@ -65,7 +69,8 @@ func FuzzBrokered(f *testing.F) {
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
 	f.Add(brokered{kind: brokeredValues, values: []agedValue{{Event{Key: "k", Data: []byte("d")}, time.Second}}}.append(nil))
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: testDisconnect.Event, notice: disconnectNotice}.append(nil))
-	f.Add(brokered{kind: brokeredHeartbeat, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
+	f.Add(brokered{kind: brokeredRepeat, seq: 300, topic: "a", event: testDisconnect.Event}.append(nil))
+	f.Add(brokered{kind: brokeredHeartbeat, trail: testTrail, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseBrokered(b)
 		if err != nil {
@@ -78,6 +83,8 @@ func FuzzBrokered(f *testing.F) {
 	})
 }
 
+var testTrail = trail{log: 1, record: 2, sum: 3}
+
 // records returns records of a journal: events, the last one a disconnect, and
 // cuts.
 func records() (all [][]byte) {
@@ -85,10 +92,10 @@ func records() (all [][]byte) {
 	var events []*ownEvent
 	for i, e := range []Event{{Data: []byte("d")}, {Key: "k", Gone: true}, {Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}} {
 		events = append(events, &ownEvent{event: newEvent([]string{"", "a", "b"}[i], e), number: uint64(300 + i)})
-		all = append(all, encodeRecord(node, trail{}, events))
+		all = append(all, encodeRecord(node, testTrail, events))
 	}
 	events = append(events, &ownEvent{event: testDisconnect, number: 303})
-	all = append(all, encodeRecord(node, trail{}, events))
+	all = append(all, encodeRecord(node, testTrail, events))
 	a := &appender{peers: &peers{node: node}, passed: 1 << 40, topics: map[string]bool{"a": true}}
 	all = append(all, encodeCut(a.peers.node, a.passed, a.topics))
 	for range maxLostTopics + 5 {
@@ -106,7 +113,7 @@ func TestRecord(t *testing.T) {
 		}
 		switch {
 		case i < 4:
-			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 {
+			if r.kind != brokeredRecord || r.number != 300 || len(r.events) != i+1 || r.trail != testTrail {
 				t.Errorf("record %d: %+v", i, r)
 			}
 		case r.kind != brokeredCut || r.number != 1<<40:
