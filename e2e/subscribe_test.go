@@ -397,7 +397,7 @@ func TestScriptMembers(t *testing.T) {
 		tab.expectOutage(true)
 		site.stop()
 		eval[chromedp.Void](tab, `void others.Dan.close()`)
-		site = newSite(t, site.addr(), setup)
+		newSite(t, site.addr(), setup)
 		tab.until(`told.at(-1) === "reset" && members.size === 0`)
 		eval[chromedp.Void](tab, `void come("Eve", "new")`)
 		tab.until(`who() === "Eve new"`)
