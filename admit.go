@@ -137,9 +137,9 @@ func (e *refusal) Error() string {
 }
 
 // Refuse returns an error with which [Hub.OnConnect] refuses a client, and
-// [Hub.OnSubscribe] a topic. The answer to a client has the given HTTP status, and reason as its text. A status outside
-// 200..599 becomes 403. A 204 tells a browser's EventSource not to reconnect
-// (WHATWG HTML §9.2.3).
+// [Hub.OnSubscribe] a topic. The answer to a client has the given HTTP status, and
+// reason as its text. A status outside 200..599 becomes 403. A 204 tells a browser's
+// EventSource not to reconnect (WHATWG HTML §9.2.3).
 //
 // A client of the [Subprotocol] is accepted, told and closed at once, with the
 // close code 4000 plus status, because a page sees no HTTP status. [Subprotocol]

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -392,11 +393,7 @@ func TestSubscribeRefused(t *testing.T) {
 		hub.Logger = textLogger(&logged)
 		hub.OnSubscribe = func(_ *realtime.Client, topic string) error { return answers[topic] }
 		s := newPipeSite(t, hub)
-		var query string
-		for topic := range answers {
-			query += "topic=" + topic + "&"
-		}
-		p := join(t, s, query+"topic=")
+		p := join(t, s, "topic=&topic="+strings.Join(slices.Collect(maps.Keys(answers)), "&topic="))
 		check := func(more ...string) {
 			t.Helper()
 			want := append(more, "refused b 4403 Forbidden final", "refused c 4401 sign in first final", "refused d 4503 busy later",

@@ -186,11 +186,12 @@ func newRecovery(t *testing.T, pool *tabPool, seed uint64) *recovery {
 
 // String returns the setup and the script.
 func (r *recovery) String() string {
-	s := fmt.Sprintf("%s, shared %v, tickets %v, ending %v, an engine %v, topics %q\n", r.transport, r.shared, r.tickets, r.ending, r.engine != nil, r.topics)
+	var s strings.Builder
+	fmt.Fprintf(&s, "%s, shared %v, tickets %v, ending %v, an engine %v, topics %q\n", r.transport, r.shared, r.tickets, r.ending, r.engine != nil, r.topics)
 	for _, step := range r.script {
-		s += fmt.Sprintf("\t%s %d, then %v\n", recoverySteps[step.kind].name, step.n, step.pause)
+		fmt.Fprintf(&s, "\t%s %d, then %v\n", recoverySteps[step.kind].name, step.n, step.pause)
 	}
-	return s
+	return s.String()
 }
 
 //go:embed testdata/recovery.html
