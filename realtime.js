@@ -343,8 +343,8 @@ export class Connection extends EventTarget {
 			if (channel !== this.#channel) return release();
 			this.#leads = mine = release;
 			this.#joined();
-			if (this.#openedAt && !this.#link.follows) this.#announce();
-			else this.reconnect();
+			if (!this.#openedAt || this.#link.follows) this.reconnect();
+			this.#announce();
 		})).catch(() => {
 			if (channel !== this.#channel || (mine && mine !== this.#leads)) return;
 			if (mine) this.#lead(this.#abort);
