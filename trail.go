@@ -58,7 +58,7 @@ func (j *journal) compare(t trail, out *batch) {
 	}
 	j.lost(out, "another node has read other records than this one: the engine's servers disagree")
 	p.prints = new(prints)
-	j.carrier.first = j.lastRecord + 1
+	j.loseHomes(max(t.record, trailRecords) - trailRecords) // they may stand for other values
+	j.carrier.first = j.lastRecord + 1                      // so that it asks for values
 	j.beginBehind(j.lastRecord)
-	j.carrySoon(1) // which also asks for values
 }

@@ -106,3 +106,26 @@ func TestTrailOfManyRecords(t *testing.T) {
 		}
 	}
 }
+
+// Two nodes may have different values at one place in the log. When a node notices
+// that it has read other records, it accepts what others carry.
+func TestValuesOfDifferentRecords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		value := func(data string) []*ownEvent {
+			return []*ownEvent{{event: newEvent("a", Event{Key: "k", Data: []byte(data)}), number: 1}}
+		}
+		mine, theirs := encodeRecord(nodeID{1}, trail{}, value("mine")), encodeRecord(nodeID{2}, trail{}, value("theirs"))
+		j.Current("e", 0)
+		j.Record("e", 1, mine)
+		j.Record("e", 2, encodeRecord(nodeID{3}, trailOf("e", 1, theirs), []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}}))
+		d.arrive()
+		d.want("mine", "reset", "1")
+		due := dueValue{&keptEvent{event: value("theirs")[0].event}, 1<<recordBits | wholeRecord}
+		due.keptEvent.home = due.home
+		carried, _ := encodeCarried(nodeID{3}, 2, 0, []dueValue{due}, maxRecordBytes)
+		j.Record("e", 3, carried)
+		d.arrive()
+		d.want("theirs")
+	})
+}
