@@ -35,6 +35,7 @@ type carrier struct {
 	views   []view     // of the records of values behind that
 	due     []dueValue // to be carried next
 	goal    uint64     // up to where the log is to be trimmed then; zero: not
+	told    uint64     // the goal in the last record that this node appended, or tried to; zero: none
 	waits   bool       // until a record of this node arrives
 	heard   uint64     // the last record of values
 	next    uint64     // carry early when the log has this record
@@ -128,6 +129,9 @@ func (j *journal) carry() {
 	select {
 	case j.out.carried <- b:
 		c.due, c.waits = c.due[n:], true
+		if len(c.due) == 0 {
+			c.told = c.goal
+		}
 	default:
 	}
 }
@@ -163,8 +167,8 @@ func (j *journal) takeValues(r *record, start uint64, now time.Time, out *batch)
 		return
 	}
 	c.waits = false
-	if r.trim > 0 && r.trim == c.goal {
-		c.goal, c.begun, c.tidied = 0, c.upTo, now
+	if r.trim > 0 && r.trim == c.told { // also if the engine's answer was lost
+		c.goal, c.told, c.begun, c.tidied = 0, 0, c.upTo, now
 		if !slices.ContainsFunc(c.views, func(v view) bool { return v.view+1 < r.trim }) { // nodes that start would lack what came after it
 			j.trim(trim{r.epoch, r.trim})
 		}
@@ -253,7 +257,7 @@ func (j *journal) loseHomes(record uint64) {
 	}
 	c := &j.carrier
 	c.trimmed, c.newest, c.views = min(c.trimmed, record), min(c.newest, record), nil
-	c.due, c.goal, c.waits = nil, 0, false
+	c.due, c.goal, c.told, c.waits = nil, 0, 0, false
 	j.carrySoon(1)
 }
 

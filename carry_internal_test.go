@@ -181,3 +181,30 @@ func TestCarriedRecordFails(t *testing.T) {
 		}
 	})
 }
+
+// The engine may have a record of values that it has not acknowledged. The log is
+// trimmed when that comes back: nothing else would trim a log at rest.
+func TestCarriedRecordInDoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, b := newTestJournal(t)
+		for i := range uint64(3) {
+			j.Record("e", i+1, recordOf(1, i+1, "x"))
+		}
+		j.Current("e", 3)
+		d.arrive()
+		b.setAway(true)
+		j.tidy(milestone{record: 2, bytes: 1 << 20}, time.Now())
+		time.Sleep(3 * time.Second)
+		d.arrive()
+		b.setAway(false)
+		inDoubt, _ := encodeCarried(j.peers.node, 3, 3, nil, maxRecordBytes)
+		j.Record("e", 4, inDoubt)
+		d.arrive()
+		j.tidy(milestone{record: 2, bytes: 1 << 20}, time.Now())
+		time.Sleep(3 * time.Second)
+		d.arrive()
+		if trims := b.trimmed(); len(trims) != 1 || trims[0].before != 3 {
+			t.Errorf("the log was trimmed by %v, want up to record 3, once", trims)
+		}
+	})
+}
