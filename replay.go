@@ -209,7 +209,7 @@ func (h *history) fromOldest(topics []*subscription) bool {
 
 // loseReplay makes r start anew, with a reset.
 func (h *history) loseReplay(r *replay) {
-	r.lost, r.resuming, r.since = true, false, fromNow
+	r.lost, r.resuming, r.since, r.passed = true, false, fromNow, nil
 	r.resets++
 	r.base, r.from, r.at, r.unshared = h.base, h.seq, 0, h.unsharedEvents
 }

@@ -490,32 +490,41 @@ func TestGapBeforeALaterTopic(t *testing.T) {
 }
 
 // A member that two nodes show is told by the event of the newer one. If that one
-// leaves between two parts of a newcomer's replay, the other one's is told.
+// leaves between two parts of a newcomer's replay, the other one's is told, once,
+// also if the replay starts anew then.
 func TestMemberLeavesItsNewerNodeDuringReplay(t *testing.T) {
-	h := newHistory(History{Events: 10, Age: time.Hour, Values: 10})
-	h.heard = func(nodeID, topicKey, bool) {}
-	h.partEvents = 1
-	name, older, newer := topicKey{"a", "ann"}, nodeID{1}, nodeID{2}
-	data := []byte(`{"key":"ann"}`)
-	now := time.Now()
-	h.add(newMember(name, older, data, false), now)
-	h.add(newMember(topicKey{"a", "bob"}, older, []byte(`{"key":"bob"}`), false), now)
-	h.add(newEvent("a", Event{Key: "k"}), now)
-	h.add(newMember(name, newer, data, false), now)
-	r := &replay{topics: []*subscription{{name: "a"}}}
-	var got []string
-	for h.fill(r); ; h.fill(r) {
-		for _, ev := range r.part {
-			got = append(got, ev.memberKey())
+	for _, lost := range []bool{false, true} {
+		h := newHistory(History{Events: 10, Age: time.Hour, Values: 10})
+		h.partEvents = 1
+		name, older, newer := topicKey{"a", "ann"}, nodeID{1}, nodeID{2}
+		data := []byte(`{"key":"ann"}`)
+		now := time.Now()
+		h.add(newMember(name, older, data, false), now)
+		h.add(newMember(topicKey{"a", "bob"}, older, []byte(`{"key":"bob"}`), false), now)
+		h.add(newEvent("a", Event{Key: "k"}), now)
+		h.add(newMember(name, newer, data, false), now)
+		r := &replay{topics: []*subscription{{name: "a"}}}
+		var got []string
+		for more := true; more; more = r.more {
+			if h.fill(r); r.lost {
+				got = append(got, "reset")
+			}
+			for _, ev := range r.part {
+				got = append(got, ev.memberKey())
+			}
+			if len(got) == 1 {
+				h.add(newGoneMember(name, newer), now)
+				if lost {
+					h.restart(h.epoch)
+				}
+			}
 		}
-		if !r.more {
-			break
+		want := []string{"bob", "k", "ann"}
+		if lost {
+			want = []string{"bob", "reset", "ann", "bob", "k"}
 		}
-		if len(got) == 1 {
-			h.add(newGoneMember(name, newer), now)
+		if !slices.Equal(got, want) {
+			t.Errorf("lost=%v: got %q, want %q", lost, got, want)
 		}
-	}
-	if want := []string{"bob", "k", "ann"}; !slices.Equal(got, want) {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }

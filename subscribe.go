@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 
 	"github.com/coder/websocket"
 )
@@ -248,11 +247,6 @@ func (c *Client) joinAsked(a asking) (refused map[string]*refusal, err error) {
 		}
 	}
 	return nil, nil
-}
-
-// distinct returns the topics sorted, each once.
-func distinct(topics []string) []string {
-	return slices.Compact(slices.Sorted(slices.Values(topics)))
 }
 
 // refusalBy returns the refusal that a handler's error means. Any error but a

@@ -25,6 +25,11 @@ func checkTopic(topic string) error {
 	return nil
 }
 
+// distinct returns the topics sorted, each once.
+func distinct(topics []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(topics)))
+}
+
 // Subscribe adds topics to the client's. A topic is UTF-8 text of 1 to 1024
 // bytes, and exists while it has clients. What is published to it after
 // Subscribe has returned reaches the client, each event once. A topic that the
@@ -97,7 +102,7 @@ func (c *Client) subscribe(from *string, topics []string) (subs []*subscription,
 		return nil, nil, ErrClientClosed
 	}
 	var added []string
-	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
+	for _, topic := range distinct(topics) {
 		if _, has := c.findTopic(topic); !has {
 			added, subs = append(added, topic), append(subs, &subscription{client: c, name: topic})
 		}
@@ -229,7 +234,7 @@ func (c *Client) Unsubscribe(topics ...string) {
 	defer c.tmu.Unlock()
 	var removed []string
 	var subs []*subscription
-	for _, topic := range slices.Compact(slices.Sorted(slices.Values(topics))) {
+	for _, topic := range distinct(topics) {
 		if i, has := c.findTopic(topic); has {
 			removed, subs = append(removed, topic), append(subs, c.topics[i])
 		}
