@@ -22,7 +22,7 @@ type load struct {
 	// Set at construction, never changed.
 	ctx      context.Context
 	protocol protocol
-	server   *unix.SockaddrInet4
+	server   unix.SockaddrInet4
 	clients  int
 	atOnce   int  // handshakes at a time
 	storm    bool // none of them waits for the server to accept the one before
@@ -84,7 +84,7 @@ func newLoad(ctx context.Context, p protocol, port, clients, threads int) (*load
 	l := &load{
 		ctx:      ctx,
 		protocol: p,
-		server:   &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}},
+		server:   unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}},
 		clients:  clients,
 		atOnce:   atOnce,
 		full:     make(chan struct{}),
@@ -337,7 +337,8 @@ func (t *thread) connect(number int) error {
 	}
 	// On the loopback connect does not wait for the server, unless its queue is
 	// full.
-	switch err := unix.Connect(fd, t.load.server); err {
+	server := t.load.server // Connect writes to it
+	switch err := unix.Connect(fd, &server); err {
 	case nil:
 	case unix.EINPROGRESS:
 		c.request = t.load.protocol.request(number)

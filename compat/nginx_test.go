@@ -67,29 +67,47 @@ type nginx struct {
 	exited chan struct{} // closed when cmd has ended
 }
 
-const needsNginx = "nginx is not installed: apt-get install -y --no-install-recommends nginx"
-
-// findNginx returns the path of nginx. Without nginx the test fails if $CI is set
-// and is skipped otherwise.
-func findNginx(t *testing.T) string {
+// findProgram returns the path of a Debian package's program. Without it the test
+// fails if $CI is set and is skipped otherwise.
+func findProgram(t *testing.T, name string) string {
 	t.Helper()
-	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx"} { // sbin is not in everybody's PATH
-		if path, err := exec.LookPath(name); err == nil {
+	for _, dir := range []string{"", "/usr/sbin/", "/usr/local/sbin/"} { // sbin is not in everybody's PATH
+		if path, err := exec.LookPath(dir + name); err == nil {
 			return path
 		}
 	}
+	missing := name + " is not installed: apt-get install -y --no-install-recommends " + name
 	if os.Getenv("CI") != "" {
-		t.Fatal(needsNginx)
+		t.Fatal(missing)
 	}
-	t.Skip(needsNginx)
+	t.Skip(missing)
 	return ""
 }
+
+// nginxMain is the configuration of an nginx that is a single process, so that
+// killing it leaves nothing behind. CONFIG stands for what is in its http block.
+const nginxMain = `
+daemon off;
+master_process off;
+pid nginx.pid;
+error_log stderr warn;
+events {}
+http {
+	access_log off;
+	client_body_temp_path body;
+	proxy_temp_path proxy;
+	fastcgi_temp_path fastcgi;
+	uwsgi_temp_path uwsgi;
+	scgi_temp_path scgi;
+	CONFIG
+}
+`
 
 // startNginx starts an nginx in front of a server, with the given settings of its
 // location. If nginx logs an error, the test fails when it ends.
 func startNginx(t *testing.T, upstream *httptest.Server, location string, http2 bool) *nginx {
 	t.Helper()
-	n := &nginx{t: t, path: findNginx(t), dir: t.TempDir(), scheme: "http", client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
+	n := &nginx{t: t, path: findProgram(t, "nginx"), dir: t.TempDir(), scheme: "http", client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
 	tls := ""
 	if http2 {
 		// The certificate is httptest's.
@@ -107,20 +125,7 @@ func startNginx(t *testing.T, upstream *httptest.Server, location string, http2 
 		n.write("key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 		tls = "ssl http2; ssl_certificate cert.pem; ssl_certificate_key key.pem"
 	}
-	// It is a single process, so that killing it leaves nothing behind.
-	n.config = fmt.Sprintf(`
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr warn;
-events {}
-http {
-	access_log off;
-	client_body_temp_path body;
-	proxy_temp_path proxy;
-	fastcgi_temp_path fastcgi;
-	uwsgi_temp_path uwsgi;
-	scgi_temp_path scgi;
+	n.config = strings.Replace(nginxMain, "CONFIG", fmt.Sprintf(`
 	map $http_upgrade $connection_upgrade {
 		default upgrade;
 		""      close;
@@ -142,8 +147,7 @@ http {
 			proxy_pass http://hub;
 		}
 	}
-}
-`, upstream.Listener.Addr(), tls, n.dir, location)
+`, upstream.Listener.Addr(), tls, n.dir, location), 1)
 	n.run()
 	t.Cleanup(func() {
 		n.kill(syscall.SIGKILL)

@@ -41,24 +41,9 @@ type program struct {
 
 var programs = []program{
 	{
-		name: "nginx",
-		args: []string{"-p", "DIR", "-c", "config"},
-		main: `
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log stderr warn;
-events {}
-http {
-	access_log off;
-	client_body_temp_path body;
-	proxy_temp_path proxy;
-	fastcgi_temp_path fastcgi;
-	uwsgi_temp_path uwsgi;
-	scgi_temp_path scgi;
-	CONFIG
-}
-`,
+		name:  "nginx",
+		args:  []string{"-p", "DIR", "-c", "config"},
+		main:  nginxMain,
 		edits: []string{"listen 443", "listen 127.0.0.1:PORT", "/etc/ssl/example.com.pem", "DIR/cert.pem", "/etc/ssl/example.com.key", "DIR/key.pem"},
 	},
 	{
@@ -110,18 +95,7 @@ type front struct {
 // answers /who with who. Pairs in edits replace further texts of the block.
 func (p program) start(t *testing.T, upstream, who string, edits ...string) *front {
 	t.Helper()
-	path, err := exec.LookPath(p.name)
-	for _, dir := range []string{"/usr/sbin/", "/usr/local/sbin/"} { // not in everybody's PATH
-		if err != nil {
-			path, err = exec.LookPath(dir + p.name)
-		}
-	}
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skipf("apt-get install -y --no-install-recommends %s", p.name)
-	}
+	path := findProgram(t, p.name)
 	block := onPage(t, p.name)
 	for edit := range slices.Chunk(slices.Concat(p.edits, []string{"127.0.0.1:8080", upstream}, edits), 2) {
 		if strings.Count(block, edit[0]) != 1 {
