@@ -80,13 +80,14 @@ func unquoted(s string) string {
 	return s
 }
 
-// marks removes the bit RSV1 from the frames that come. It says that a message is
-// compressed, and marks keeps it until that message is read. Frames in which the
-// bit has no place keep it, so that the library refuses them.
+// marks follows the frames that come. If messages may be compressed, it removes the
+// bit RSV1, which says that one is, and keeps it until that message is read. Frames
+// in which the bit has no place keep it, so that the library refuses them.
 type marks struct {
 	field  field
 	extra  uint8  // bytes of the frame's length that are still to come
 	length uint64 // the frame's, as far as it has come; in payload, what is still to come
+	since  int    // how many bytes have come since the last frame began, its first included
 
 	// The bits of messages that have begun to come and were not asked for by next,
 	// the oldest lowest. The library reads at most seatReadBytes ahead, and in so
@@ -108,11 +109,13 @@ const (
 const maskBytes = 4
 
 // scan looks at bytes that come next.
-func (m *marks) scan(b []byte) {
+func (m *marks) scan(b []byte, inflates bool) {
+	m.since += len(b)
 	for len(b) > 0 {
 		switch m.field {
 		case fieldFirst:
-			if op := b[0] & 0x0F; op == opText || op == opBinary {
+			m.since = len(b)
+			if op := b[0] & 0x0F; inflates && (op == opText || op == opBinary) {
 				m.set |= uint64(b[0]&rsv1Bit) / rsv1Bit << m.n
 				m.n++
 				b[0] &^= rsv1Bit

@@ -30,7 +30,7 @@ type seat struct {
 
 	// Owned by the client's reading goroutine.
 	came    []byte // was read before the client sat down
-	marks   marks  // of compressed messages
+	marks   marks  // of the frames that the Conn or its buffer got
 	drained bool   // the last Read got all that had come
 	waited  bool   // a Read went to the connection
 	worn    bool   // a timer of the Conn may be running
@@ -53,9 +53,7 @@ func (s *seat) Read(p []byte) (n int, err error) {
 		n, err = s.wire.Read(p)
 	}
 	s.drained = n < len(p)
-	if s.inflates {
-		s.marks.scan(p[:n])
-	}
+	s.marks.scan(p[:n], s.inflates)
 	return n, err
 }
 
@@ -252,8 +250,10 @@ func (s *seat) gotControl() {
 // should not wait for others.
 func (s *seat) ready() int {
 	switch n := s.in.Buffered(); {
-	case n > 0:
+	case n > 0 && n < s.marks.since:
 		return n
+	case n > 0:
+		return 1 // a frame begins in the buffer: some bytes may be its header
 	case s.drained:
 		return 1 // what comes with it is buffered
 	}

@@ -230,6 +230,10 @@ func FuzzPlain(f *testing.F) {
 	f.Add(slices.Concat(masked(0x81, ""), masked(0x89, "ping"), masked(0x82, "\xff"), masked(0x88, "\x03\xe8bye"), masked(0x81, "late")), true)
 	f.Add(slices.Concat(masked(0xC1, "\xf3\x48\xcd\xc9\xc9\x07\x00\x00"), masked(0xA1, "")), true)
 	f.Add(slices.Concat(masked(0x82, strings.Repeat("x", 21)), []byte{0x81, 0x01, 'x'}), false)
+	begun := masked(0x00, "not now\x84")
+	begun[1] += 100 // of which nothing comes
+	f.Add(slices.Concat(masked(0x01, "a"), begun), false)
+	f.Add(slices.Concat(masked(0x01, "a"), masked(0x89, "p"), begun), true)
 	f.Add([]byte{0x82, 0xFE, 0, 3, 1, 2, 3, 4, 'a', 'b', 'c', 0x82, 0xFE, 0, 22, 1, 2, 3, 4}, false)
 	f.Add([]byte{0x82, 0xFF, 0, 0, 0, 0, 0, 0, 0, 3, 1, 2, 3, 4, 'a', 'b', 'c', 0x83, 0x80, 1, 2, 3, 4}, false)
 	f.Fuzz(func(t *testing.T, sent []byte, inflates bool) {
