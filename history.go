@@ -48,6 +48,7 @@ func (h History) settled() History {
 // sequence. The hub's loop owns it.
 type history struct {
 	limit History
+	name  string // differs from that of any other history
 	epoch string // names the sequence in ids; empty: the engine's isn't known yet
 	base  uint64 // a position minus the number in its id
 	seq   uint64 // the position of the newest event
@@ -179,11 +180,13 @@ func (m *keptEvent) isNews(id *clientID, newcomer bool) bool {
 }
 
 func newHistory(limit History) *history {
-	var epoch [6]byte
-	rand.Read(epoch[:]) // never fails
+	var random [6]byte
+	rand.Read(random[:]) // never fails
+	name := hex.EncodeToString(random[:])
 	return &history{
 		limit:      limit,
-		epoch:      hex.EncodeToString(epoch[:]),
+		name:       name,
+		epoch:      name,
 		topics:     make(map[string]*topicLog),
 		forgotten:  func() {},
 		valued:     func(string, bool) {},

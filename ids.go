@@ -7,16 +7,24 @@ import (
 	"strings"
 )
 
-// id returns the event id of a position: the epoch, the number and, in a log,
-// the record's print. An id that resumes nowhere ends in "local".
+// id returns the event id of a position: the epoch, the number and, in a log, the
+// record's print. It ends in "local" if it resumes nowhere.
+//
+// An event that the log lacks is between two records, where several events have one
+// number. So it has none: its id says which of this node's such events it is. That
+// resumes nowhere, either.
 func (h *history) id(seq uint64) string {
 	number := seq - h.base
-	id := h.epoch + "-" + strconv.FormatUint(number, 10)
-	if len(h.unshared) > 0 {
-		return id + "-local"
+	isLocal := len(h.unshared) > 0
+	if h.prints != nil && number&wholeRecord == 0 && (number > 0 || isLocal) {
+		return h.epoch + "-local-" + h.name + "-" + strconv.FormatUint(h.unsharedEvents, 10)
 	}
+	id := h.epoch + "-" + strconv.FormatUint(number, 10)
 	if print, ok := h.prints.text(number >> recordBits); ok {
 		id += "-" + print
+	}
+	if isLocal {
+		id += "-local"
 	}
 	return id
 }

@@ -427,7 +427,9 @@ func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time
 	live = live && number > j.passed
 	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
 		lost := j.own[0].event
-		if !j.past.addAt(lost, start, now).hidden {
+		p := j.past
+		p.unsharedEvents++ // so no two of them have one id
+		if !p.addAt(lost, start, now).hidden {
 			out.add(lost)
 		}
 		j.own = j.own[1:]

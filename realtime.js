@@ -374,7 +374,7 @@ export class Connection extends EventTarget {
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
-			if (reaches(after, this.#lastEventId) || !reaches(this.#lastEventId, after)) this.#receive(text);
+			if (after === this.#from || reaches(after, this.#lastEventId)) this.#receive(text);
 			else this.#follow(tab, {...link, from: after, topics: this.#all});
 		}
 	}
@@ -386,7 +386,8 @@ export class Connection extends EventTarget {
 		this.#tabs.set(tab, topics);
 		if (!this.#openedAt || !(reached || reaches(id, this.#from))) return;
 		if (reached && !isNew) return this.#announce();
-		this.#goOn(reached ? this.#from : id);
+		const from = reached ? this.#from : id;
+		if (!/local/.test(from)) this.#goOn(from);
 	}
 
 	#followed() {
@@ -408,6 +409,7 @@ export class Connection extends EventTarget {
 			}
 			Object.assign(this.#link, {leader, transport});
 			this.#all = topics;
+			this.#from = from;
 			for (const topic of topics) this.#known.add(topic);
 			this.#inSync = true;
 			if (this.#openedAt) return;
@@ -539,7 +541,7 @@ function resolve(url) {
 }
 
 function reaches(a, b) {
-	const [history, number] = a.split("-");
-	const [other, limit] = b.split("-");
-	return history === other && parseInt(number) <= parseInt(limit) && !/-local/.test(a + b);
+	const [history, at] = a.split("-");
+	const [other, to] = b.split("-");
+	return (a && a === b) || (history === other && parseInt(at) <= parseInt(to));
 }

@@ -369,8 +369,8 @@ func TestScriptSharedHistoryRestored(t *testing.T) {
 		`{"id":"x-100","data":"a"}`,
 		`{"id":"x-100","data":"again"}`,
 		`{"id":"x-99","data":"again"}`,
-		`{"id":"x-101-local","data":"b"}`,
-		`{"id":"x-101-local","data":"c"}`,
+		`{"id":"x-local-n-1","data":"b"}`,
+		`{"id":"x-local-n-2","data":"c"}`,
 		`{"data":"d"}`,
 		`{"id":"x-102-9f3a","data":"e"}`,
 		`{"id":"x-102-9f3a","data":"again"}`,
@@ -382,4 +382,74 @@ func TestScriptSharedHistoryRestored(t *testing.T) {
 	}
 	tab.until(`got.join() === "a,b,c,d,e,f"`)
 	tab.tells("open", "reset")
+}
+
+// TestScriptSharedEngineAway checks that tabs share what a hub sends while its engine
+// is away. The ids resume nowhere. Some events have no number, and others keep such
+// an id when the engine is back.
+func TestScriptSharedEngineAway(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	profile := newProfile(t, newBrowser(t))
+	open := func(name, lastEventID string) *tab {
+		tab := newTabIn(t, profile, name)
+		tab.open(site.server.URL)
+		tab.run(fmt.Sprintf(`
+			globalThis.sockets = [];
+			globalThis.WebSocket = class {
+				readyState = 1;
+				constructor(url) { this.url = url.href; sockets.push(this); }
+				close() { this.readyState = 3; }
+			};
+			const {connect} = await import("/realtime.js");
+			globalThis.live = connect("/live", {shared: true, transports: ["websocket"], topics: ["a"], lastEventId: %q});`+watch, lastEventID))
+		return tab
+	}
+	get := func(tab *tab, objects ...string) {
+		t.Helper()
+		for _, object := range objects {
+			eval[chromedp.Void](tab, fmt.Sprintf(`sockets.at(-1).onmessage({data: %q})`, object))
+		}
+	}
+	const follows = `sockets.length === 1 && sockets[0].readyState === 3`
+	leader := open("leader", "")
+	leader.until(`sockets.length === 1`)
+	get(leader, `{"client":"c"}`, `{"id":"x-100-1"}`)
+	follower := open("follower", "")
+	follower.until(`sockets.length === 1`)
+	get(follower, `{"client":"d"}`, `{"id":"x-100-1"}`)
+	follower.until(follows)
+	get(leader, `{"id":"x-local-n-1","data":"a"}`, `{"id":"x-local-n-2","data":"b"}`)
+	follower.until(`got.join() === "a,b"`)
+	stranger := open("stranger", "") // everybody hears where the leader is
+	stranger.until(`sockets.length === 1`)
+	stranger.shut()
+	get(leader, `{"id":"x-103-7c1-local","data":"c"}`, `{"id":"x-104-9","data":"d"}`)
+	follower.until(`got.join() === "a,b,c,d"`)
+	late := open("late", "x-102-8")
+	late.until(`sockets.length === 1`)
+	get(late, `{"client":"e"}`, `{"id":"x-102-8"}`)
+	leader.until(`sockets.length === 2`)
+	if url := eval[string](leader, `sockets.at(-1).url`); !strings.Contains(url, "lastEventId=x-102-8") {
+		t.Errorf("the leader goes back with %s, want the id of the late tab", url)
+	}
+	get(leader, `{"client":"c"}`, `{"id":"x-103-7c1-local","data":"c"}`, `{"id":"x-104-9","data":"d"}`, `{"id":"x-105-3","data":"e"}`)
+	late.until(`got.join() === "c,d,e"`)
+	lost := open("lost", "x-104-9-local")
+	lost.until(`sockets.length === 1`)
+	get(lost, `{"client":"f"}`, `{"id":"x-104-9-local"}`) // which it asks the leader to go back to
+	time.Sleep(200 * time.Millisecond)
+	get(lost, `{"id":"x-105-3","data":"e"}`)
+	lost.until(follows)
+	get(leader, `{"reset":true}`, `{"id":"y-1-2","data":"f"}`)
+	for tab, want := range map[*tab]string{leader: "a,b,c,d,e,f", follower: "a,b,c,d,e,f", late: "c,d,e,f", lost: "e,f"} {
+		tab.until(fmt.Sprintf(`got.join() === %q`, want))
+		tab.tells("open", "reset")
+		if tab != leader {
+			tab.until(follows)
+		}
+	}
+	if n := eval[int](leader, `sockets.length`); n != 2 {
+		t.Errorf("the leader made %d connections, want 2", n)
+	}
 }
