@@ -318,7 +318,7 @@ export class Connection extends EventTarget {
 			this.#abort = new AbortController();
 			this.#lead(this.#abort);
 		}
-		this.#connect();
+		this.#goOn("");
 	}
 
 	#leave() {

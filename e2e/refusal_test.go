@@ -254,3 +254,50 @@ func TestScriptPageCache(t *testing.T) {
 		tab.tells("open", "close 1006", "open")
 	})
 }
+
+// TestScriptPageCacheOneConnection checks that a page that comes back from the
+// browser's cache makes one connection, although something else had it connect just
+// before.
+func TestScriptPageCacheOneConnection(t *testing.T) {
+	eachShared(t, func(t *testing.T, browser context.Context, transport, more string) {
+		for _, why := range []string{"it was about to try again", "its computer slept"} {
+			t.Run(why, func(t *testing.T) {
+				site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+				tab := newTab(t, browser, "Ann-"+transport)
+				tab.expectOutage(true)
+				tab.open(site.server.URL)
+				tab.run(`
+				const {setInterval} = globalThis;
+				globalThis.setInterval = (f) => setInterval(f, 20); // realtime.js looks at the time
+				const {now} = Date;
+				globalThis.slept = 0;
+				Date.now = () => now() + slept;`)
+				tab.run(fmt.Sprintf(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", %s);`+watch,
+					options(transport, more+`topics: ["a"]`)))
+				tab.until(`live.state === "open" && live.lastEventId !== ""`)
+				eval[chromedp.Void](tab, `addEventListener("pageshow", (e) => { globalThis.kept = e.persisted; })`)
+				if why == "its computer slept" {
+					eval[chromedp.Void](tab, `document.addEventListener("freeze", () => { slept += 3_600_000; })`)
+				} else {
+					site.answer(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+					for c := range site.hub.Clients() {
+						c.Close(1001, "")
+					}
+					tab.until(`live.state === "connecting"`)
+				}
+				tab.open(site.server.URL + "/elsewhere")
+				for deadline := time.Now().Add(patience); site.hub.ClientCount() > 0; time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatal("the page stays connected")
+					}
+				}
+				site.answer(site.hub.ServeHTTP)
+				eval[chromedp.Void](tab, `history.back()`)
+				tab.until(`globalThis.kept === true && live.state === "open"`)
+				time.Sleep(300 * time.Millisecond) // what is too much may take longer
+				site.has(1, 1)
+				eval[chromedp.Void](tab, `live.close()`)
+			})
+		}
+	})
+}
