@@ -245,24 +245,34 @@ func (tab *tab) enter() {
 // eval returns the value of JavaScript in the tab.
 func eval[T any](tab *tab, js string) T {
 	tab.Helper()
-	ctx, cancel := context.WithTimeout(tab.ctx, patience)
-	defer cancel()
-	v, err := chromedp.Run(ctx, chromedp.Evaluate[T](js))
+	v, err := tryEval[T](tab, js)
 	if err != nil {
 		tab.Fatalf("%s: %s: %v", tab.name, js, err)
 	}
 	return v
 }
 
+func tryEval[T any](tab *tab, js string) (T, error) {
+	ctx, cancel := context.WithTimeout(tab.ctx, patience)
+	defer cancel()
+	return chromedp.Run(ctx, chromedp.Evaluate[T](js))
+}
+
 // until waits for the JavaScript condition to become true. It polls from
 // outside. chromedp.Poll makes code from a string inside the page, which the
-// page's policy forbids.
+// page's policy forbids. The tab may go from one page to another.
 func (tab *tab) until(condition string) {
 	tab.Helper()
 	again := time.NewTicker(25 * time.Millisecond)
 	defer again.Stop()
-	for deadline := time.Now().Add(patience); !eval[bool](tab, "Boolean("+condition+")"); <-again.C {
-		if time.Now().After(deadline) {
+	for deadline := time.Now().Add(patience); ; <-again.C {
+		holds, err := tryEval[bool](tab, "Boolean("+condition+")")
+		switch {
+		case holds:
+			return
+		case err != nil && !strings.Contains(err.Error(), "Inspected target navigated"):
+			tab.Fatalf("%s: %s: %v", tab.name, condition, err)
+		case time.Now().After(deadline):
 			tab.Fatalf("%s: timed out waiting for %s; the page's text is:\n%s", tab.name, condition, eval[string](tab, "document.body.innerText"))
 		}
 	}
