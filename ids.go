@@ -11,15 +11,16 @@ import (
 // record's print. It ends in "local" if it resumes nowhere.
 //
 // An event that the log lacks is between two records, where several events have one
-// number. So it has none: its id says which of this node's such events it is. That
-// resumes nowhere, either.
+// number. So its id also says which of this node's such events it is. That keeps
+// realtime.js from comparing it by number.
 func (h *history) id(seq uint64) string {
 	number := seq - h.base
 	isLocal := len(h.unshared) > 0
+	digits := strconv.FormatUint(number, 10)
 	if h.prints != nil && number&wholeRecord == 0 && (number > 0 || isLocal) {
-		return h.epoch + "-local-" + h.name + "-" + strconv.FormatUint(h.unsharedEvents, 10)
+		digits = "l" + h.name + "." + strconv.FormatUint(h.unsharedEvents, 10) + "." + digits
 	}
-	id := h.epoch + "-" + strconv.FormatUint(number, 10)
+	id := h.epoch + "-" + digits
 	if print, ok := h.prints.text(number >> recordBits); ok {
 		id += "-" + print
 	}
@@ -43,6 +44,7 @@ func (h *history) seqOf(id string) (seq uint64, ok bool) {
 func parseEventID(id string) (epoch string, number uint64, print string, ok bool) {
 	epoch, rest, _ := strings.Cut(strings.TrimSuffix(id, provisionalMark), "-")
 	digits, print, _ := strings.Cut(rest, "-")
+	digits = digits[strings.LastIndexByte(digits, '.')+1:]
 	number, err := strconv.ParseUint(digits, 10, 64)
 	return epoch, number, print, err == nil
 }

@@ -479,7 +479,7 @@ func TestJournalCut(t *testing.T) {
 		d.want()
 		time.Sleep(appendRetry)
 		d.arrive()
-		if id := d.last(); !strings.Contains(id, "-local-") || d.since(id, "a") != "lost" {
+		if id := d.last(); !strings.HasSuffix(id, "-local") || d.since(id, "a") != "lost" {
 			t.Errorf("the id %s resumes", id)
 		}
 		d.want("1")
@@ -539,7 +539,7 @@ func TestJournalCutIDs(t *testing.T) {
 		}
 		d.want("1", "2", "3", "4")
 		name := j.past.name
-		if want := []string{"e-local-" + name + "-1", "e-local-" + name + "-2", "e-1025-", "e-2047-"}; !slices.EqualFunc(ids, want, strings.HasPrefix) {
+		if want := []string{"e-l" + name + ".1.1024-", "e-l" + name + ".2.1024-", "e-1025-", "e-2047-"}; !slices.EqualFunc(ids, want, strings.HasPrefix) {
 			t.Errorf("the ids are %q, want %q", ids, want)
 		}
 		for _, id := range ids {
@@ -566,6 +566,9 @@ func TestJournalLostIDs(t *testing.T) {
 		d.arrive()
 		if d.out[0].event.ID == d.out[1].event.ID {
 			t.Errorf("both have the id %s", d.out[0].event.ID)
+		}
+		if got := d.since(d.out[1].event.ID, "a"); got != "3" {
+			t.Errorf("behind the second a client has missed %q, want 3", got)
 		}
 		d.want("1", "2", "3")
 	})

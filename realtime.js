@@ -431,8 +431,7 @@ export class Connection extends EventTarget {
 
 	#join(steal) {
 		if (this.#joins && !steal) return;
-		this.#joins = true;
-		setTimeout(() => this.#joins === true && this.#join(true), openTimeout);
+		const joins = (this.#joins = setTimeout(() => this.#joins === joins && this.#join(true), openTimeout));
 		navigator.locks.request(`${this.#name} join`, steal ? {steal} : this.#abort, () => new Promise((release) => {
 			this.#joins = release;
 			if (!this.#link?.follows) return this.#joined();
@@ -543,5 +542,5 @@ function resolve(url) {
 function reaches(a, b) {
 	const [history, at] = a.split("-");
 	const [other, to] = b.split("-");
-	return (a && a === b) || (history === other && parseInt(at) <= parseInt(to));
+	return (a === b && a) || (history === other && parseInt(at) <= parseInt(to));
 }

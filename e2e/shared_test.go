@@ -369,8 +369,8 @@ func TestScriptSharedHistoryRestored(t *testing.T) {
 		`{"id":"x-100","data":"a"}`,
 		`{"id":"x-100","data":"again"}`,
 		`{"id":"x-99","data":"again"}`,
-		`{"id":"x-local-n-1","data":"b"}`,
-		`{"id":"x-local-n-2","data":"c"}`,
+		`{"id":"x-ln.1.2-0-local","data":"b"}`,
+		`{"id":"x-ln.2.2-0-local","data":"c"}`,
 		`{"data":"d"}`,
 		`{"id":"x-102-9f3a","data":"e"}`,
 		`{"id":"x-102-9f3a","data":"again"}`,
@@ -419,7 +419,7 @@ func TestScriptSharedEngineAway(t *testing.T) {
 	follower.until(`sockets.length === 1`)
 	get(follower, `{"client":"d"}`, `{"id":"x-100-1"}`)
 	follower.until(follows)
-	get(leader, `{"id":"x-local-n-1","data":"a"}`, `{"id":"x-local-n-2","data":"b"}`)
+	get(leader, `{"id":"x-l9.1.2-local","data":"a"}`, `{"id":"x-l9.2.2-local","data":"b"}`)
 	follower.until(`got.join() === "a,b"`)
 	stranger := open("stranger", "") // everybody hears where the leader is
 	stranger.until(`sockets.length === 1`)
@@ -452,4 +452,53 @@ func TestScriptSharedEngineAway(t *testing.T) {
 	if n := eval[int](leader, `sockets.length`); n != 2 {
 		t.Errorf("the leader made %d connections, want 2", n)
 	}
+}
+
+// TestScriptSharedJoinsAgain checks that a tab waits for its turn to join the others,
+// also if it has joined them before. There is a time after which it doesn't wait
+// any more, and each turn has its own.
+func TestScriptSharedJoinsAgain(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	profile := newProfile(t, newBrowser(t))
+	var tabs []*tab
+	for _, name := range []string{"leader", "follower"} {
+		tab := newTabIn(t, profile, name)
+		tab.open(site.server.URL)
+		tab.run(`
+			globalThis.sockets = [];
+			globalThis.WebSocket = class {
+				readyState = 1;
+				constructor() { sockets.push(this); }
+				close() { this.readyState = 3; }
+			};
+			globalThis.impatient = []; // what would end each wait for a turn
+			const {setTimeout} = globalThis;
+			globalThis.setTimeout = (f, time) => {
+				if (String(f).includes("#join(true)")) impatient.push(f);
+				return setTimeout(f, time);
+			};
+			const {connect} = await import("/realtime.js");
+			globalThis.live = connect("/live", {shared: "tabs", transports: ["websocket"]});` + watch)
+		tab.until(`sockets.length === 1`)
+		eval[chromedp.Void](tab, `sockets[0].onmessage({data: '{"id":"x-1-1"}'})`)
+		tabs = append(tabs, tab)
+	}
+	leader, follower := tabs[0], tabs[1]
+	follower.until(`sockets[0].readyState === 3`)
+	leader.run(`
+		await new Promise((has) => navigator.locks.request("realtime tabs join", () => new Promise((over) => {
+			globalThis.over = over;
+			has();
+		})));
+		const open = {from: "y-1-1", topics: [], fresh: [], transport: "websocket"}; // that is elsewhere
+		new BroadcastChannel("realtime tabs").postMessage({tab: 1, open});`)
+	follower.until(`impatient.length === 2`)
+	eval[chromedp.Void](follower, `impatient[0]()`)
+	time.Sleep(200 * time.Millisecond)
+	if n := eval[int](follower, `sockets.length`); n != 1 {
+		t.Errorf("the follower made %d connections before its turn, want 1", n)
+	}
+	eval[chromedp.Void](leader, `over()`)
+	follower.until(`sockets.length === 2`)
 }
