@@ -45,6 +45,7 @@ type brokered struct {
 	age    time.Duration // the time since that event, in whole ms
 	event  Event
 	notice notice // disconnectNotice, or noNotice
+	stamp  uint64 // of an event with a Key
 
 	// In heartbeats alone.
 	clients int         // how many clients the node has
@@ -67,6 +68,7 @@ type brokered struct {
 type agedValue struct {
 	event Event
 	age   time.Duration // in whole ms
+	stamp uint64
 }
 
 type brokeredKind byte
@@ -124,13 +126,17 @@ func (m brokered) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, m.seq)
 	b = binary.AppendUvarint(b, m.before)
 	b = appendAge(b, m.age)
-	return append(appendHead(b, &m.event, m.notice), m.event.Data...)
+	b = appendHead(b, &m.event, m.notice)
+	if m.event.Key != "" {
+		b = binary.AppendUvarint(b, m.stamp)
+	}
+	return append(b, m.event.Data...)
 }
 
 func (m brokered) appendValues(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(len(m.values)))
 	for _, v := range m.values {
-		b = appendAge(b, v.age)
+		b = binary.AppendUvarint(appendAge(b, v.age), v.stamp)
 		b = appendText(appendHead(b, &v.event, noNotice), v.event.Data)
 	}
 	return b
@@ -138,7 +144,7 @@ func (m brokered) appendValues(b []byte) []byte {
 
 // size returns an upper bound for the encoded size of m, an event.
 func (m brokered) size() int {
-	return 64 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
+	return 80 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
 }
 
 // The bits of an event's first byte.
@@ -229,7 +235,9 @@ func parseBrokered(b []byte) (m brokered, err error) {
 		return m, p.err
 	case brokeredEvent:
 		m.seq, m.before, m.age = p.number(), p.number(), p.age()
-		m.event, m.notice = p.head()
+		if m.event, m.notice = p.head(); m.event.Key != "" {
+			m.stamp = p.stamp()
+		}
 		if m.event.Data = p.b; p.err == nil {
 			p.err = checkSent(&m.event, m.notice)
 		}
@@ -240,7 +248,7 @@ func parseBrokered(b []byte) (m brokered, err error) {
 
 func (p *parser) values() (values []agedValue) {
 	for range p.number() {
-		v := agedValue{age: p.age()}
+		v := agedValue{age: p.age(), stamp: p.stamp()}
 		v.event, _ = p.head()
 		v.event.Data = p.text()
 		if p.err == nil {
@@ -306,6 +314,15 @@ func (p *parser) text() (text []byte) {
 
 func (p *parser) age() time.Duration {
 	return time.Duration(min(p.number(), math.MaxInt32)) * time.Millisecond
+}
+
+// stamp parses a stamp. Later ones must remain.
+func (p *parser) stamp() uint64 {
+	n := p.number()
+	if n > math.MaxInt64 {
+		p.fail()
+	}
+	return n
 }
 
 func (p *parser) flag() bool { return p.flags(1) != 0 }

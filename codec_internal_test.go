@@ -17,10 +17,10 @@ func TestBrokered(t *testing.T) {
 		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1, time.Second}, {0, 1 << 63, 0}}},
 		{kind: brokeredEvent, node: nodeID{15: 9}, seq: 1, event: Event{Data: []byte{}}},
 		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
-		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true}},
+		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true}, stamp: 1 << 62},
 		{kind: brokeredQuestion, node: nodeID{1}, digest: 1 << 63},
 		{kind: brokeredValues, node: nodeID{1}, asker: nodeID{2}, sure: true, seq: 1, before: 2, values: []agedValue{
-			{Event{Key: "k", Data: []byte("d")}, time.Second}, {Event{Key: "l", Data: []byte{}, Gone: true}, 0},
+			{Event{Key: "k", Data: []byte("d")}, time.Second, 1}, {Event{Key: "l", Data: []byte{}, Gone: true}, 0, math.MaxInt64},
 		}},
 		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true, Binary: true}},
 		{kind: brokeredEvent, seq: 2, before: 1, event: testDisconnect.Event, notice: disconnectNotice},
@@ -67,7 +67,7 @@ func TestBadDisconnects(t *testing.T) {
 // A broker may deliver any bytes.
 func FuzzBrokered(f *testing.F) {
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: Event{Name: "n", Data: []byte("d")}}.append(nil))
-	f.Add(brokered{kind: brokeredValues, values: []agedValue{{Event{Key: "k", Data: []byte("d")}, time.Second}}}.append(nil))
+	f.Add(brokered{kind: brokeredValues, values: []agedValue{{Event{Key: "k", Data: []byte("d")}, time.Second, 1}}}.append(nil))
 	f.Add(brokered{kind: brokeredEvent, seq: 300, event: testDisconnect.Event, notice: disconnectNotice}.append(nil))
 	f.Add(brokered{kind: brokeredRepeat, seq: 300, topic: "a", event: testDisconnect.Event}.append(nil))
 	f.Add(brokered{kind: brokeredHeartbeat, trail: testTrail, clients: 3, seq: 9, sent: []sentEntry{{1, 2, 3 * time.Millisecond}, {3, 4, time.Hour}}}.append(nil))

@@ -77,6 +77,7 @@ type event struct {
 	private  bool      // it was sent to one client alone
 	reply    bool      // the same, and Data is the envelope
 	accepted moment    // when this node accepted it, from its publisher or another node; set by the loop
+	stamp    uint64    // decides which event of a Key is the newest if a Broker gives no order; see relay.isNewest
 	unshared uint64    // its position among events that the engine lacks, whose IDs resume nowhere; zero: it isn't one
 	except   *clientID // the client that doesn't get it; nil: all get it
 

@@ -197,6 +197,9 @@ type Hub struct {
 	// one reaches the clients of all. The hub starts it with its first client
 	// or event, and closes it. Nil means this process alone. While the engine
 	// can't be reached, clients stay, and get what is published on this node.
+	// If two nodes publish events of one Key at the same moment, the nodes' clocks
+	// decide which of them is the latest value everywhere. A HistoryBroker's
+	// history has an order instead.
 	//
 	// With a History and a [HistoryBroker] the engine keeps one history for all
 	// nodes, and events go through it. A client that joins waits up to 5 s for

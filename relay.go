@@ -1,6 +1,8 @@
 package realtime
 
 import (
+	"bytes"
+	"cmp"
 	"math"
 	"time"
 )
@@ -40,6 +42,12 @@ func newRelay(s *shared, broker Broker) *relay {
 
 // publish also queues the event for the other nodes. It never waits for them.
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
+	if ev.Key != "" && !ev.member {
+		ev.stamp = uint64(now.UnixMicro())
+		if newest := r.past.latest(ev); newest != nil {
+			ev.stamp = max(ev.stamp, newest.event.stamp+1)
+		}
+	}
 	r.local.publish(ev, now, out)
 	if ev.member {
 		if len(r.shows) >= maxSentTopics {
@@ -48,7 +56,7 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 		r.shows[ev.topic] = true
 	}
 	msg := r.numbered(brokeredEvent, ev.topic, now)
-	msg.event, msg.notice = ev.Event, ev.notice
+	msg.event, msg.notice, msg.stamp = ev.Event, ev.notice, ev.stamp
 	rc := receipt{}
 	if ev.notice == disconnectNotice { // whose caller has to know
 		msg.result = make(chan error, 1)
@@ -191,13 +199,26 @@ func (r *relay) Deliver(name string, msg []byte) {
 		r.peers.pass(func(now time.Time, out *batch) { r.toldMembers(topic, &m, now, out) })
 	case fresh:
 		ev := newEvent(topic, m.event)
-		ev.notice = m.notice
+		ev.notice, ev.stamp = m.notice, m.stamp
 		r.peers.pass(func(now time.Time, out *batch) {
-			if ev.notice == noNotice || r.isFirst(disconnectID{m.node, m.seq}) {
+			if ev.notice == noNotice && r.isNewest(ev) || ev.notice == disconnectNotice && r.isFirst(disconnectID{m.node, m.seq}) {
 				r.accept(ev, now, out)
 			}
 		})
 	}
+}
+
+// isNewest reports whether no newer event of ev's Key is known. Two nodes may publish
+// such events at one moment, and a Broker gives nodes no common order. So their
+// stamps decide everywhere: the microseconds of the publisher's clock, but more than
+// the stamp of the event that the publisher knew. An older event comes too late.
+// Clients have the newest already, and don't get it.
+func (r *relay) isNewest(ev *event) bool {
+	newest := r.past.latest(ev)
+	if newest == nil || ev.Key == "" || ev.member {
+		return true
+	}
+	return cmp.Or(cmp.Compare(ev.stamp, newest.event.stamp), bytes.Compare(ev.content(), newest.event.content())) > 0
 }
 
 // track reports whether a message is a new event. It returns the topics that

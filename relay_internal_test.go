@@ -53,6 +53,48 @@ func TestRelayOrder(t *testing.T) {
 	})
 }
 
+// Nodes that set one Key at one moment agree: an event that comes behind a newer one
+// is too late. A node that knows an event sets a newer one, whatever the clocks say.
+func TestRelayNewestOfAKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		r.want([]string{"a"})
+		d.arrive()
+		now := uint64(time.Now().UnixMicro())
+		seq := uint64(0)
+		hear := func(stamp uint64, e Event) {
+			seq++
+			r.Deliver("topic/a", brokered{kind: brokeredEvent, node: nodeID{1}, seq: seq, before: seq - 1, event: e, stamp: stamp}.append(nil))
+			d.arrive()
+		}
+		set := func(e Event) { d.o.publish(newEvent("a", e), time.Now(), &d.out) }
+		set(Event{Key: "k", Data: []byte("m")})
+		d.want("m")
+		hear(now-1, Event{Key: "k", Data: []byte("older")})
+		hear(now-1, Event{Key: "k", Data: []byte("older gone"), Gone: true})
+		hear(now, Event{Key: "k", Data: []byte("l, at the same time")})
+		d.want()
+		hear(now-1, Event{Key: "other", Data: []byte("other")})
+		hear(now-1, Event{Data: []byte("no key")})
+		d.want("other", "no key")
+		hear(now, Event{Key: "k", Data: []byte("n, at the same time")})
+		hear(now+3_600_000_000, Event{Key: "k", Data: []byte("gone in an hour"), Gone: true})
+		d.want("n, at the same time", "gone in an hour")
+		hear(now+1, Event{Key: "k", Data: []byte("before it was gone")})
+		d.want()
+		set(Event{Key: "k", Data: []byte("again")})
+		d.want("again")
+		synctest.Wait()
+		m, err := parseBrokered([]byte(strings.TrimPrefix(b.published[len(b.published)-1], "topic/a ")))
+		if want := now + 3_600_000_001; err != nil || m.stamp != want {
+			t.Errorf("its stamp is %d, want %d", m.stamp, want)
+		}
+		if got := r.past.newest("a"); len(got) != 2 || string(got[1].event.Data) != "again" {
+			t.Errorf("the values are %v", got)
+		}
+	})
+}
+
 // While the subscription to a topic is not confirmed, events of other nodes may
 // be missing. No id resumes over that time.
 func TestRelayUnconfirmedTopic(t *testing.T) {

@@ -375,14 +375,10 @@ func (s *simulation) publish(i, count int) {
 	}
 }
 
-// setValue makes a node publish a value or take it away. Without a log, each Key
-// has one publisher: nodes have no common order otherwise.
+// setValue makes a node publish a value or take it away.
 func (s *simulation) setValue(i int) {
 	n := s.nodes[i]
 	key := fmt.Sprint("key", s.rnd.IntN(3))
-	if !s.history {
-		key = n.name
-	}
 	s.values++
 	e := realtime.Event{Key: key, Data: fmt.Append(nil, "value ", s.values), Gone: s.rnd.IntN(4) == 0}
 	s.log("%s sets %s to %s, gone %v", n.name, key, e.Data, e.Gone)

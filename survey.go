@@ -13,7 +13,7 @@ import (
 // A node that is sure of its values, because it has no question about the topic,
 // answers for all. The others hear it, and keep quiet. Where no node is sure, as
 // after an outage, each that has other values than the asker answers. What
-// differs is decided by age, because a Broker gives no order.
+// differs is decided by the stamps; see relay.isNewest.
 //
 //	question ──▶ nodes with the topic ──wait, as others may answer──▶ values
 //
@@ -143,7 +143,7 @@ func (r *relay) pack(kept []*keptEvent, now time.Time) (messages [][]agedValue) 
 		last := len(messages) - 1
 		e := m.event.Event
 		e.ID = ""
-		messages[last] = append(messages[last], agedValue{e, max(now.Sub(m.at), 0)})
+		messages[last] = append(messages[last], agedValue{e, max(now.Sub(m.at), 0), m.event.stamp})
 	}
 	return messages
 }
@@ -180,27 +180,34 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 		}
 	}
 	for _, v := range m.values {
-		at := now.Add(-v.age)
-		var here *keptEvent
-		if p := r.past.topics[topic]; p != nil {
-			here = p.keys[v.event.Key]
-		}
-		switch {
-		case here == nil && v.event.Gone:
-			continue
-		case here != nil && (here.event.isLike(&v.event) || !at.After(here.at.Add(maxOnItsWay))):
-			continue
-		}
 		v.event.Data = bytes.Clone(v.event.Data) // it would keep the whole message
 		ev := newEvent(topic, v.event)
-		r.accept(ev, at, out)
+		ev.stamp = v.stamp
+		switch here := r.past.latest(ev); {
+		case here == nil && ev.Gone:
+		case here != nil && here.event.isLike(&ev.Event): // clients have it
+			here.event.stamp = max(here.event.stamp, ev.stamp)
+		case r.isNewest(ev):
+			r.accept(ev, now.Add(-v.age), out)
+		}
 	}
+}
+
+// latest returns the newest event of ev's topic and Key; nil: there is none.
+func (h *history) latest(ev *event) *keptEvent {
+	if p := h.topics[ev.topic]; p != nil {
+		return p.keys[ev.Key]
+	}
+	return nil
 }
 
 // isLike reports whether e and other, of the same Key, say the same.
 func (e *Event) isLike(other *Event) bool {
 	return e.Name == other.Name && e.Binary == other.Binary && e.Gone == other.Gone && bytes.Equal(e.Data, other.Data)
 }
+
+// content returns what ev says, as bytes. The ID is not in it.
+func (ev *event) content() []byte { return append(appendHead(nil, &ev.Event, noNotice), ev.Data...) }
 
 // newest returns the newest event of each Key of a topic, oldest first, also
 // those that are Gone.
@@ -221,7 +228,7 @@ func (h *history) digest(topic string) (sum uint64) {
 	if p := h.topics[topic]; p != nil {
 		for _, m := range p.keys {
 			if !m.event.Gone && !m.event.member {
-				sum += crc64.Checksum(append(appendHead(nil, &m.event.Event, noNotice), m.event.Data...), topicTable)
+				sum += crc64.Checksum(m.event.content(), topicTable)
 			}
 		}
 	}

@@ -56,7 +56,7 @@ const (
 	shortAge     = time.Second           // of the history when the log is to be trimmed
 	trimmedIn    = 5 * shortAge          // for that
 	setEvery     = 5                     // events of a publisher, for each value
-	valueKeys    = 4                     // of all publishers together, or of each where there is no history
+	valueKeys    = 4                     // of all publishers together
 
 	valuesTopic  = "values"
 	membersTopic = "members"
@@ -576,16 +576,12 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// set sets a value, or takes one away. A plain Broker gives values no order, so
-// that each publisher has Keys of its own.
+// set sets a value, or takes one away. All publishers have the same Keys.
 func (p *publisher) set() {
 	p.setting.Lock()
 	defer p.setting.Unlock()
 	p.sets++
 	key := fmt.Sprint("key ", p.sets%valueKeys)
-	if !p.scene.history {
-		key = fmt.Sprint(key, " of ", p.node)
-	}
 	if node := p.scene.node(p.node); node != nil {
 		node.set(key, fmt.Sprint(p.node, " ", p.sets), p.sets%3 == 0)
 	}
