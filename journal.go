@@ -50,6 +50,7 @@ type journal struct {
 	milestones []milestone       // oldest first; those that trimTo has yet to use
 	trimAt     time.Time         // when to call trimTo next
 	early      bool              // a client joined before the log was current
+	held       bool              // in the last beat members of nodes that are gone were left to another node
 	carrier    carrier
 
 	reached atomic.Pointer[progress] // replaced by the loop
@@ -134,13 +135,16 @@ func (j *journal) elsewhere() (clients int, down bool) { return j.peers.clients(
 func (j *journal) self() nodeID                        { return j.peers.node }
 func (j *journal) close()                              { j.peers.close() }
 
-// beat has members of nodes that are gone taken away, in the log. It may be any
-// node that does it.
-func (j *journal) beat(now time.Time, _ *batch) {
-	if j.out.live.Load() && rand.N(2) == 0 { // so that mostly one node does it
-		if gone := j.past.bereaved(j.peers.isGone); len(gone) > 0 {
-			j.shared.presence.bury(gone)
-		}
+// beat has members of nodes that are gone taken away, in the log. Any node may do it.
+// So that mostly one does, a node may leave it to others, but for one beat only.
+func (j *journal) beat(time.Time, *batch) {
+	if !j.out.live.Load() {
+		return
+	}
+	gone := j.past.bereaved(j.peers.isGone)
+	j.held = len(gone) > 0 && !j.held && rand.N(2) == 0
+	if len(gone) > 0 && !j.held {
+		j.shared.presence.bury(gone)
 	}
 }
 

@@ -669,3 +669,26 @@ func TestJournalCutOfAnotherNode(t *testing.T) {
 		}
 	})
 }
+
+// A node that is alone takes the members of one that is gone away within two beats.
+func TestJournalTakesMembersAway(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			d, j, _ := newTestJournal(t)
+			p := &presence{hub: &Hub{order: j}, wake: make(chan struct{}, 1)} // nobody publishes what it is told
+			j.shared.presence = p
+			member := &ownEvent{event: newMember(topicKey{"a", "Ann"}, nodeID{1}, []byte("{}"), false), number: 1}
+			j.Record("e", 1, encodeRecord(nodeID{1}, trail{}, []*ownEvent{member}))
+			j.Current("e", 1)
+			d.arrive()
+			time.Sleep(nodeTimeout)
+			for range 3 {
+				time.Sleep(heartbeatInterval)
+				d.arrive()
+			}
+			if len(p.buried) == 0 {
+				t.Error("the member is still there")
+			}
+		})
+	}
+}
