@@ -6,9 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
 )
 
 // npm runs npm, or another program with it, in a directory and returns what it
@@ -17,6 +21,7 @@ func npm(t *testing.T, dir string, args ...string) []byte {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "npm", args...)
 	cmd.Dir = dir
+	cmd.Env = append(cmd.Environ(), "NODE_ENV=development") // React's StrictMode does nothing in production
 	var complaints strings.Builder
 	cmd.Stderr = &complaints
 	out, err := cmd.Output()
@@ -27,7 +32,8 @@ func npm(t *testing.T, dir string, args ...string) []byte {
 }
 
 // TestNPM installs the npm package into a fresh project with Vite and TypeScript.
-// The project's types are right, it builds, and it runs.
+// The project's types are right, it builds, and it runs, also with React and the
+// README's hook.
 func TestNPM(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("npm"); err != nil {
@@ -56,6 +62,17 @@ func TestNPM(t *testing.T) {
 	if want := []string{"LICENSE", "README.md", "package.json", "realtime.d.ts", "realtime.js"}; !slices.Equal(files, want) {
 		t.Errorf("the package has %q, want %q", files, want)
 	}
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hook := regexp.MustCompile("(?ms)^```tsx\n(.*?)^```$").FindSubmatch(readme)
+	if hook == nil {
+		t.Fatal("the README has no hook")
+	}
+	if err := os.WriteFile(filepath.Join(project, "src", "useLive.tsx"), hook[1], 0o666); err != nil {
+		t.Fatal(err)
+	}
 	npm(t, project, "install", "--no-audit", "--no-fund", "./"+packed[0].Filename)
 	npm(t, project, "exec", "--", "tsc")
 	npm(t, project, "exec", "--", "vite", "build", "--logLevel", "warn", "--base", "/built/")
@@ -68,4 +85,26 @@ func TestNPM(t *testing.T) {
 	site.has(1, 1)
 	site.publish("prices", "price", `{"value": 42}`)
 	tab.until(`document.querySelector("#price").textContent === "42"`)
+
+	value := func(want string) { tab.until(`document.querySelector("output")?.textContent === "` + want + `"`) }
+	choose := func(topic string) {
+		eval[chromedp.Void](tab, `[...document.querySelectorAll("button")].find((b) => b.textContent === "`+topic+`").click()`)
+	}
+	choose("prices")
+	value("0")
+	site.has(2, 1) // its effect ran twice, and left one connection
+	site.publish("prices", "price", `{"value": 43}`)
+	value("43")
+	choose("others") // the effect runs again
+	for deadline := time.Now().Add(patience); len(slices.Collect(site.hub.Subscribers("others"))) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the hook doesn't follow its URL")
+		}
+	}
+	site.has(2, 1)
+	site.publish("prices", "price", `{"value": 44}`)
+	site.publish("others", "price", `{"value": 45}`)
+	value("45")
+	choose("none")
+	site.has(1, 1)
 }
