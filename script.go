@@ -91,6 +91,11 @@ import (
 // earlier. Then the others skip what they have had. So it doesn't matter in which
 // order the posts of an old and a new leader come, or whether a browser loses some.
 //
+// While a hub's engine is away, ids resume nowhere, and contain "local". What comes
+// from the engine keeps its number, and can be compared. What the engine lacks has
+// none: it is equal to itself alone, and a tab that has lost its place joins again.
+// The leader continues from no such id, as all tabs would get a reset.
+//
 // What a hub tells a newcomer (the latest values, or what was missed since an id of
 // the page's own) is that tab's alone. So a new tab, or one that comes back, first
 // joins: it has a link of its own, until it has an id from which the leader can
