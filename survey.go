@@ -180,7 +180,6 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 		}
 	}
 	for _, v := range m.values {
-		v.event.Data = bytes.Clone(v.event.Data) // it would keep the whole message
 		ev := newEvent(topic, v.event)
 		ev.stamp = v.stamp
 		switch here := r.past.latest(ev); {
@@ -188,6 +187,7 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 		case here != nil && here.event.isLike(&ev.Event): // clients have it
 			here.event.stamp = max(here.event.stamp, ev.stamp)
 		case r.isNewest(ev):
+			ev.Data = bytes.Clone(ev.Data) // it would keep the whole message
 			r.accept(ev, now.Add(-v.age), out)
 		}
 	}
