@@ -433,8 +433,8 @@ export class Connection extends EventTarget {
 		if (this.#joins && !steal) return;
 		const joins = (this.#joins = setTimeout(() => this.#joins === joins && this.#join(true), openTimeout));
 		navigator.locks.request(`${this.#name} join`, steal ? {steal} : this.#abort, () => new Promise((release) => {
+			if (this.#joins !== joins) return release();
 			this.#joins = release;
-			if (!this.#link?.follows) return this.#joined();
 			setTimeout(release, second);
 			this.#goOn("");
 		})).catch(() => {});

@@ -456,7 +456,8 @@ func TestScriptSharedEngineAway(t *testing.T) {
 
 // TestScriptSharedJoinsAgain checks that a tab waits for its turn to join the others,
 // also if it has joined them before. There is a time after which it doesn't wait
-// any more, and each turn has its own.
+// any more, and each turn has its own. If a turn comes at that very time, as to a page
+// that was frozen, it counts once.
 func TestScriptSharedJoinsAgain(t *testing.T) {
 	t.Parallel()
 	site := newSite(t, "", nil)
@@ -478,6 +479,12 @@ func TestScriptSharedJoinsAgain(t *testing.T) {
 				if (String(f).includes("#join(true)")) impatient.push(f);
 				return setTimeout(f, time);
 			};
+			globalThis.turns = []; // that have come, while they are held up
+			globalThis.holds = false;
+			const request = navigator.locks.request.bind(navigator.locks);
+			navigator.locks.request = (name, options, f) => request(name, options, (lock) => {
+				return holds ? new Promise((done) => turns.push(() => done(f(lock)))) : f(lock);
+			});
 			const {connect} = await import("/realtime.js");
 			globalThis.live = connect("/live", {shared: "tabs", transports: ["websocket"]});` + watch)
 		tab.until(`sockets.length === 1`)
@@ -487,12 +494,13 @@ func TestScriptSharedJoinsAgain(t *testing.T) {
 	leader, follower := tabs[0], tabs[1]
 	follower.until(`sockets[0].readyState === 3`)
 	leader.run(`
-		await new Promise((has) => navigator.locks.request("realtime tabs join", () => new Promise((over) => {
+		await new Promise((has) => navigator.locks.request("realtime tabs join", {}, () => new Promise((over) => {
 			globalThis.over = over;
 			has();
 		})));
 		const open = {from: "y-1-1", topics: [], fresh: [], transport: "websocket"}; // that is elsewhere
-		new BroadcastChannel("realtime tabs").postMessage({tab: 1, open});`)
+		globalThis.confuse = () => new BroadcastChannel("realtime tabs").postMessage({tab: 1, open});
+		confuse();`)
 	follower.until(`impatient.length === 2`)
 	eval[chromedp.Void](follower, `impatient[0]()`)
 	time.Sleep(200 * time.Millisecond)
@@ -501,4 +509,17 @@ func TestScriptSharedJoinsAgain(t *testing.T) {
 	}
 	eval[chromedp.Void](leader, `over()`)
 	follower.until(`sockets.length === 2`)
+	follows := func() {
+		eval[chromedp.Void](follower, `sockets.at(-1).onmessage({data: '{"id":"x-1-1"}'})`)
+		follower.until(`sockets.at(-1).readyState === 3`)
+	}
+	follows()
+	eval[chromedp.Void](follower, `holds = true`)
+	eval[chromedp.Void](leader, `confuse()`)
+	follower.until(`turns.length === 1`)
+	eval[chromedp.Void](follower, `impatient.at(-1)()`)
+	follower.until(`turns.length === 2`)
+	eval[chromedp.Void](follower, `for (const turn of turns) turn()`)
+	follower.until(`sockets.length > 2`)
+	follows()
 }
