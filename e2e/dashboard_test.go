@@ -10,6 +10,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -273,4 +274,22 @@ func TestDashboardPhone(t *testing.T) {
 	server.interrupt(phone)
 	phone.until(state("state", "again", "Reconnecting…"))
 	look([2]int64{320, 568})
+}
+
+// TestDashboardRefused checks that the page tells why it gets no more samples.
+func TestDashboardRefused(t *testing.T) {
+	t.Parallel()
+	server := start(t, build(t, "dashboard"), "localhost:0")
+	ann := newTab(t, newBrowser(t), "Ann")
+	ann.do("watching the page", chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{
+			Source: `globalThis.EventSource = class extends EventSource { constructor(...all) { super(...all); globalThis.stream = this; } }`,
+		})
+		return err
+	}))
+	ann.open(server.url)
+	ann.moves()
+	eval[chromedp.Void](ann, `stream.onmessage({data: '{"close":{"code":4403,"reason":"the board is not yours","final":true}}'})`)
+	ann.until(state("state", "over", "Refused") + ` && document.querySelector("#notice").innerText.includes("the board is not yours")`)
+	server.interrupt(ann)
 }
