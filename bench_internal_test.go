@@ -242,10 +242,8 @@ func (c *crowd) topicFloor(b *testing.B, each int, names []string) {
 	measure(b, "delivery", each, func() {
 		name := names[rand.IntN(len(names))]
 		for _, s := range c.registry.allShards() {
-			if t := s.topics[name]; t != nil {
-				for _, sub := range t.subs {
-					c.touch(sub.client)
-				}
+			for _, sub := range s.topics[name] {
+				c.touch(sub.client)
 			}
 		}
 	})

@@ -55,12 +55,8 @@ func newDisconnect(topic string, status websocket.CloseError) *event {
 // log was current. Clients whose Subscribe still waits for that don't have the
 // topic yet.
 func (s *shard) disconnect(ev *event, old bool) {
-	t := s.topics[ev.topic]
-	if t == nil {
-		return
-	}
 	cause := &closedError{parseClose(ev.Data), ErrClientClosed}
-	for _, sub := range t.subs {
+	for _, sub := range s.topics[ev.topic] {
 		if sub.early || !old {
 			sub.client.close(cause.status, cause)
 		}

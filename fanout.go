@@ -20,22 +20,16 @@ type shard struct {
 
 	// Owned by the shard's goroutine.
 	clients []*Client
-	topics  map[string]*topic // those with clients
-	events  []*event          // gathered, not yet delivered
-	run     run               // memory for events of one audience
-	touched []*Client         // memory for clients that get a list
+	topics  map[string][]*subscription // of those with clients
+	events  []*event                   // gathered, not yet delivered
+	run     run                        // memory for events of one audience
+	touched []*Client                  // memory for clients that get a list
 }
 
 // An entry is one item of a shard's inbox: an event, or a change of the shard.
 type entry struct {
 	event *event
 	do    func(s *shard) // called when all entries before it are done; must not block
-}
-
-// A topic has one topic's subscriptions in a shard, whose goroutine owns it.
-type topic struct {
-	name string
-	subs []*subscription
 }
 
 // A subscription links one client to one topic.
@@ -45,9 +39,8 @@ type subscription struct {
 	name   string
 
 	// Owned by the shard's goroutine.
-	topic *topic // nil: not subscribed
-	index int32  // in topic.subs
-	early bool   // Subscribe returned before events of all nodes arrived
+	index int32 // in shard.topics; negative: it has ended
+	early bool  // Subscribe returned before events of all nodes arrived
 
 	// Guarded by the client's tmu.
 	asked bool // the client has asked for it, in its URL or by a message
@@ -106,35 +99,29 @@ func shrunk[E any](list []E) []E {
 }
 
 func (s *shard) subscribe(sub *subscription) {
-	t := s.topics[sub.name]
-	if t == nil {
-		t = &topic{name: sub.name}
-		if s.topics == nil {
-			s.topics = make(map[string]*topic)
-		}
-		s.topics[sub.name] = t
+	if s.topics == nil {
+		s.topics = make(map[string][]*subscription)
 	}
-	sub.topic, sub.index = t, int32(len(t.subs))
-	t.subs = append(t.subs, sub)
+	subs := s.topics[sub.name]
+	sub.index = int32(len(subs))
+	s.topics[sub.name] = append(subs, sub)
 }
 
 func (s *shard) unsubscribe(sub *subscription) {
-	t := sub.topic
-	if t == nil {
+	if sub.index < 0 {
 		return // its client has left
 	}
-	last := len(t.subs) - 1
-	t.subs[sub.index] = t.subs[last]
-	t.subs[sub.index].index = sub.index
-	t.subs[last] = nil
-	t.subs = shrunk(t.subs[:last])
-	if last == 0 {
-		delete(s.topics, t.name)
-		if len(s.topics) == 0 {
-			s.topics = nil // a map never shrinks
-		}
+	subs := s.topics[sub.name]
+	last := len(subs) - 1
+	subs[sub.index] = subs[last]
+	subs[sub.index].index = sub.index
+	subs[last] = nil
+	sub.index = -1
+	if last > 0 {
+		s.topics[sub.name] = shrunk(subs[:last])
+	} else if delete(s.topics, sub.name); len(s.topics) == 0 {
+		s.topics = nil // a map never shrinks
 	}
-	sub.topic = nil
 }
 
 // audience returns the clients that get ev.
@@ -146,8 +133,8 @@ func (s *shard) audience(ev *event) iter.Seq[*Client] {
 					return
 				}
 			}
-		} else if t := s.topics[ev.topic]; t != nil {
-			for _, sub := range t.subs {
+		} else {
+			for _, sub := range s.topics[ev.topic] {
 				if ev.isFor(&sub.client.id) && !yield(sub.client) {
 					return
 				}

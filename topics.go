@@ -342,10 +342,8 @@ func (h *Hub) Subscribers(topic string) iter.Seq[*Client] {
 		for _, s := range h.registry.allShards() {
 			noted := make(chan struct{})
 			note := func(s *shard) {
-				if t := s.topics[topic]; t != nil {
-					for _, sub := range t.subs {
-						clients = append(clients, sub.client)
-					}
+				for _, sub := range s.topics[topic] {
+					clients = append(clients, sub.client)
 				}
 				close(noted)
 			}
