@@ -246,30 +246,26 @@ func (h *Hub) pass(out *batch) {
 // change completes a client's replay and passes its change to its shard. All
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
-	r := c.replay
-	if r == nil {
-		c.client.home.inbox.put(entry{do: c.do})
-		close(c.taken)
-		return
-	}
-	h.order.fill(r)
-	h.shared.resets.Add(r.resets)
-	h.shared.resumed.Add(r.resumed)
-	if c.client == nil {
-		close(c.taken)
-		return
-	}
-	c.client.home.inbox.put(entry{do: func(s *shard) {
-		if c.do != nil {
-			c.do(s)
+	defer close(c.taken)
+	do, r := c.do, c.replay
+	if r != nil {
+		h.order.fill(r)
+		h.shared.resets.Add(r.resets)
+		h.shared.resumed.Add(r.resumed)
+		do = func(s *shard) {
+			if c.do != nil {
+				c.do(s)
+			}
+			c.client.out.replay(r)
+			if r.position != nil {
+				s.last.Store(r.position)
+			}
+			close(r.given)
 		}
-		c.client.out.replay(r)
-		if r.position != nil {
-			s.last.Store(r.position)
-		}
-		close(r.given)
-	}})
-	close(c.taken)
+	}
+	if c.client != nil {
+		c.client.home.inbox.put(entry{do: do})
+	}
 }
 
 func (h *Hub) takeBroadcast(out *batch) {
