@@ -218,15 +218,15 @@ type Hub struct {
 	publish  chan publication // received by the loop until done is closed
 	changes  chan change      // received by the loop until stop is closed
 	done     chan struct{}    // closed by finish
-	flushed  chan struct{}    // closed when all that was published has reached the outboxes
 	stop     chan struct{}    // closed when only the hub's own goroutines are left
 	looped   chan struct{}    // closed when the loop has ended
 	finished chan struct{}    // closed when Shutdown is over
 
-	started  atomic.Bool   // the loop was started
-	ending   sync.Once     // closes done
-	settling sync.Once     // guards shared's settings and order
-	settled  chan struct{} // closed when they are set
+	started  atomic.Bool    // the loop was started
+	ending   sync.Once      // closes done
+	flushing sync.WaitGroup // until all that was published has reached the outboxes
+	settling sync.Once      // guards shared's settings and order
+	settled  chan struct{}  // closed when they are set
 	shared   shared
 	order    order
 
@@ -246,13 +246,13 @@ func NewHub() *Hub {
 		publish:   make(chan publication),
 		changes:   make(chan change),
 		done:      make(chan struct{}),
-		flushed:   make(chan struct{}),
 		stop:      make(chan struct{}),
 		looped:    make(chan struct{}),
 		finished:  make(chan struct{}),
 		settled:   make(chan struct{}),
 		registry:  registry{quiet: make(chan struct{}), empty: make(chan struct{}), seed: maphash.MakeSeed()},
 	}
+	h.flushing.Add(1) // for flush
 	h.shared.clock.start = time.Now()
 	h.shared.done = h.done
 	h.presence.hub, h.shared.presence = h, &h.presence
@@ -410,7 +410,7 @@ func (h *Hub) end() {
 	h.drain(cause)
 	h.finish()
 	h.start() // for what Broadcast holds
-	<-h.flushed
+	h.flushing.Wait()
 	for _, c := range h.registry.all() {
 		c.close(cause.status, cause)
 	}

@@ -3,7 +3,6 @@ package realtime
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 )
@@ -291,18 +290,11 @@ func (h *Hub) accept(ev *event, out *batch) receipt {
 	return h.order.publish(ev, now, out)
 }
 
-// flush closes h.flushed when the shards have handed on all they got.
+// flush ends h.flushing when the shards have handed on all they got.
 func (h *Hub) flush() {
-	shards := h.registry.allShards()
-	var left atomic.Int64
-	left.Store(int64(len(shards)) + 1)
-	note := func(*shard) {
-		if left.Add(-1) == 0 {
-			close(h.flushed)
-		}
+	defer h.flushing.Done()
+	for _, s := range h.registry.allShards() {
+		h.flushing.Add(1)
+		s.inbox.put(entry{do: func(*shard) { h.flushing.Done() }})
 	}
-	for _, s := range shards {
-		s.inbox.put(entry{do: note})
-	}
-	note(nil)
 }

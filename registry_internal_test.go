@@ -190,7 +190,7 @@ func TestShardsFollowTheProcessors(t *testing.T) {
 	publishing.Wait()
 	down := make(chan error, 1)
 	go func() { down <- hub.Shutdown(context.Background()) }()
-	<-hub.flushed
+	hub.flushing.Wait()
 	for i, w := range all {
 		if wrong, last := w.wrong.Load(), w.last.Load(); wrong != 0 || last != next.Load() {
 			t.Errorf("client %d got events from %d up to %d, and %d out of its turn; want all up to %d", i, w.from, last, wrong, next.Load())
