@@ -5,6 +5,7 @@ import (
 	"io"
 	"iter"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,10 +68,10 @@ type Latency struct {
 	Sum    time.Duration // of all events
 }
 
-// latencyBounds are the upper bounds of all buckets but the last.
+// latencyBounds are the upper bounds of the buckets.
 var latencyBounds = [...]time.Duration{
 	100 * time.Microsecond, 300 * time.Microsecond, time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond,
-	30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second,
+	30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second, math.MaxInt64,
 }
 
 // Buckets iterates over the figures from short to long: n events took at most the
@@ -78,11 +79,7 @@ var latencyBounds = [...]time.Duration{
 func (l Latency) Buckets() iter.Seq2[time.Duration, int64] {
 	return func(yield func(most time.Duration, n int64) bool) {
 		for i, n := range l.Counts {
-			most := time.Duration(math.MaxInt64)
-			if i < len(latencyBounds) {
-				most = latencyBounds[i]
-			}
-			if !yield(most, n) {
+			if !yield(latencyBounds[i], n) {
 				return
 			}
 		}
@@ -91,16 +88,13 @@ func (l Latency) Buckets() iter.Seq2[time.Duration, int64] {
 
 // A latency is a Latency that is being counted.
 type latency struct {
-	counts [len(latencyBounds) + 1]atomic.Int64
+	counts [len(latencyBounds)]atomic.Int64
 	sum    atomic.Int64
 }
 
 // count counts n events that took d.
 func (l *latency) count(d time.Duration, n int) {
-	i := 0
-	for i < len(latencyBounds) && d > latencyBounds[i] {
-		i++
-	}
+	i, _ := slices.BinarySearch(latencyBounds[:], d)
 	l.counts[i].Add(int64(n))
 	l.sum.Add(int64(d) * int64(n))
 }
