@@ -25,8 +25,7 @@ type seat struct {
 
 	mu     sync.Mutex // guards changes of the fields below, and closed
 	closed bool       // by the Conn
-	client *Client    // who sits here; nil: nobody
-	*wire             // the client's
+	*wire             // of the client that sits here; nil: nobody does
 
 	// Owned by the client's reading goroutine.
 	came    []byte // was read before the client sat down
@@ -69,14 +68,11 @@ func (s *seat) Close() error {
 	return s.wire.Close()
 }
 
-// sit puts a client here, or nobody if c is nil. Nothing of the one before stays.
-func (s *seat) sit(c *Client, came []byte) {
+// sit puts a client here, or nobody if w is nil. Nothing of the one before stays.
+func (s *seat) sit(w *wire, came []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.client, s.wire = c, nil
-	if c != nil {
-		s.wire = &c.wire
-	}
+	s.wire = w
 	s.came, s.marks, s.drained, s.waited = came, marks{}, false, false
 }
 
@@ -145,7 +141,7 @@ func (p *seats) clear() {
 func (c *Client) takeSeat(came []byte) error {
 	s, err := c.hub.seats.take()
 	if err == nil {
-		s.sit(c, came)
+		s.sit(&c.wire, came)
 		c.seat = s
 	}
 	return err
