@@ -69,17 +69,12 @@ func (s *seat) Close() error {
 }
 
 // sit puts a client here, or nobody if w is nil. Nothing of the one before stays.
-func (s *seat) sit(w *wire, came []byte) {
+// It reports whether the seat is of use.
+func (s *seat) sit(w *wire, came []byte) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.wire = w
 	s.came, s.marks, s.drained, s.waited = came, marks{}, false, false
-}
-
-// isUsable reports whether a client can still sit here.
-func (s *seat) isUsable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	return !s.closed && !s.worn
 }
 
@@ -110,21 +105,16 @@ func (p *seats) take() (*seat, error) {
 
 // give takes back a seat between two frames.
 func (p *seats) give(s *seat) {
-	s.sit(nil, nil)
-	if !s.isUsable() || !p.keep(s) {
+	usable := s.sit(nil, nil)
+	p.mu.Lock()
+	kept := usable && len(p.free) < maxFreeSeats
+	if kept {
+		p.free = append(p.free, s)
+	}
+	p.mu.Unlock()
+	if !kept {
 		s.conn.CloseNow() // its finalizer would keep it until the collection after the next
 	}
-}
-
-// keep adds a seat, unless there are enough.
-func (p *seats) keep(s *seat) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.free) == maxFreeSeats {
-		return false
-	}
-	p.free = append(p.free, s)
-	return true
 }
 
 // clear drops all seats. They serve again if there are clients again.
