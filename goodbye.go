@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/coder/websocket"
 )
@@ -112,12 +111,8 @@ func fitReason(reason string) string {
 		reason = reason[:2*maxCloseReason] // a cut character is behind what is kept
 	}
 	reason = strings.ToValidUTF8(reason, "\uFFFD")
-	if len(reason) <= maxCloseReason {
-		return reason
+	if len(reason) > maxCloseReason {
+		reason = strings.ToValidUTF8(reason[:maxCloseReason], "") // without a cut character
 	}
-	end := maxCloseReason
-	for !utf8.RuneStart(reason[end]) {
-		end--
-	}
-	return reason[:end]
+	return reason
 }
