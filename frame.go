@@ -86,12 +86,7 @@ func validReason(reason string) bool {
 // and as a header on the way back. Browsers ignore ids with NUL (WHATWG HTML
 // §9.2.6). Servers and proxies lose outer spaces and most of what isn't ASCII.
 func validEventID(id string) bool {
-	for i := range len(id) {
-		if id[i] < 0x21 || id[i] > 0x7E {
-			return false
-		}
-	}
-	return len(id) <= maxEventIDBytes
+	return len(id) <= maxEventIDBytes && !strings.ContainsFunc(id, func(c rune) bool { return c < 0x21 || c > 0x7E })
 }
 
 // appendEvent appends e in the form of an event stream, or returns an error and
