@@ -87,9 +87,7 @@ func (g goodbye) in(enc encoding) *buffer {
 }
 
 func (g goodbye) object() []byte {
-	return encodeJSON(struct {
-		Close farewell `json:"close"`
-	}{g.farewell()})
+	return encodeJSON(map[string]farewell{"close": g.farewell()})
 }
 
 // A farewell is a goodbye as JSON, or that of a topic.

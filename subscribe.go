@@ -47,9 +47,7 @@ func (c *Client) control(data []byte) {
 	}
 	if len(ask.Unsubscribe) > 0 {
 		c.Unsubscribe(c.haveAsked(ask.Unsubscribe)...)
-		gone := encodeJSON(struct {
-			Unsubscribed []string `json:"unsubscribed"`
-		}{ask.Unsubscribe})
+		gone := encodeJSON(map[string][]string{"unsubscribed": ask.Unsubscribe})
 		c.home.inbox.put(entry{do: func(*shard) { c.out.reply(gone) }}) // behind the last events
 	}
 	if len(ask.Subscribe) > 0 {
@@ -175,9 +173,7 @@ func (c *Client) reply(topics []string, refused map[string]*refusal) {
 		}{topic, why.goodbye().farewell()}))
 	}
 	if had := c.filter(topics, func(sub *subscription) bool { return sub != nil }); len(had) > 0 {
-		c.out.reply(encodeJSON(struct {
-			Subscribed []string `json:"subscribed"`
-		}{had}))
+		c.out.reply(encodeJSON(map[string][]string{"subscribed": had}))
 	}
 }
 
