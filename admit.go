@@ -87,7 +87,7 @@ func (c *Client) introduce(r *http.Request) error {
 	if err == nil {
 		err = c.onConnect(r)
 	}
-	var refused map[string]*refusal
+	var refused []topicRefusal
 	if err == nil {
 		refused, err = c.joinAsked(asked)
 	}

@@ -86,9 +86,15 @@ func (c *Client) asNew(topics []string) {
 	c.late.leave(topics)
 }
 
+// A topicRefusal says why a client doesn't get a topic.
+type topicRefusal struct {
+	topic string
+	why   *refusal
+}
+
 // join subscribes the client to those of topics that it may have. It returns why
 // it doesn't get the others.
-func (c *Client) join(topics []string) (refused map[string]*refusal, err error) {
+func (c *Client) join(topics []string) (refused []topicRefusal, err error) {
 	var joins []string
 	room := maxAskedTopics - len(c.haveAsked(c.Topics()))
 	for _, topic := range topics {
@@ -103,12 +109,10 @@ func (c *Client) join(topics []string) (refused map[string]*refusal, err error) 
 		}
 		if err == nil {
 			joins = append(joins, topic)
-			continue
+		} else {
+			why := c.refusalBy("topic refused by OnSubscribe", err, "topic", clip(topic), "client", c.ID())
+			refused = append(refused, topicRefusal{topic, why})
 		}
-		if refused == nil {
-			refused = make(map[string]*refusal)
-		}
-		refused[topic] = c.refusalBy("topic refused by OnSubscribe", err, "topic", clip(topic), "client", c.ID())
 	}
 	if err := c.Subscribe(joins...); err != nil && err != ErrBrokerUnavailable { // which is temporary
 		return nil, err
@@ -165,12 +169,12 @@ func (c *Client) filter(topics []string, wanted func(*subscription) bool) (some 
 
 // reply tells the client why it doesn't get some topics, and behind the replay
 // which of the others it has.
-func (c *Client) reply(topics []string, refused map[string]*refusal) {
-	for topic, why := range refused {
+func (c *Client) reply(topics []string, refused []topicRefusal) {
+	for _, r := range refused {
 		c.out.reply(encodeJSON(struct {
 			Topic   string   `json:"topic"`
 			Refused farewell `json:"refused"`
-		}{topic, why.goodbye().farewell()}))
+		}{r.topic, r.why.goodbye().farewell()}))
 	}
 	if had := c.filter(topics, func(sub *subscription) bool { return sub != nil }); len(had) > 0 {
 		c.out.reply(encodeJSON(map[string][]string{"subscribed": had}))
@@ -215,14 +219,11 @@ func tooManyAsked(n int) error {
 // joinAsked subscribes the client to what its URL asks for, behind OnConnect. It
 // returns refusals of topics that the client can be told about. One that can't is
 // refused as a whole.
-func (c *Client) joinAsked(a asking) (refused map[string]*refusal, err error) {
+func (c *Client) joinAsked(a asking) (refused []topicRefusal, err error) {
 	defer c.hub.catch("OnSubscribe", c, func(panicked error) { err = bluntly(http.StatusInternalServerError, panicked) })
 	if c.invited && c.hub.shared.onSubscribe == nil {
 		for _, topic := range c.lacks(a.fresh) {
-			if refused == nil {
-				refused = make(map[string]*refusal)
-			}
-			refused[topic] = errNotInvited
+			refused = append(refused, topicRefusal{topic, errNotInvited})
 		}
 		return refused, nil
 	}
@@ -233,16 +234,11 @@ func (c *Client) joinAsked(a asking) (refused map[string]*refusal, err error) {
 	case len(topics) > maxAskedTopics:
 		return nil, tooManyAsked(len(topics))
 	}
-	topics = distinct(topics)
-	if refused, err = c.join(topics); err != nil || a.envelopes {
-		return refused, err
+	refused, err = c.join(distinct(topics))
+	if err == nil && len(refused) > 0 && !a.envelopes {
+		return nil, refused[0].why
 	}
-	for _, topic := range topics {
-		if why := refused[topic]; why != nil {
-			return nil, why
-		}
-	}
-	return nil, nil
+	return refused, err
 }
 
 // refusalBy returns the refusal that a handler's error means. Any error but a
