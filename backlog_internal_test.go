@@ -158,7 +158,7 @@ func TestReplaysShareLargeEvents(t *testing.T) {
 			t.Fatalf("%d buffers wait, want %d", len(o.queue), events-first)
 		}
 		for i, q := range o.queue {
-			if want := h.topics["a"].recent[first+i].event.buffer(format{}); q.buffer != want {
+			if want := h.topics["a"].recent[first+i].event.buffer(format{}); q != want {
 				t.Errorf("event %d is copied", first+i)
 			}
 		}

@@ -21,8 +21,8 @@ func (o *outbox) sendEachLocked(events []*event) {
 		size += len(ev.buffer(o.format).b)
 	}
 	before := 0
-	for _, q := range o.queue[o.head:] {
-		before += len(q.b)
+	for _, buf := range o.queue[o.head:] {
+		before += len(buf.b)
 	}
 	o.backlog.limitReplay(o.shared, before, size)
 	if len(events) == 1 {

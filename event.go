@@ -22,7 +22,8 @@ type buffer struct {
 	// nil for control frames and notices: these don't count as messages.
 	ends []int
 
-	// keyed has the events in b if one is replaceable: they wait one by one.
+	// keyed has the events in b if one is replaceable: they wait one by one, each in
+	// a buffer of its own.
 	keyed []*event
 
 	private bool // for one client alone: its bytes count against maxPrivate

@@ -181,7 +181,7 @@ func TestTopicsAreForgotten(t *testing.T) {
 }
 
 // queued returns the buffers that wait for c.
-func (c *Client) queued() []queued {
+func (c *Client) queued() []*buffer {
 	c.out.mu.Lock()
 	defer c.out.mu.Unlock()
 	return slices.Clone(c.out.queue)
@@ -233,7 +233,7 @@ func TestClientsShareBuffers(t *testing.T) {
 			t.Fatalf("%+v: %d and %d buffers", f, len(a), len(b))
 		}
 		for i := range a {
-			if a[i].buffer != b[i].buffer {
+			if a[i] != b[i] {
 				t.Errorf("%+v: clients have buffers of their own", f)
 			}
 		}

@@ -33,7 +33,7 @@ type outbox struct {
 	try      func(b []byte) (n int, err error) // writes without blocking; nil: conn can't
 	held     *held                             // what came while held; nil: nothing
 	past     *replay                           // whose next parts follow; nil: none
-	queue    []queued                          // queue[head:] waits; its first may be partly written
+	queue    []*buffer                         // queue[head:] waits; its first may be partly written
 	off      int                               // bytes of queue[head] that are written
 	head     int                               // index into queue
 	latest   map[topicKey]int                  // the index in queue of the newest event of each Key; nil: none waits
@@ -424,13 +424,13 @@ func (o *outbox) cut(last lastBytes, closed func()) bool {
 	}
 	kept := max(o.head, int(o.busy)) // whole buffers, so that no frame is torn
 	lost := 0
-	for _, q := range o.queue[kept:] {
-		lost += len(q.ends)
-		if q.buffer == replacedBuffer {
+	for _, buf := range o.queue[kept:] {
+		lost += len(buf.ends)
+		if buf == replacedBuffer {
 			o.replaced--
 		}
-		if q.private {
-			o.backlog.private -= len(q.b)
+		if buf.private {
+			o.backlog.private -= len(buf.b)
 		}
 	}
 	clear(o.queue[kept:])

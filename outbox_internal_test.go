@@ -549,7 +549,7 @@ func TestOutboxQueueIsBounded(t *testing.T) {
 	}
 	kept := 0
 	for _, buf := range o.queue[:cap(o.queue)] {
-		if buf.buffer != nil {
+		if buf != nil {
 			kept++
 		}
 	}

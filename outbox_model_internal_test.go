@@ -146,7 +146,7 @@ func (m *outboxModel) check() {
 	}
 	var buffers, messages, private int
 	for i, q := range o.queue[o.head:] {
-		if q.buffer != replacedBuffer {
+		if q != replacedBuffer {
 			buffers++
 		}
 		messages += len(q.ends)
@@ -172,7 +172,7 @@ func (m *outboxModel) check() {
 		return
 	}
 	for key, i := range o.latest {
-		if i < o.head || i >= len(o.queue) || o.queue[i].event == nil || (topicKey{o.queue[i].event.topic, o.queue[i].event.Key}) != key {
+		if i < o.head || i >= len(o.queue) || len(o.queue[i].keyed) != 1 || o.queue[i].keyed[0].topicKey() != key {
 			m.t.Errorf("%v is said to wait at %d of %d to %d", key, i, o.head, len(o.queue))
 		}
 	}

@@ -5,12 +5,6 @@ import (
 	"slices"
 )
 
-// A queued is one buffer that waits.
-type queued struct {
-	*buffer
-	event *event // nil, or one that a newer event may replace
-}
-
 // replacedBuffer marks a queue slot whose event was replaced.
 var replacedBuffer = new(buffer)
 
@@ -23,42 +17,41 @@ func (ev *event) topicKey() topicKey { return topicKey{ev.topic, ev.Key} }
 // removes the older one but waits at the end, because its id comes last.
 func (o *outbox) appendLocked(bufs ...*buffer) {
 	for _, buf := range bufs {
-		if buf.keyed == nil {
-			o.enqueueLocked(buf, nil)
+		if len(buf.keyed) <= 1 {
+			o.enqueueLocked(buf)
+			continue
 		}
 		for _, ev := range buf.keyed {
-			o.enqueueLocked(ev.buffer(o.format), ev)
+			o.enqueueLocked(ev.buffer(o.format))
 		}
 	}
 }
 
-// enqueueLocked queues buf, which is that of ev alone unless ev is nil.
-func (o *outbox) enqueueLocked(buf *buffer, ev *event) {
+// enqueueLocked queues buf, which has one event if it has one that is replaceable.
+func (o *outbox) enqueueLocked(buf *buffer) {
 	if len(buf.b) == 0 {
 		return // a notice in a format that has none
 	}
 	o.makeRoomLocked()
-	q := queued{buffer: buf}
-	if ev != nil && ev.isReplaceable() {
-		q.event = ev
-		o.replaceLocked(ev.topicKey())
+	if buf.keyed != nil {
+		o.replaceLocked(buf.keyed[0].topicKey())
 	}
 	if buf.private {
 		o.backlog.private += len(buf.b)
 	}
-	o.queue = append(o.queue, q)
+	o.queue = append(o.queue, buf)
 }
 
 // replaceLocked removes the event that waits under key, unless it is being
 // written. It notes the end of the queue as the index of the newer one.
 func (o *outbox) replaceLocked(key topicKey) {
 	if old, ok := o.latest[key]; ok && old >= int(o.busy) {
-		q := &o.queue[old]
-		if q.private {
-			o.backlog.private -= len(q.b)
+		buf := o.queue[old]
+		if buf.private {
+			o.backlog.private -= len(buf.b)
 		}
-		o.backlog.replaced(o.shared, len(q.ends))
-		*q = queued{buffer: replacedBuffer}
+		o.backlog.replaced(o.shared, len(buf.ends))
+		o.queue[old] = replacedBuffer
 		o.replaced++
 	}
 	if o.latest == nil {
@@ -75,20 +68,20 @@ func (o *outbox) makeRoomLocked() {
 	}
 	kept, busy := 0, 0
 	for i := o.head; i < len(o.queue); i++ {
-		q := o.queue[i]
-		if q.buffer == replacedBuffer {
+		buf := o.queue[i]
+		if buf == replacedBuffer {
 			continue
 		}
 		if i < int(o.busy) {
 			busy = kept + 1
 		}
-		if q.event != nil {
-			key := q.event.topicKey()
+		if buf.keyed != nil {
+			key := buf.keyed[0].topicKey()
 			if at, is := o.latest[key]; is && at == i {
 				o.latest[key] = kept
 			}
 		}
-		o.queue[kept] = q
+		o.queue[kept] = buf
 		kept++
 	}
 	clear(o.queue[kept:])
@@ -142,7 +135,7 @@ func (o *outbox) busyHeadLocked() {
 func (o *outbox) wroteLocked(n int) {
 	delivered := 0
 	for n > 0 {
-		buf := o.queue[o.head].buffer
+		buf := o.queue[o.head]
 		step := min(n, len(buf.b)-o.off)
 		n -= step
 		o.off += step
@@ -177,16 +170,16 @@ func (o *outbox) skipLocked() {
 
 // passLocked removes the first buffer of the queue.
 func (o *outbox) passLocked() {
-	q := o.queue[o.head]
-	if q.event != nil {
-		if key := q.event.topicKey(); o.latest[key] == o.head {
+	buf := o.queue[o.head]
+	if buf.keyed != nil {
+		if key := buf.keyed[0].topicKey(); o.latest[key] == o.head {
 			delete(o.latest, key)
 		}
 	}
-	if q.buffer == replacedBuffer {
+	if buf == replacedBuffer {
 		o.replaced--
 	}
-	o.queue[o.head] = queued{}
+	o.queue[o.head] = nil
 	o.head, o.off, o.done = o.head+1, 0, 0
 }
 
