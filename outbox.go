@@ -100,7 +100,11 @@ func (o *outbox) push(r *run) error {
 		return ErrClientClosed
 	}
 	if o.past != nil {
-		o.pushNoticesLocked(r)
+		for _, ev := range r.events {
+			if ev.seq == 0 { // all else is in the history, and the next parts of the replay have it
+				o.addLocked(ev)
+			}
+		}
 		return nil
 	}
 	o.backlog.add(r.messages)
@@ -113,17 +117,12 @@ func (o *outbox) push(r *run) error {
 	return o.checkLocked()
 }
 
-// pushNoticesLocked sends what r has without a position. All else is in the
-// history, and the next parts of the replay have it.
-func (o *outbox) pushNoticesLocked(r *run) {
-	for _, ev := range r.events {
-		switch {
-		case ev.seq > 0:
-		case o.conn == nil:
-			o.holdLocked(ev)
-		default:
-			o.sendLocked(ev.buffer(o.format))
-		}
+// addLocked holds ev, or sends it.
+func (o *outbox) addLocked(ev *event) {
+	if o.conn == nil {
+		o.holdLocked(ev)
+	} else {
+		o.sendLocked(ev.buffer(o.format))
 	}
 }
 
@@ -185,13 +184,10 @@ func (o *outbox) reply(object []byte) error {
 	}
 	ev := &event{Event: Event{Data: object}, private: true, reply: true}
 	o.backlog.add(1)
-	switch {
-	case o.past != nil:
+	if o.past != nil {
 		o.past.behind = append(o.past.behind, ev)
-	case o.conn == nil:
-		o.holdLocked(ev)
-	default:
-		o.sendLocked(ev.buffer(o.format))
+	} else {
+		o.addLocked(ev)
 	}
 	return o.checkLocked()
 }
