@@ -157,13 +157,7 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 // takeOverStream takes the connection from net/http, or returns nil if the
 // answer has to go through w. With an error, conn can only be given up.
 func takeOverStream(w http.ResponseWriter, r *http.Request) (conn net.Conn, err error) {
-	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || w.Header().Get("Content-Encoding") != "" {
-		return nil, nil
-	}
-	if _, err := findHijacker(w); err != nil {
-		return nil, nil
-	}
-	if canHijack(w) != nil {
+	if r.ProtoMajor != 1 || r.ProtoMinor < 1 || w.Header().Get("Content-Encoding") != "" || canHijack(w) != nil {
 		return nil, nil
 	}
 	for w = range unwrapped(w) {

@@ -41,9 +41,6 @@ func (t webSocket) prepare(h *Hub, w http.ResponseWriter, r *http.Request) error
 	if err := h.admitOrigin(r); err != nil {
 		return err
 	}
-	if _, err := findHijacker(w); err != nil {
-		return h.wrongSetup(err)
-	}
 	if err := canHijack(w); err != nil {
 		return h.wrongSetup(err)
 	}

@@ -408,9 +408,12 @@ func haveDeadlines(set func(time.Time) error) error {
 	return err
 }
 
-// canHijack returns an error if Hijack would wait for ever. It waits for a Read of
-// net/http's own, which net/http ends by a deadline.
+// canHijack returns an error if there is no Hijacker, or Hijack would wait for ever.
+// It waits for a Read of net/http's own, which net/http ends by a deadline.
 func canHijack(w http.ResponseWriter) error {
+	if _, err := findHijacker(w); err != nil {
+		return err
+	}
 	err := haveDeadlines(http.NewResponseController(w).SetReadDeadline) // which Hijack takes off as well
 	if err == nil || errors.Is(err, http.ErrNotSupported) {             // it isn't the connection's error
 		return nil
