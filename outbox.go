@@ -332,11 +332,11 @@ func (o *outbox) endPastLocked() {
 }
 
 // position sends ev, a position, unless the client has been sent later events,
-// or has yet to get earlier ones. It reports whether it did.
+// or has yet to get earlier ones. A nil ev is none. It reports whether it did.
 func (o *outbox) position(ev *event) bool {
 	o.mu.Lock()
 	defer o.unlock()
-	if o.state != outboxOpen || o.conn == nil || o.past != nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
+	if ev == nil || o.state != outboxOpen || o.conn == nil || o.past != nil || ev.seq <= o.seq || len(ev.buffer(o.format).b) == 0 {
 		return false
 	}
 	o.seq = ev.seq
@@ -344,12 +344,12 @@ func (o *outbox) position(ev *event) bool {
 	return true
 }
 
-// settle tells ev, the newest position, and makes the ids from here on final. It
-// reports false if that has to wait.
+// settle tells ev, the newest position, and makes the ids from here on final. A
+// nil ev is none: nothing has an id yet. It reports false if that has to wait.
 func (o *outbox) settle(ev *event) bool {
 	o.mu.Lock()
 	defer o.unlock()
-	if o.state != outboxOpen || !o.format.provisional {
+	if ev == nil || o.state != outboxOpen || !o.format.provisional {
 		return true
 	}
 	if o.past != nil || ev.seq < o.seq {

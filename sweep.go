@@ -110,12 +110,14 @@ func (c *Client) sweep(now time.Duration) {
 	}
 	if c.looks < settleLooks {
 		c.looks++
-	} else if c.looks == settleLooks && c.settle() {
+	} else if c.looks == settleLooks && c.out.settle(c.position()) {
 		c.looks++
 	}
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every-ahead {
 		c.beat = now
-		if !c.tellPosition() && s.heartbeat != nil {
+		// A position comes even if the client's topics are quiet: the history could
+		// forget the last event that it saw.
+		if !c.out.position(c.position()) && s.heartbeat != nil {
 			c.out.beat(s.heartbeat)
 		}
 	}
@@ -144,21 +146,6 @@ func (s *shared) beatInterval() time.Duration {
 	default:
 		return min(s.pingInterval, every)
 	}
-}
-
-// tellPosition sends a client its newest position, even if its topics are quiet:
-// the history could forget the last event that it saw. It reports whether the
-// client got a new one.
-func (c *Client) tellPosition() bool {
-	position := c.position()
-	return position != nil && c.out.position(position)
-}
-
-// settle makes the client's ids final, and tells it the newest position. It
-// reports false if that has to wait.
-func (c *Client) settle() bool {
-	position := c.position()
-	return position == nil || c.out.settle(position)
 }
 
 // position returns the newest position that the client may be told, or nil.
