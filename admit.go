@@ -55,12 +55,11 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 			c.gone()
 		}
 	}()
-	if err := c.introduce(r); err != nil {
-		answer, _ := errors.AsType[*refusal](err)
+	if answer := c.introduce(r); answer != nil {
 		if dismissed = t.dismiss(c, w, r, answer); dismissed {
-			return h.refused(answer, err)
+			return h.refused(answer)
 		}
-		return h.refuse(w, r, t, err)
+		return h.refuse(w, r, t, answer)
 	}
 	stay, err := t.connect(c, w, r)
 	if err != nil {
@@ -79,7 +78,7 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 
 // introduce asks OnConnect about a client. Then it gives the client its replay
 // and opens it. It returns a refusal if the client can't stay.
-func (c *Client) introduce(r *http.Request) error {
+func (c *Client) introduce(r *http.Request) *refusal {
 	h := c.hub
 	last := claimedEventID(r)
 	h.order.await(last) // before OnConnect: what was published before must not find the topics that it subscribes
@@ -159,18 +158,18 @@ func RefuseFor(wait time.Duration, status int, reason string) error {
 }
 
 // openly returns a refusal that tells the stranger its cause.
-func openly(status int, cause error) error {
+func openly(status int, cause error) *refusal {
 	return &refusal{status: status, reason: cause.Error(), cause: cause}
 }
 
 // bluntly returns a refusal that tells the stranger no more than the status.
-func bluntly(status int, cause error) error {
+func bluntly(status int, cause error) *refusal {
 	return &refusal{status: status, reason: http.StatusText(status), cause: cause}
 }
 
 // notNow returns the refusal of a request that may succeed within seconds.
 // After Shutdown another process may be up then.
-func notNow(cause error) error {
+func notNow(cause error) *refusal {
 	reason := "try again later"
 	switch {
 	case errors.Is(cause, ErrHubClosed):
@@ -194,8 +193,7 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, t transport, err er
 	if err == errAnswered {
 		return err
 	}
-	answer, ok := errors.AsType[*refusal](err)
-	if ok {
+	if answer, ok := errors.AsType[*refusal](err); ok {
 		if answer.after > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int((answer.after+time.Second-1)/time.Second)))
 		}
@@ -208,13 +206,12 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, t transport, err er
 			http.Error(w, answer.reason, answer.status)
 		}
 	}
-	return h.refused(answer, err)
+	return h.refused(err)
 }
 
-// refused counts a refusal and returns it as Upgrade does. answer is nil if there
-// was none.
-func (h *Hub) refused(answer *refusal, err error) error {
-	if answer != nil && answer.cause != nil {
+// refused counts err and returns it as Upgrade does.
+func (h *Hub) refused(err error) error {
+	if answer, ok := errors.AsType[*refusal](err); ok && answer.cause != nil {
 		err = answer.cause
 	}
 	h.shared.refused.Add(1)

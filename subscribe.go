@@ -245,11 +245,11 @@ func (c *Client) joinAsked(a asking) (refused []topicRefusal, err error) {
 // refusal and ErrBrokerUnavailable is logged as what, and tells a stranger nothing.
 func (c *Client) refusalBy(what string, err error, args ...any) *refusal {
 	if errors.Is(err, ErrBrokerUnavailable) {
-		return notNow(err).(*refusal)
+		return notNow(err)
 	}
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r
 	}
 	c.hub.shared.log.warn(logRefused, what, append(args, "err", err)...)
-	return bluntly(http.StatusForbidden, err).(*refusal)
+	return bluntly(http.StatusForbidden, err)
 }
