@@ -175,7 +175,7 @@ type inflater struct {
 // newInflater returns an inflater of message. free takes it back.
 func newInflater(message io.Reader) *inflater {
 	z := inflaters.Get().(*inflater)
-	z.from.message = message
+	z.from.Reader = message
 	z.from.tail.Reset("\x00\x00\xFF\xFF") // which its sender has left out
 	z.in.Reset(&z.from)
 	z.out.(flate.Resetter).Reset(z.in, nil)
@@ -183,7 +183,7 @@ func newInflater(message io.Reader) *inflater {
 }
 
 func (z *inflater) free() {
-	z.from.message = nil
+	z.from.Reader = nil
 	inflaters.Put(z)
 }
 
@@ -199,7 +199,7 @@ func (z *inflater) Read(p []byte) (int, error) {
 		}
 		return n, z.out.(flate.Resetter).Reset(z.in, nil)
 	case io.ErrUnexpectedEOF:
-		if z.from.message == nil { // the tail ended, not the connection
+		if z.from.Reader == &z.from.tail { // the tail ended, not the connection
 			return n, io.EOF
 		}
 	}
@@ -208,20 +208,14 @@ func (z *inflater) Read(p []byte) (int, error) {
 
 // messageAndTail reads a message and then its tail.
 type messageAndTail struct {
-	message io.Reader // nil: it has ended
-	tail    strings.Reader
+	io.Reader // the one that is being read
+	tail      strings.Reader
 }
 
 func (m *messageAndTail) Read(p []byte) (int, error) {
-	if m.message != nil {
-		n, err := m.message.Read(p)
-		if err != io.EOF {
-			return n, err
-		}
-		m.message = nil
-		if n > 0 {
-			return n, nil
-		}
+	n, err := m.Reader.Read(p)
+	if err == io.EOF && m.Reader != &m.tail {
+		m.Reader, err = &m.tail, nil
 	}
-	return m.tail.Read(p)
+	return n, err
 }
