@@ -29,11 +29,9 @@ func tryWriter(conn net.Conn) func(b []byte) (n int, err error) {
 // that accepts nothing now, the function calls release, because it needs b no
 // longer. Then it waits until the socket accepts something, and returns zero.
 func patientWriter(conn io.Writer) func(b []byte, release func()) (n int, err error) {
-	if c, ok := conn.(net.Conn); ok {
-		if s := asSocket(c); s != nil {
-			if raw, err := s.SyscallConn(); err == nil {
-				return func(b []byte, release func()) (int, error) { return attemptWrite(raw, b, release) }
-			}
+	if s := asSocket(conn); s != nil {
+		if raw, err := s.SyscallConn(); err == nil {
+			return func(b []byte, release func()) (int, error) { return attemptWrite(raw, b, release) }
 		}
 	}
 	return func(b []byte, _ func()) (int, error) { return conn.Write(b) }

@@ -281,7 +281,7 @@ type socket interface {
 }
 
 // asSocket returns conn as a socket, or nil.
-func asSocket(conn net.Conn) socket {
+func asSocket(conn io.Writer) socket {
 	switch conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
 		return conn.(socket)
