@@ -75,13 +75,6 @@ func (c *Client) stopReading() {
 	}
 }
 
-// handle runs OnMessage.
-func (c *Client) handle(msg Message) {
-	if c.onMessage != nil {
-		c.run("OnMessage", func() { c.onMessage(c.hub, msg) })
-	}
-}
-
 // run calls f, which runs a handler. Its time does not count as the client's
 // silence.
 func (c *Client) run(handler string, f func()) {

@@ -1,7 +1,6 @@
 package realtime
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,11 +23,6 @@ const (
 
 // controlPrefix begins a text message that is for the hub itself.
 const controlPrefix = `{"realtime":`
-
-// isControl reports whether a message is for the hub itself.
-func (c *Client) isControl(data []byte, text bool) bool {
-	return c.envelopes && text && bytes.HasPrefix(data, []byte(controlPrefix))
-}
 
 // control does what a control message asks for. The messages behind it wait.
 func (c *Client) control(data []byte) {

@@ -140,10 +140,11 @@ func (webSocket) read(c *Client) error {
 func (c *Client) receive(data []byte, text bool) {
 	if !c.out.isClosed() { // else only the peer's close frame matters
 		c.hub.shared.received.Add(1)
-		if c.isControl(data, text) {
+		switch {
+		case c.envelopes && text && bytes.HasPrefix(data, []byte(controlPrefix)):
 			c.run("OnSubscribe", func() { c.control(data) })
-		} else {
-			c.handle(Message{Client: c, Data: data, Binary: !text})
+		case c.onMessage != nil:
+			c.run("OnMessage", func() { c.onMessage(c.hub, Message{Client: c, Data: data, Binary: !text}) })
 		}
 	}
 	c.between()
