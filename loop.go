@@ -112,21 +112,21 @@ type publication struct {
 
 // A change of a client's shard needs the loop if a replay comes with it, or if all
 // that the hub has accepted is to come before it. All others go to the shard's
-// inbox. The client waits until taken is closed: its next change could overtake
-// this one otherwise.
+// inbox.
 type change struct {
 	client *Client        // nil: nobody gets the replay
 	do     func(s *shard) // in its shard; nil: nothing
 	replay *replay        // filled in by the loop; it goes behind do; nil: there is only do
-	taken  chan struct{}
+	made   chan struct{}  // closed when the outbox has the replay, and do is done
 }
 
-// hand gives c to the loop and reports whether the hub still ran to accept it.
+// hand gives c to the loop, waits until it is made, and reports whether the hub
+// still ran to accept it.
 func (h *Hub) hand(c change) bool {
-	c.taken = make(chan struct{})
+	c.made = make(chan struct{})
 	select {
 	case h.changes <- c:
-		<-c.taken
+		<-c.made
 		return true
 	case <-h.stop:
 		return false
@@ -245,26 +245,28 @@ func (h *Hub) pass(out *batch) {
 // change completes a client's replay and passes its change to its shard. All
 // that is published from now on reaches the shard behind it.
 func (h *Hub) change(c *change) {
-	defer close(c.taken)
-	do, r := c.do, c.replay
+	r := c.replay
 	if r != nil {
 		h.order.fill(r)
 		h.shared.resets.Add(r.resets)
 		h.shared.resumed.Add(r.resumed)
-		do = func(s *shard) {
-			if c.do != nil {
-				c.do(s)
-			}
+	}
+	if c.client == nil {
+		close(c.made)
+		return
+	}
+	c.client.home.inbox.put(entry{do: func(s *shard) {
+		if c.do != nil {
+			c.do(s)
+		}
+		if r != nil {
 			c.client.out.replay(r)
 			if r.position != nil {
 				s.last.Store(r.position)
 			}
-			close(r.given)
 		}
-	}
-	if c.client != nil {
-		c.client.home.inbox.put(entry{do: do})
-	}
+		close(c.made)
+	}})
 }
 
 func (h *Hub) takeBroadcast(out *batch) {

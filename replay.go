@@ -49,7 +49,6 @@ type replay struct {
 	live   bool            // the client lacks nothing but what it claims
 	waits  bool            // another replay is under way, and gets what this one claims
 	claims []claim         // topics that don't begin where last is
-	given  chan struct{}   // closed when the client's outbox has the part
 
 	// Filled in by the history.
 	begun    bool         // there was a part

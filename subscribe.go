@@ -69,7 +69,7 @@ func (c *Client) learnPosition() {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()
 	if c.hub.shared.history.keeps() {
-		c.handReplay(change{client: c, replay: &replay{id: c.id, live: true, given: make(chan struct{})}})
+		c.handReplay(nil, &replay{id: c.id, live: true})
 	}
 }
 

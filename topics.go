@@ -118,7 +118,7 @@ func (c *Client) subscribe(from *string, topics []string) (subs []*subscription,
 	var r *replay
 	if claims := c.claim(from, subs); c.replayed {
 		if c.hub.shared.history.keeps() || from != nil {
-			r = &replay{id: c.id, live: true, claims: claims, given: make(chan struct{})}
+			r = &replay{id: c.id, live: true, claims: claims}
 		}
 	} else if from != nil || c.late != nil {
 		if c.late == nil {
@@ -127,7 +127,7 @@ func (c *Client) subscribe(from *string, topics []string) (subs []*subscription,
 		c.late.claims = append(c.late.claims, claims[len(claims)-1]) // those before it begin where the client does
 	}
 	confirmed = c.hub.order.want(added) // before the replay: an order may drop a topic that nobody wants
-	if r != nil && !c.handReplay(change{client: c, do: do, replay: r}) || r == nil && !c.home.inbox.put(entry{do: do}) {
+	if r != nil && !c.handReplay(do, r) || r == nil && !c.home.inbox.put(entry{do: do}) {
 		c.hub.order.unwant(added)
 		return nil, nil, ErrClientClosed
 	}
@@ -196,13 +196,12 @@ func (l *lateStart) leave(topics []string) {
 // handReplay is hand, for a change with a replay of late topics. If another
 // replay is under way, that gets what the new one claims. Its caller holds tmu, so
 // that other one doesn't end meanwhile.
-func (c *Client) handReplay(hand change) bool {
-	r, past := hand.replay, c.out.replaying()
+func (c *Client) handReplay(do func(s *shard), r *replay) bool {
+	past := c.out.replaying()
 	r.waits = past != nil
-	if !c.hub.hand(hand) {
+	if !c.hub.hand(change{client: c, do: do, replay: r}) {
 		return false
 	}
-	<-r.given
 	if past != nil {
 		past.late = append(past.late, r.late...)
 	}
@@ -323,11 +322,9 @@ func (c *Client) nextPart(r *replay) bool {
 	for _, l := range r.late {
 		l.topics = slices.DeleteFunc(l.topics, left)
 	}
-	r.given = make(chan struct{})
 	if !c.hub.hand(change{client: c, replay: r}) {
 		return false
 	}
-	<-r.given
 	r.topics = nil
 	if r.lost {
 		c.late = nil // the reset is for later topics as well
