@@ -275,12 +275,12 @@ func (h *Hub) settle() {
 	h.settling.Do(func() {
 		defer close(h.settled)
 		s := &h.shared
-		s.maxClients = positive(h.MaxClients, math.MaxInt)
-		s.sendBuffer = positive(h.SendBuffer, 256)
-		s.maxMessageBytes = positive(h.MaxMessageBytes, 512<<10)
+		s.maxClients = cmp.Or(max(h.MaxClients, 0), math.MaxInt)
+		s.sendBuffer = cmp.Or(max(h.SendBuffer, 0), 256)
+		s.maxMessageBytes = cmp.Or(max(h.MaxMessageBytes, 0), 512<<10)
 		s.drainOver = h.DrainOver
-		s.pongTimeout = positive(h.PongTimeout, 60*time.Second)
-		s.writeTimeout = positive(h.WriteTimeout, 10*time.Second)
+		s.pongTimeout = cmp.Or(max(h.PongTimeout, 0), 60*time.Second)
+		s.writeTimeout = cmp.Or(max(h.WriteTimeout, 0), 10*time.Second)
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
 		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
 		s.compression = h.Compression
@@ -305,13 +305,6 @@ func (h *Hub) newOrder() order {
 		return newJournal(s, broker)
 	}
 	return newRelay(s, h.Broker)
-}
-
-func positive[T int | int64 | time.Duration](v, def T) T {
-	if v > 0 {
-		return v
-	}
-	return def
 }
 
 // Run runs the hub and returns nil after Shutdown. It may be called late or not
