@@ -48,7 +48,6 @@ func (h *Hub) admit(w http.ResponseWriter, r *http.Request, t transport) error {
 		case connected:
 		case dismissed:
 			c.end(ErrClientClosed)
-			c.limitClosing()
 			go c.gone() // Shutdown waits for its end
 		default: // also where OnConnect has ended the goroutine
 			c.abort(ErrClientClosed)

@@ -307,7 +307,6 @@ func (c *Client) outboxFailed(err error) {
 	}
 	// The other direction may still hold messages, and ends by itself.
 	c.end(fmt.Errorf("realtime: write: %w", err))
-	c.limitClosing()
 }
 
 func (c *Client) outboxFinished() { c.transport.finished(c) }
@@ -317,10 +316,7 @@ func (c *Client) outboxFinished() { c.transport.finished(c) }
 // After errWriteTimeout no byte fits.
 func (c *Client) cut(err error) {
 	first := false
-	if err != ErrSlowClient || !c.out.cut(newGoodbye(tooSlow, err).in, func() {
-		first = c.end(err)
-		c.limitClosing()
-	}) {
+	if err != ErrSlowClient || !c.out.cut(newGoodbye(tooSlow, err).in, func() { first = c.end(err) }) {
 		first = c.abort(err)
 	}
 	if first && err == ErrSlowClient {
@@ -342,8 +338,9 @@ func (c *Client) open() {
 	c.hub.presence.opened(c)
 }
 
-// end moves the client to closing and reports whether this call did. It must
-// not wait, so the shard learns it from gone; a closed outbox accepts nothing.
+// end moves the client to closing and reports whether this call did. The
+// connection then has closeTimeout to end by itself. end must not wait, so the
+// shard learns it from gone; a closed outbox accepts nothing.
 func (c *Client) end(cause error) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -356,6 +353,9 @@ func (c *Client) end(cause error) bool {
 	c.state, c.cause = clientClosing, cause
 	if c.ctx != nil {
 		c.ctx.cancel(cause)
+	}
+	if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and accept will do it
+		c.limitClosing()
 	}
 	return true
 }
@@ -376,12 +376,7 @@ func (c *Client) isOpen() bool {
 // close ends the client behind all that waits for it, by a goodbye, and reports
 // whether this call did.
 func (c *Client) close(status websocket.CloseError, cause error) bool {
-	return c.out.close(newGoodbye(status, cause).in, func() {
-		c.end(cause)
-		if c.wire.heard.Load() != 0 { // zero: it has no connection yet, and accept will do it
-			c.limitClosing()
-		}
-	})
+	return c.out.close(newGoodbye(status, cause).in, func() { c.end(cause) })
 }
 
 // abort ends the client and its connection at once. It reports what end does.
@@ -406,7 +401,7 @@ func (c *Client) gone() {
 	defer c.wire.linger()
 	defer c.disconnected() // which may also be a runtime.Goexit
 	c.end(errEnded)
-	c.limitClosing()
+	c.limitClosing() // which end hasn't done if it was called before there was a connection
 	c.unlist()
 	if c.seat != nil {
 		c.seat.conn.CloseNow()

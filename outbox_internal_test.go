@@ -266,6 +266,7 @@ func TestWriteFailsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.open()
+		c.wire.heard.Store(1) // as attach does
 		tries, reset := 0, errors.New("reset")
 		c.out.open(new(recorder), func(b []byte) (int, error) {
 			if tries++; tries > 1 {
