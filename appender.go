@@ -142,12 +142,7 @@ func (a *appender) run() {
 }
 
 // look makes the goroutine check whether the cut can end.
-func (a *appender) look() {
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
-}
+func (a *appender) look() { signal(a.wake) }
 
 // collect returns the events of the next record, a.next first.
 func (a *appender) collect() []*ownEvent {

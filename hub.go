@@ -353,6 +353,14 @@ func isClosed(c <-chan struct{}) bool {
 	}
 }
 
+// signal wakes the receiver of c, which has room for one. A nil c has none.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
 // Shutdown ends the hub. It refuses new clients, sends all that waits, and
 // closes each client with 1001 (RFC 6455 §7.4.1), for which the client has 5 s.
 // With a [Hub.DrainOver] it closes them one after another. It returns nil when

@@ -131,10 +131,7 @@ func (o *outbox) holdLocked(events ...*event) {
 		o.held = new(held)
 	}
 	o.held.early = append(o.held.early, events...)
-	select {
-	case o.held.came <- struct{}{}:
-	default:
-	}
+	signal(o.held.came)
 }
 
 // takeHeld takes the events that o holds.

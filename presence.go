@@ -222,10 +222,7 @@ func (p *presence) wakeLocked() {
 		p.wake = make(chan struct{}, 1)
 		p.hub.own.Go(p.announce)
 	}
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
+	signal(p.wake)
 }
 
 // announce is the body of the announcer, the one goroutine that publishes who is
