@@ -108,9 +108,7 @@ func (c *Client) sweep(now time.Duration) {
 	if c.wire.heard.Load() == 0 || c.why() != nil {
 		return // not connected yet, or not any more
 	}
-	if c.looks < settleLooks {
-		c.looks++
-	} else if c.looks == settleLooks && c.out.settle(c.position()) {
+	if c.looks < settleLooks || c.looks == settleLooks && c.out.settle(c.position()) {
 		c.looks++
 	}
 	if every := s.beatInterval(); every > 0 && now-c.beat >= every-ahead {
