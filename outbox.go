@@ -457,6 +457,9 @@ func (o *outbox) failLocked(err error) {
 func (o *outbox) open(conn io.Writer, try func([]byte) (int, error), f format, first ...*event) {
 	o.mu.Lock()
 	defer o.unlock()
+	if o.state == outboxFailed {
+		return
+	}
 	f.provisional = o.shared.history.keeps() && f.encoding != plainFrame
 	o.conn, o.try, o.format = conn, try, f
 	events := first

@@ -328,6 +328,30 @@ func TestOutboxHasFailed(t *testing.T) {
 	})
 }
 
+// An outbox that has failed before its connection comes doesn't greet the client.
+// Its drain goroutine would never end: it takes nothing from the queue.
+func TestFailedOutboxDoesNotGreet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, direct := range []bool{false, true} {
+			o := newOutbox()
+			conn := &recorder{gate: make(chan error), room: func() int { return 1 << 20 }}
+			try := conn.try
+			if !direct {
+				try = nil
+			}
+			o.fail()
+			o.open(conn, try, format{encoding: envelopeFrame}, o.shared.newHello("id"))
+			synctest.Wait()
+			if o.isWriting() || len(conn.got) > 0 {
+				t.Errorf("a failed outbox writes; direct: %v", direct)
+			}
+			o.fail() // drops what is being written, so that the goroutine ends
+			close(conn.gate)
+			<-o.flushed()
+		}
+	})
+}
+
 // Heartbeats don't pile up behind what waits.
 func TestOutboxBeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
