@@ -67,14 +67,6 @@ func (c *Client) park() bool {
 	return p.arm(c) || !w.unpark()
 }
 
-// stopReading makes the reading goroutine end the client.
-func (c *Client) stopReading() {
-	c.wire.Close()
-	if c.wire.unpark() {
-		go c.serve()
-	}
-}
-
 // run calls f, which runs a handler. Its time does not count as the client's
 // silence.
 func (c *Client) run(handler string, f func()) {

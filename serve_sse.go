@@ -219,7 +219,10 @@ func (eventStream) ended(c *Client, err error) error {
 func (eventStream) finished(c *Client) {
 	switch half := c.wire.halfCloser().(type) {
 	case nil, *tls.Conn:
-		c.stopReading()
+		c.wire.Close()
+		if c.wire.unpark() {
+			go c.serve()
+		}
 	default:
 		half.CloseWrite()
 	}
