@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"cmp"
+	"sync/atomic"
 	"time"
 )
 
@@ -62,13 +63,6 @@ func (b *backlog) limitReplay(s *shared, before, size int) {
 	b.exemptBy += s.writeTimeout * time.Duration(size/partBytes)
 }
 
-// replaced counts n messages that newer ones have replaced.
-func (b *backlog) replaced(s *shared, n int) {
-	b.messages -= int32(n)
-	b.exempt = min(b.exempt, b.messages)
-	s.replaced.Add(int64(n))
-}
-
 // delivered counts n messages that have been written.
 func (b *backlog) delivered(s *shared, n int) {
 	b.messages -= int32(n)
@@ -85,16 +79,17 @@ func (b *backlog) delivered(s *shared, n int) {
 	s.delivered.Add(int64(n))
 }
 
-// lost counts n messages that will not be written.
-func (b *backlog) lost(s *shared, n int) {
+// discard counts n messages that will not be written, in shared.replaced or
+// shared.dropped.
+func (b *backlog) discard(n int, count *atomic.Int64) {
 	b.messages -= int32(n)
 	b.exempt = min(b.exempt, b.messages)
-	s.dropped.Add(int64(n))
+	count.Add(int64(n))
 }
 
 // drop counts all messages that wait as lost.
 func (b *backlog) drop(s *shared) {
-	b.lost(s, int(b.messages))
+	b.discard(int(b.messages), &s.dropped)
 	*b = backlog{reported: b.reported}
 }
 

@@ -247,7 +247,7 @@ func (o *outbox) releaseLocked() {
 
 // conflateEarlyLocked drops held events that a newer one replaces.
 func (o *outbox) conflateEarlyLocked() {
-	o.held.early = conflate(o.held.early, func(*event) { o.backlog.replaced(o.shared, 1) })
+	o.held.early = conflate(o.held.early, func(*event) { o.backlog.discard(1, &o.shared.replaced) })
 }
 
 // replay sends a part of the past. If o is held, the part is merged with the
@@ -323,7 +323,7 @@ func (o *outbox) nextPartLocked() {
 // joined, and waits for them, is lost.
 func (o *outbox) endPastLocked() {
 	if o.past != nil {
-		o.backlog.lost(o.shared, countMessages(o.past.early)+len(o.past.behind))
+		o.backlog.discard(countMessages(o.past.early)+len(o.past.behind), &o.shared.dropped)
 		o.past = nil
 	}
 }
@@ -428,7 +428,7 @@ func (o *outbox) cut(last lastBytes, closed func()) bool {
 	}
 	clear(o.queue[kept:])
 	o.queue, o.latest, o.pongs = o.queue[:kept], nil, nil
-	o.backlog.lost(o.shared, lost)
+	o.backlog.discard(lost, &o.shared.dropped)
 	o.endPastLocked()
 	o.state, o.closed = outboxClosed, true
 	closed()

@@ -50,7 +50,7 @@ func (o *outbox) replaceLocked(key topicKey) {
 		if buf.private {
 			o.backlog.private -= len(buf.b)
 		}
-		o.backlog.replaced(o.shared, len(buf.ends))
+		o.backlog.discard(len(buf.ends), &o.shared.replaced)
 		o.queue[old] = replacedBuffer
 		o.replaced++
 	}
