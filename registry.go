@@ -89,10 +89,8 @@ const maxShards = 16
 func (h *Hub) emptiestLocked() *shard {
 	g := &h.registry
 	var least *shard
-	for _, s := range g.shards {
-		if least == nil || s.members < least.members {
-			least = s
-		}
+	if len(g.shards) > 0 {
+		least = slices.MinFunc(g.shards, func(a, b *shard) int { return a.members - b.members })
 	}
 	if least == nil || least.members >= shardClients && len(g.shards) < min(runtime.GOMAXPROCS(0), maxShards) {
 		least = &shard{stats: &h.shared}
