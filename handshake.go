@@ -48,8 +48,13 @@ const maxKey = 64 // bytes of a Sec-WebSocket-Key: it has 24, and spaces around
 
 // hasToken reports whether token is in a header's lists, in any letter case.
 func hasToken(values []string, token string) bool {
-	for t := range listed(values) {
-		if strings.EqualFold(t, token) {
+	return anyListed(values, func(t string) bool { return strings.EqualFold(t, token) })
+}
+
+// anyListed reports whether a header's lists have an element for which is holds.
+func anyListed(values []string, is func(element string) bool) bool {
+	for element := range listed(values) {
+		if is(element) {
 			return true
 		}
 	}
@@ -130,12 +135,7 @@ func (c *Client) shakeHands(header http.Header, r *http.Request) (f format, err 
 // offersSubprotocol reports whether the client speaks Subprotocol. Its names are
 // compared exactly (RFC 6455 §11.5).
 func offersSubprotocol(header []string) bool {
-	for name := range listed(header) {
-		if name == Subprotocol {
-			return true
-		}
-	}
-	return false
+	return anyListed(header, func(name string) bool { return name == Subprotocol })
 }
 
 // appendAcceptKey appends what proves that the handshake was understood (RFC 6455

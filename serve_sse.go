@@ -319,11 +319,8 @@ func retryNotice() []byte { return appendRetryField(nil, spread(time.Second)) }
 
 // acceptsStream reports whether r asks for a stream, as every EventSource does.
 func acceptsStream(r *http.Request) bool {
-	for t := range listed(r.Header["Accept"]) {
+	return anyListed(r.Header["Accept"], func(t string) bool {
 		t, _, _ = strings.Cut(t, ";")
-		if strings.EqualFold(strings.TrimSpace(t), "text/event-stream") {
-			return true
-		}
-	}
-	return false
+		return strings.EqualFold(strings.TrimSpace(t), "text/event-stream")
+	})
 }
