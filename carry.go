@@ -238,7 +238,7 @@ func (j *journal) askForValues() {
 		return
 	}
 	select {
-	case j.out.carried <- beginRecord(brokeredQuestion, j.peers.node, c.first, 0):
+	case j.out.carried <- record{kind: brokeredQuestion, node: j.peers.node, number: c.first}.encode():
 		c.asked = c.first
 		j.shared.log.warn(logHistory, "the engine's history begins later than nodes have trimmed it: latest values that no other node has are lost")
 	default:

@@ -90,56 +90,115 @@ func (m *brokered) isNumbered() bool { return m.kind == brokeredEvent || m.kind 
 // brokeredVersion is the first byte. Nodes drop messages with another.
 const brokeredVersion = 1
 
-// append appends m encoded: version, kind, node and the kind's fields. Numbers
-// are varints. Texts follow their length.
+var errBrokered = errors.New("realtime: not a message between hubs of this version")
+
+// append appends m encoded.
 func (m brokered) append(b []byte) []byte {
-	b = append(b, brokeredVersion, byte(m.kind))
-	b = append(b, m.node[:]...)
-	switch m.kind {
-	case brokeredQuestion:
-		return binary.BigEndian.AppendUint64(b, m.digest)
-	case brokeredRepeat:
-		return append(appendText(binary.AppendUvarint(b, m.seq), m.topic), m.event.Data...)
-	case brokeredHad:
-		return binary.AppendUvarint(append(b, m.asker[:]...), m.seq)
-	case brokeredValues:
-		b = append(append(b, m.asker[:]...), flag(m.sure))
-		b = binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before)
-		return m.appendValues(b)
-	case brokeredMembers:
-		b = binary.AppendUvarint(binary.AppendUvarint(b, m.part), m.parts)
-		b = appendAge(binary.AppendUvarint(binary.AppendUvarint(b, m.seq), m.before), m.age)
-		return m.appendValues(b)
-	case brokeredHeartbeat:
-		b = binary.AppendUvarint(b, uint64(m.clients))
-		b = append(b, flag(m.leaving))
-		b = m.trail.append(b)
-		b = binary.AppendUvarint(b, m.seq)
-		b = binary.AppendUvarint(b, uint64(len(m.sent)))
-		for _, s := range m.sent {
-			b = binary.BigEndian.AppendUint64(b, s.topic)
-			b = binary.AppendUvarint(b, s.seq)
-			b = appendAge(b, s.age)
-		}
-		return b
-	}
-	b = binary.AppendUvarint(b, m.seq)
-	b = binary.AppendUvarint(b, m.before)
-	b = appendAge(b, m.age)
-	b = appendHead(b, &m.event, m.notice)
-	if m.event.Key != "" {
-		b = binary.AppendUvarint(b, m.stamp)
-	}
-	return append(b, m.event.Data...)
+	c := codec{b: b}
+	m.code(&c)
+	return c.b
 }
 
-func (m brokered) appendValues(b []byte) []byte {
-	b = binary.AppendUvarint(b, uint64(len(m.values)))
-	for _, v := range m.values {
-		b = binary.AppendUvarint(appendAge(b, v.age), v.stamp)
-		b = appendText(appendHead(b, &v.event, noNotice), v.event.Data)
+// parseBrokered is the reverse of append. The event's data is part of b.
+func parseBrokered(b []byte) (m brokered, err error) {
+	c := codec{b: b, decodes: true}
+	if m.code(&c); c.err == nil {
+		c.err = m.check()
 	}
-	return b
+	return m, c.err
+}
+
+// code encodes or decodes m: version, kind, node and the kind's fields.
+func (m *brokered) code(c *codec) {
+	c.begin(&m.kind, &m.node)
+	switch m.kind {
+	case brokeredEvent:
+		c.numbers(&m.seq, &m.before)
+		c.age(&m.age)
+		if c.head(&m.event, &m.notice); m.event.Key != "" {
+			c.numbers(&m.stamp)
+		}
+		c.rest(&m.event.Data)
+	case brokeredHeartbeat:
+		clients := uint64(m.clients)
+		c.numbers(&clients)
+		m.clients = int(min(clients, math.MaxInt32))
+		c.flags(&m.leaving)
+		m.trail.code(c)
+		c.numbers(&m.seq)
+		n := uint64(len(m.sent))
+		c.numbers(&n)
+		for i := uint64(0); i < n && c.err == nil; i++ {
+			s := elementOf(&m.sent, i)
+			c.hash(&s.topic)
+			c.numbers(&s.seq)
+			c.age(&s.age)
+		}
+	case brokeredQuestion:
+		c.hash(&m.digest)
+	case brokeredValues:
+		c.fixed(m.asker[:])
+		c.flags(&m.sure)
+		c.numbers(&m.seq, &m.before)
+		m.codeValues(c)
+	case brokeredMembers:
+		c.numbers(&m.part, &m.parts, &m.seq, &m.before)
+		c.age(&m.age)
+		m.codeValues(c)
+	case brokeredRepeat:
+		c.numbers(&m.seq)
+		codeText(c, &m.topic)
+		c.rest(&m.event.Data)
+		m.event.Binary, m.notice = true, disconnectNotice
+	case brokeredHad:
+		c.fixed(m.asker[:])
+		c.numbers(&m.seq)
+	default:
+		c.fail()
+	}
+}
+
+func (m *brokered) codeValues(c *codec) {
+	n := uint64(len(m.values))
+	c.numbers(&n)
+	for i := uint64(0); i < n && c.err == nil; i++ {
+		v := elementOf(&m.values, i)
+		c.age(&v.age)
+		c.numbers(&v.stamp)
+		c.head(&v.event, new(notice))
+		codeText(c, &v.event.Data)
+	}
+}
+
+// check reports why no node can have sent m.
+func (m *brokered) check() error {
+	err := checkSent(&m.event, m.notice)
+	if m.kind == brokeredRepeat {
+		err = cmp.Or(err, checkTopic(m.topic))
+	}
+	latest := m.stamp
+	for _, v := range m.values {
+		err = cmp.Or(err, checkSent(&v.event, noNotice))
+		if err == nil && m.kind == brokeredMembers && !(v.event.member && v.event.memberNode() == m.node) {
+			err = errBrokered
+		}
+		latest = max(latest, v.stamp)
+	}
+	if len(m.sent) > maxSentEntries || latest > math.MaxInt64 { // later stamps must remain
+		err = errBrokered
+	}
+	return err
+}
+
+// checkSent reports why no node can have sent e.
+func checkSent(e *Event, n notice) error {
+	if e.member && len(e.Key) <= len(nodeID{}) {
+		return errBrokered
+	}
+	if status := parseClose(e.Data); n == disconnectNotice && !(validCode(status.Code) && validReason(status.Reason)) {
+		return errBrokered
+	}
+	return e.check()
 }
 
 // size returns an upper bound for the encoded size of m, an event.
@@ -147,225 +206,128 @@ func (m brokered) size() int {
 	return 80 + len(m.event.Name) + len(m.event.Key) + len(m.event.Except) + len(m.event.Data)
 }
 
-// The bits of an event's first byte.
-const (
-	flagBinary = 1 << iota
-	flagGone
-	flagMember
-	flagDisconnect
-)
+// A codec encodes or decodes messages and records, so that one description of each
+// serves for both. Its methods append a value to b, or take it from there. They
+// change no value that they encode: others may be reading it. Numbers are varints.
+// Texts and lists follow their length.
+type codec struct {
+	b       []byte // what is encoded, or what is left to decode
+	decodes bool
+	err     error // of decoding: all further values are zero
+}
 
-// appendHead appends an event, or a disconnect, without its data.
-func appendHead(b []byte, e *Event, n notice) []byte {
-	flags := flag(e.Binary)*flagBinary | flag(e.Gone)*flagGone | flag(e.member)*flagMember
-	if n == disconnectNotice {
-		flags |= flagDisconnect
+func (c *codec) fail() { c.b, c.err = nil, errBrokered }
+
+// begin codes the beginning of a message or record: version, kind and node.
+func (c *codec) begin(kind *brokeredKind, node *nodeID) {
+	b := []byte{brokeredVersion, byte(*kind)}
+	if c.fixed(b); b[0] != brokeredVersion {
+		c.fail()
 	}
-	b = append(b, flags)
-	for _, text := range []string{e.Name, e.Key, e.Except} {
-		b = appendText(b, text)
+	*kind = brokeredKind(b[1])
+	c.fixed(node[:])
+}
+
+// fixed codes bytes whose number is known.
+func (c *codec) fixed(v []byte) {
+	switch {
+	case !c.decodes:
+		c.b = append(c.b, v...)
+	case len(c.b) < len(v):
+		c.fail()
+	default:
+		c.b = c.b[copy(v, c.b):]
 	}
-	return b
 }
 
-func appendAge(b []byte, age time.Duration) []byte {
-	return binary.AppendUvarint(b, uint64(age.Milliseconds()))
-}
-
-func flag(set bool) byte {
-	if set {
-		return 1
+func (c *codec) hash(hash *uint64) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], *hash)
+	if c.fixed(b[:]); c.decodes {
+		*hash = binary.BigEndian.Uint64(b[:])
 	}
-	return 0
 }
 
-func appendText[T string | []byte](b []byte, text T) []byte {
-	b = binary.AppendUvarint(b, uint64(len(text)))
-	return append(b, text...)
-}
-
-var errBrokered = errors.New("realtime: not a message between hubs of this version")
-
-// parseBrokered is the reverse of append. The event's data is part of b.
-func parseBrokered(b []byte) (m brokered, err error) {
-	p := parser{b: b}
-	switch m.kind = p.begin(&m.node); m.kind {
-	case brokeredHeartbeat:
-		m.clients = int(min(p.number(), math.MaxInt32))
-		m.leaving = p.flag()
-		m.trail = p.trail()
-		m.seq = p.number()
-		n := p.number()
-		if n > maxSentEntries {
-			return m, errBrokered
+// flags codes a byte of which each value is a bit, the first one the lowest.
+func (c *codec) flags(values ...*bool) {
+	b := []byte{0}
+	for i, v := range values {
+		if *v {
+			b[0] |= 1 << i
 		}
-		for i := uint64(0); i < n && p.err == nil; i++ {
-			m.sent = append(m.sent, sentEntry{p.hash(), p.number(), p.age()})
-		}
-		return m, p.err
-	case brokeredQuestion:
-		m.digest = p.hash()
-		return m, p.err
-	case brokeredRepeat:
-		m.seq, m.topic, m.notice = p.number(), string(p.text()), disconnectNotice
-		m.event = Event{Data: p.b, Binary: true}
-		if p.err == nil {
-			p.err = cmp.Or(checkTopic(m.topic), checkSent(&m.event, m.notice))
-		}
-		return m, p.err
-	case brokeredHad:
-		p.node(&m.asker)
-		m.seq = p.number()
-		return m, p.err
-	case brokeredValues:
-		p.node(&m.asker)
-		m.sure = p.flag()
-		m.seq, m.before = p.number(), p.number()
-		m.values = p.values()
-		return m, p.err
-	case brokeredMembers:
-		m.part, m.parts = p.number(), p.number()
-		m.seq, m.before, m.age = p.number(), p.number(), p.age()
-		m.values = p.values()
-		for _, v := range m.values {
-			if !v.event.member || v.event.memberNode() != m.node {
-				return m, errBrokered
-			}
-		}
-		return m, p.err
-	case brokeredEvent:
-		m.seq, m.before, m.age = p.number(), p.number(), p.age()
-		if m.event, m.notice = p.head(); m.event.Key != "" {
-			m.stamp = p.stamp()
-		}
-		if m.event.Data = p.b; p.err == nil {
-			p.err = checkSent(&m.event, m.notice)
-		}
-		return m, p.err
 	}
-	return m, errBrokered
-}
-
-func (p *parser) values() (values []agedValue) {
-	for range p.number() {
-		v := agedValue{age: p.age(), stamp: p.stamp()}
-		v.event, _ = p.head()
-		v.event.Data = p.text()
-		if p.err == nil {
-			p.err = v.event.check()
-		}
-		if p.err != nil {
-			return nil
-		}
-		values = append(values, v)
-	}
-	return values
-}
-
-// A parser decodes messages and records. After an error it returns zero values.
-type parser struct {
-	b   []byte // the bytes that are left
-	err error
-}
-
-// begin parses the beginning of a message or record: version, kind and node.
-func (p *parser) begin(node *nodeID) (kind brokeredKind) {
-	if len(p.b) < 2 || p.b[0] != brokeredVersion {
-		p.fail()
-		return 0
-	}
-	kind = brokeredKind(p.b[1])
-	p.b = p.b[2:]
-	if p.node(node); p.err != nil {
-		return 0
-	}
-	return kind
-}
-
-func (p *parser) node(node *nodeID) {
-	if len(p.b) < len(node) {
-		p.fail()
+	if c.fixed(b); !c.decodes {
 		return
 	}
-	p.b = p.b[copy(node[:], p.b):]
+	for i, v := range values {
+		*v = b[0]>>i&1 > 0
+	}
+	if b[0]>>len(values) > 0 {
+		c.fail()
+	}
 }
 
-func (p *parser) fail() { p.b, p.err = nil, errBrokered }
-
-func (p *parser) number() (n uint64) {
-	n, size := binary.Uvarint(p.b)
-	if size <= 0 {
-		p.fail()
-		return 0
+func (c *codec) numbers(values ...*uint64) {
+	for _, v := range values {
+		if !c.decodes {
+			c.b = binary.AppendUvarint(c.b, *v)
+			continue
+		}
+		n, size := binary.Uvarint(c.b)
+		if size <= 0 {
+			c.fail()
+			return
+		}
+		*v, c.b = n, c.b[size:]
 	}
-	p.b = p.b[size:]
-	return n
 }
 
-func (p *parser) text() (text []byte) {
-	n := p.number()
-	if n > uint64(len(p.b)) {
-		p.fail()
-		return nil
+func (c *codec) age(age *time.Duration) {
+	ms := uint64(age.Milliseconds())
+	if c.numbers(&ms); c.decodes {
+		*age = time.Duration(min(ms, math.MaxInt32)) * time.Millisecond
 	}
-	text, p.b = p.b[:n:n], p.b[n:]
-	return text
 }
 
-func (p *parser) age() time.Duration {
-	return time.Duration(min(p.number(), math.MaxInt32)) * time.Millisecond
+func codeText[T string | []byte](c *codec, text *T) {
+	n := uint64(len(*text))
+	c.numbers(&n)
+	switch {
+	case !c.decodes:
+		c.b = append(c.b, *text...)
+	case n > uint64(len(c.b)):
+		c.fail()
+	default:
+		*text, c.b = T(c.b[:n:n]), c.b[n:]
+	}
 }
 
-// stamp parses a stamp. Later ones must remain.
-func (p *parser) stamp() uint64 {
-	n := p.number()
-	if n > math.MaxInt64 {
-		p.fail()
+// rest codes the bytes up to the end.
+func (c *codec) rest(b *[]byte) {
+	if c.decodes {
+		*b, c.b = c.b, nil
+	} else {
+		c.b = append(c.b, *b...)
 	}
-	return n
 }
 
-func (p *parser) flag() bool { return p.flags(1) != 0 }
-
-// flags parses a byte in which only bits of known may be set.
-func (p *parser) flags(known byte) (set byte) {
-	if len(p.b) == 0 || p.b[0]&^known != 0 {
-		p.fail()
-		return 0
+// elementOf returns the element i of a list. It adds one that is being decoded.
+func elementOf[T any](list *[]T, i uint64) *T {
+	if i == uint64(len(*list)) {
+		*list = append(*list, *new(T))
 	}
-	set, p.b = p.b[0], p.b[1:]
-	return set
+	return &(*list)[i]
 }
 
-func (p *parser) hash() (hash uint64) {
-	if len(p.b) < 8 {
-		p.fail()
-		return 0
+// head codes an event, or a disconnect, without its data.
+func (c *codec) head(e *Event, n *notice) {
+	disconnects := *n == disconnectNotice
+	if c.flags(&e.Binary, &e.Gone, &e.member, &disconnects); c.decodes && disconnects {
+		*n = disconnectNotice
 	}
-	hash, p.b = binary.BigEndian.Uint64(p.b), p.b[8:]
-	return hash
-}
-
-// head parses an event, or a disconnect, without its data.
-func (p *parser) head() (e Event, n notice) {
-	flags := p.flags(flagBinary | flagGone | flagMember | flagDisconnect)
-	e.Binary, e.Gone, e.member = flags&flagBinary != 0, flags&flagGone != 0, flags&flagMember != 0
-	if flags&flagDisconnect != 0 {
-		n = disconnectNotice
-	}
-	e.Name, e.Key, e.Except = string(p.text()), string(p.text()), string(p.text())
-	if e.member && len(e.Key) <= len(nodeID{}) {
-		p.fail()
-	}
-	return e, n
-}
-
-// checkSent reports why no node can have sent e.
-func checkSent(e *Event, n notice) error {
-	if status := parseClose(e.Data); n == disconnectNotice && !(validCode(status.Code) && validReason(status.Reason)) {
-		return errBrokered
-	}
-	return e.check()
+	codeText(c, &e.Name)
+	codeText(c, &e.Key)
+	codeText(c, &e.Except)
 }
 
 // A record is an entry of the log: events of a node, or a cut. A cut says that
@@ -380,8 +342,7 @@ type record struct {
 	kind   brokeredKind
 	node   nodeID
 	number uint64   // of the first event; in a cut, of the last; else see carry.go
-	events []*event // nil in a cut
-	topics []string // in a cut, those that lose events; the empty one stands for all
+	events []*event // in a cut, a gap for each topic that loses events; the empty one stands for all
 	trail  trail    // in events, of the node when it appended them
 	trim   uint64   // in carried values, see carry.go
 	homes  []uint64 // in carried values, of each event
@@ -395,107 +356,111 @@ const (
 
 // encodeRecord returns the record of a node's events.
 func encodeRecord(node nodeID, read trail, events []*ownEvent) []byte {
-	b := beginRecord(brokeredRecord, node, events[0].number, len(events))
-	b = read.append(b)
+	r := record{kind: brokeredRecord, node: node, number: events[0].number, trail: read}
 	for _, e := range events {
-		b = appendText(b, e.topic)
-		b = appendHead(b, &e.Event, e.notice)
-		b = appendText(b, e.Data)
+		r.events = append(r.events, e.event)
 	}
-	return b
+	return r.encode()
 }
 
 // encodeCut returns the record of a cut.
 func encodeCut(node nodeID, number uint64, topics map[string]bool) []byte {
-	b := beginRecord(brokeredCut, node, number, len(topics))
+	r := record{kind: brokeredCut, node: node, number: number}
 	for topic := range topics {
-		b = appendText(b, topic)
+		r.events = append(r.events, newGap(topic))
 	}
-	return b
+	return r.encode()
 }
 
 // encodeCarried returns the record of carried values, as far as they fit into most
 // bytes, and how many these are. view is the newest record that the node has taken.
 func encodeCarried(node nodeID, view, trim uint64, values []dueValue, most int) (b []byte, n int) {
-	for size := 0; n < min(len(values), maxRecordEvents); n++ {
-		if size += values[n].event.size(); size > most && n > 0 {
+	r := record{kind: brokeredValues, node: node, number: view}
+	size := 0
+	for _, m := range values[:min(len(values), maxRecordEvents)] {
+		if size += m.event.size(); size > most && len(r.events) > 0 {
 			break
 		}
+		r.events, r.homes = append(r.events, m.event), append(r.homes, m.home)
 	}
-	if n < len(values) {
-		trim = 0 // others follow first
+	if n = len(r.events); n == len(values) { // otherwise others follow first
+		r.trim = trim
 	}
-	b = binary.AppendUvarint(beginRecord(brokeredValues, node, view, n), trim)
-	for _, m := range values[:n] {
-		b = appendText(b, m.event.topic)
-		b = binary.AppendUvarint(b, m.home)
-		b = appendHead(b, &m.event.Event, noNotice)
-		b = appendText(b, m.event.Data)
-	}
-	return b, n
+	return r.encode(), n
 }
 
-// beginRecord returns the beginning of a record. n events or topics follow.
-func beginRecord(kind brokeredKind, node nodeID, number uint64, n int) []byte {
-	b := []byte{brokeredVersion, byte(kind)}
-	b = append(b, node[:]...)
-	b = binary.AppendUvarint(b, number)
-	return binary.AppendUvarint(b, uint64(n))
+func (r record) encode() []byte {
+	var c codec
+	r.code(&c)
+	return c.b
+}
+
+// parseRecord is the reverse of encode. It may keep b.
+func parseRecord(b []byte) (record, error) {
+	var r record
+	c := codec{b: b, decodes: true}
+	r.code(&c)
+	for _, ev := range r.events {
+		if c.err != nil {
+			break
+		}
+		if c.err = checkSent(&ev.Event, ev.notice); ev.topic != "" {
+			c.err = cmp.Or(c.err, checkTopic(ev.topic))
+		}
+		if ev.findExcept(); len(r.events) > 1 {
+			ev.Data = bytes.Clone(ev.Data) // otherwise one kept event would keep all of b
+		}
+	}
+	if c.err != nil {
+		return record{}, c.err
+	}
+	return r, nil
+}
+
+// code encodes or decodes r: its beginning, and a list of events.
+func (r *record) code(c *codec) {
+	c.begin(&r.kind, &r.node)
+	n := uint64(len(r.events))
+	c.numbers(&r.number, &n)
+	switch r.kind {
+	case brokeredRecord:
+		r.trail.code(c)
+	case brokeredValues:
+		c.numbers(&r.trim)
+	case brokeredCut, brokeredQuestion:
+	default:
+		c.fail()
+	}
+	if n > maxRecordEvents+1 {
+		c.fail()
+	}
+	for i := uint64(0); i < n && c.err == nil; i++ {
+		if c.decodes {
+			r.events = append(r.events, new(event))
+		}
+		ev := r.events[i]
+		codeText(c, &ev.topic)
+		if r.kind == brokeredCut {
+			ev.notice = gapNotice
+			continue
+		}
+		if r.kind == brokeredValues {
+			c.numbers(elementOf(&r.homes, i))
+		}
+		c.head(&ev.Event, &ev.notice)
+		codeText(c, &ev.Data)
+	}
 }
 
 // fits reports whether a record can be from this node, whose newest event has
 // the number last.
 func (r *record) fits(last uint64) bool {
-	if r.kind != brokeredRecord && r.kind != brokeredCut {
-		return true
-	}
-	end := r.number + uint64(max(len(r.events), 1)) - 1
-	return end >= r.number && end <= last
-}
-
-// parseRecord is the reverse of encodeRecord and encodeCut. It may keep b.
-func parseRecord(b []byte) (r record, err error) {
-	p := parser{b: b}
-	r.kind = p.begin(&r.node)
-	r.number = p.number()
-	n := p.number()
 	switch r.kind {
 	case brokeredRecord:
-		r.trail = p.trail()
-	case brokeredValues:
-		r.trim = p.number()
+		end := r.number + uint64(max(len(r.events), 1)) - 1
+		return end >= r.number && end <= last
+	case brokeredCut:
+		return r.number <= last
 	}
-	if n > maxRecordEvents+1 || !strings.ContainsRune("rcqv", rune(r.kind)) {
-		return record{}, errBrokered
-	}
-	for range n {
-		topic := string(p.text())
-		if topic != "" && checkTopic(topic) != nil {
-			return record{}, errBrokered
-		}
-		if r.kind == brokeredCut {
-			r.topics = append(r.topics, topic)
-			continue
-		}
-		if r.kind == brokeredValues {
-			r.homes = append(r.homes, p.number())
-		}
-		e, kind := p.head()
-		if e.Data = p.text(); n > 1 {
-			e.Data = bytes.Clone(e.Data) // otherwise one kept event would keep all of b
-		}
-		if p.err == nil {
-			p.err = checkSent(&e, kind)
-		}
-		if p.err != nil {
-			break
-		}
-		ev := newEvent(topic, e)
-		ev.notice = kind
-		r.events = append(r.events, ev)
-	}
-	if p.err != nil {
-		return record{}, p.err
-	}
-	return r, nil
+	return true
 }

@@ -132,11 +132,11 @@ func TestRecord(t *testing.T) {
 	if !reflect.DeepEqual(r.events[3], testDisconnect) {
 		t.Errorf("the disconnect came as %+v", r.events[3])
 	}
-	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.topics, []string{"a"}) {
-		t.Errorf("a cut came with %q", r.topics)
+	if r, _ := parseRecord(all[4]); !reflect.DeepEqual(r.events, []*event{newGap("a")}) {
+		t.Errorf("a cut came with %+v", r.events)
 	}
-	if r, _ := parseRecord(all[5]); !reflect.DeepEqual(r.topics, []string{""}) {
-		t.Errorf("a cut of too many topics came with %d", len(r.topics))
+	if r, _ := parseRecord(all[5]); !reflect.DeepEqual(r.events, []*event{newGap("")}) {
+		t.Errorf("a cut of too many topics came with %d", len(r.events))
 	}
 }
 

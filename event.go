@@ -90,12 +90,16 @@ type event struct {
 // newEvent returns e as an event for a topic's clients.
 func newEvent(topic string, e Event) *event {
 	ev := &event{Event: e, topic: topic}
-	if e.Except != "" {
-		if id, err := parseID(e.Except); err == nil { // no client has any other id
+	ev.findExcept()
+	return ev
+}
+
+func (ev *event) findExcept() {
+	if ev.Except != "" {
+		if id, err := parseID(ev.Except); err == nil { // no client has any other id
 			ev.except = &id
 		}
 	}
-	return ev
 }
 
 // compare orders two events by their positions in the history.

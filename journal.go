@@ -449,15 +449,15 @@ func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time
 // takeCut accepts a node's cut. It puts gaps into the history, at position at.
 func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
 	j.isNew(r.node, r.number) // events of the cut that arrive later aren't new
-	for _, topic := range r.topics {
-		j.past.addAt(newGap(topic), at, now)
+	for _, gap := range r.events {
+		j.past.addAt(gap, at, now)
 	}
 	switch {
 	case r.number == 0: // the log was put back, see tellPutBack
 		if !j.out.putBack.Swap(false) && r.node != j.peers.node { // otherwise this node knows already
 			j.lost(out, "another node reports that the engine's history was put back to an older state")
 		}
-	case len(r.topics) > 0:
+	case len(r.events) > 0:
 		j.gap("a node could not reach the broker")
 	}
 }

@@ -603,7 +603,7 @@ func TestJournalCutTooLarge(t *testing.T) {
 			if len(records) == 0 {
 				t.Fatalf("ends %v: no record was appended, want a cut", ends)
 			}
-			if r, err := parseRecord(records[0]); err != nil || r.kind != brokeredCut || r.number != 20 || len(r.topics) != 1 || r.topics[0] != "" {
+			if r, err := parseRecord(records[0]); err != nil || r.kind != brokeredCut || r.number != 20 || len(r.events) != 1 || r.events[0].topic != "" {
 				t.Errorf("ends %v: the record %+v, %v was appended, want a cut of all topics", ends, r, err)
 			}
 		})

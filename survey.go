@@ -207,7 +207,12 @@ func (e *Event) isLike(other *Event) bool {
 }
 
 // content returns what ev says, as bytes. The ID is not in it.
-func (ev *event) content() []byte { return append(appendHead(nil, &ev.Event, noNotice), ev.Data...) }
+func (ev *event) content() []byte {
+	var c codec
+	c.head(&ev.Event, new(notice))
+	c.rest(&ev.Data)
+	return c.b
+}
 
 // newest returns the newest event of each Key of a topic, oldest first, also
 // those that are Gone.

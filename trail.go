@@ -1,9 +1,6 @@
 package realtime
 
-import (
-	"encoding/binary"
-	"hash/crc32"
-)
+import "hash/crc32"
 
 // A trail tells which records a node has read: the number of the newest one, and a
 // checksum of the last few. It goes with each record of events and each heartbeat.
@@ -22,21 +19,12 @@ type trail struct {
 // so many, and still notice the first one that differs.
 const trailRecords = 64
 
-func (t trail) append(b []byte) []byte {
-	b = binary.AppendUvarint(b, t.record)
-	if t.record > 0 {
-		b = binary.BigEndian.AppendUint32(b, t.log)
-		b = binary.BigEndian.AppendUint32(b, t.sum)
-	}
-	return b
-}
-
-func (p *parser) trail() (t trail) {
-	if t.record = p.number(); t.record > 0 {
-		sums := p.hash()
+func (t *trail) code(c *codec) {
+	if c.numbers(&t.record); t.record > 0 {
+		sums := uint64(t.log)<<32 | uint64(t.sum)
+		c.hash(&sums)
 		t.log, t.sum = uint32(sums>>32), uint32(sums)
 	}
-	return t
 }
 
 // trail returns that of this node, which has read the records up to a number.
