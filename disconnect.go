@@ -152,8 +152,7 @@ func (r *relay) callRolls(now time.Time) {
 
 func (r *relay) repeat(l *roll) {
 	if len(l.absent) > 0 {
-		m := brokered{kind: brokeredRepeat, node: r.peers.node, seq: l.seq, topic: l.ev.topic, event: l.ev.Event}
-		r.send(outgoing{topic: brokerName(nodesTopic), brokered: m})
+		r.peers.send(outgoing{topic: nodesTopic, brokered: brokered{kind: brokeredRepeat, seq: l.seq, topic: l.ev.topic, event: l.ev.Event}})
 	}
 }
 
@@ -164,8 +163,7 @@ func (r *relay) repeated(m *brokered, now time.Time, out *batch) {
 		ev.notice = disconnectNotice
 		r.accept(ev, now, out)
 	}
-	had := brokered{kind: brokeredHad, node: r.peers.node, asker: m.node, seq: m.seq}
-	r.send(outgoing{topic: brokerName(nodesTopic), brokered: had})
+	r.peers.send(outgoing{topic: nodesTopic, brokered: brokered{kind: brokeredHad, asker: m.node, seq: m.seq}})
 }
 
 // isFirst reports whether a disconnect comes for the first time.

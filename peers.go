@@ -147,7 +147,19 @@ func (p *peers) publish() {
 		}
 	}
 	for _, beat := range p.ledger.close(p.node, 0, true, time.Now()) { // good-bye
-		p.call(brokerName(nodesTopic), beat.append(buf[:0]))
+		p.call(nodesTopic, beat.append(buf[:0]))
+	}
+}
+
+// send queues a message of this node. It reports whether there is room. Otherwise the
+// message is lost, as in an outage.
+func (p *peers) send(msg outgoing) bool {
+	msg.node = p.node
+	select {
+	case p.queue <- msg:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -155,7 +167,7 @@ func (p *peers) publish() {
 func (p *peers) call(topic string, msg []byte) bool {
 	ctx, cancel := context.WithTimeout(p.ctx, brokerTimeout)
 	defer cancel()
-	err := p.broker.Publish(ctx, topic, msg)
+	err := p.broker.Publish(ctx, brokerName(topic), msg)
 	if errors.Is(err, ErrEventTooLarge) { // it says nothing about the engine
 		p.tooLarge(len(msg), err)
 		return true
@@ -222,10 +234,7 @@ func (p *peers) tick() {
 			if p.trail != nil {
 				beat.trail = *p.trail()
 			}
-			select {
-			case p.queue <- outgoing{topic: brokerName(nodesTopic), brokered: beat}:
-			default: // other nodes notice the lost heartbeat by its number
-			}
+			p.send(outgoing{topic: nodesTopic, brokered: beat}) // other nodes notice a lost one by its number
 		}
 		select {
 		case <-ticker.C:

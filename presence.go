@@ -408,7 +408,7 @@ func (r *relay) tellMembers(topic string, now time.Time) {
 	for i, values := range messages {
 		msg := r.numbered(brokeredMembers, topic, now)
 		msg.values, msg.part, msg.parts = values, uint64(i), uint64(len(messages))
-		r.send(msg)
+		r.peers.send(msg)
 	}
 }
 

@@ -72,9 +72,7 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 		r.peers.tooLarge(msg.size(), ErrEventTooLarge)
 		return fail(ErrEventTooLarge)
 	}
-	select {
-	case r.peers.queue <- msg:
-	default:
+	if !r.peers.send(msg) {
 		r.shared.brokerLost.Add(1)
 		return fail(ErrBrokerUnavailable)
 	}
@@ -90,7 +88,7 @@ func (r *relay) numbered(kind brokeredKind, topic string, now time.Time) outgoin
 	if len(r.sent) >= maxSentTopics {
 		clear(r.sent) // the next event of each topic names no earlier one
 	}
-	msg := outgoing{topic: brokerName(topic), brokered: brokered{kind: kind, node: r.peers.node, seq: r.seq}}
+	msg := outgoing{topic: topic, brokered: brokered{kind: kind, seq: r.seq}}
 	if before, ok := r.sent[topic]; ok {
 		msg.before, msg.age = before.seq, now.Sub(before.at)
 	}

@@ -91,20 +91,12 @@ func (r *relay) try(topic string, q *question) {
 	}
 	pause := questionPause
 	if len(r.peers.queue) < brokerQueue/4 { // events go first
-		r.send(outgoing{topic: brokerName(topic), brokered: brokered{kind: brokeredQuestion, node: r.peers.node, digest: r.past.digest(topic)}})
+		r.peers.send(outgoing{topic: topic, brokered: brokered{kind: brokeredQuestion, digest: r.past.digest(topic)}})
 		q.tries++
 		q.next = 0
 		pause = questionTime
 	}
 	r.peers.later(pause+rand.N(pause), func(time.Time, *batch) { r.try(topic, q) })
-}
-
-// send queues a message. Where there is no room it is lost, as in an outage.
-func (r *relay) send(msg outgoing) {
-	select {
-	case r.peers.queue <- msg:
-	default:
-	}
 }
 
 // asked accepts the question of a node. The answer waits until what was
@@ -153,8 +145,8 @@ func (r *relay) pack(kept []*keptEvent, now time.Time) (messages [][]agedValue) 
 func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
 	messages := r.pack(kept, now)
 	for i, values := range messages {
-		r.send(outgoing{topic: brokerName(a.topic), brokered: brokered{
-			kind: brokeredValues, node: r.peers.node, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
+		r.peers.send(outgoing{topic: a.topic, brokered: brokered{
+			kind: brokeredValues, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
 		}})
 	}
 }
