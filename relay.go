@@ -30,7 +30,8 @@ type relay struct {
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
-	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent), survey: newSurvey()}
+	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
+	r.questions, r.answers = make(map[string]*question), make(map[answer]bool)
 	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]map[string]bool), make(map[disconnectID]bool)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
 	r.past.covered, r.past.valued = r.covered, r.valued

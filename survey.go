@@ -44,10 +44,6 @@ const (
 	maxAnswerDelay = 200 * time.Millisecond // more than maxOnItsWay, at random
 )
 
-func newSurvey() survey {
-	return survey{make(map[string]*question), make(map[answer]bool)}
-}
-
 // valued keeps this node subscribed to a topic with values.
 func (r *relay) valued(topic string, has bool) {
 	if has {
@@ -110,45 +106,35 @@ func (r *relay) asked(topic string, m *brokered) {
 			return
 		}
 		delete(r.answers, a)
-		kept := r.past.newest(topic)
-		switch sure := r.questions[topic] == nil; {
-		case m.digest == r.past.digest(topic):
-			r.tell(a, sure, nil, now)
-		case sure || len(kept) > 0:
-			r.tell(a, sure, kept, now)
+		kept, sure := r.past.newest(topic), r.questions[topic] == nil
+		if m.digest == r.past.digest(topic) {
+			kept = nil // the asker has them
+		} else if !sure && len(kept) == 0 {
+			return
+		}
+		messages := r.pack(kept, now)
+		for i, values := range messages {
+			r.peers.send(outgoing{topic: topic, brokered: brokered{
+				kind: brokeredValues, asker: m.node, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
+			}})
 		}
 	})
 }
 
 // pack distributes events to messages, at least one.
 func (r *relay) pack(kept []*keptEvent, now time.Time) (messages [][]agedValue) {
-	most := r.peers.maxBytes()
-	messages = [][]agedValue{nil}
-	bytes := 0
+	var values []agedValue
+	most, bytes := r.peers.maxBytes(), 0
 	for _, m := range kept {
-		size := brokered{event: m.event.Event}.size()
-		if last := len(messages) - 1; bytes+size <= most || messages[last] == nil {
-			bytes += size
-		} else {
-			messages, bytes = append(messages, nil), size
-		}
-		last := len(messages) - 1
 		e := m.event.Event
 		e.ID = ""
-		messages[last] = append(messages[last], agedValue{e, max(now.Sub(m.at), 0), m.event.stamp})
+		size := brokered{event: e}.size()
+		if bytes += size; bytes > most && len(values) > 0 {
+			messages, values, bytes = append(messages, values), nil, size
+		}
+		values = append(values, agedValue{e, max(now.Sub(m.at), 0), m.event.stamp})
 	}
-	return messages
-}
-
-// tell answers a question with the newest events of all Keys. That may take
-// several messages.
-func (r *relay) tell(a answer, sure bool, kept []*keptEvent, now time.Time) {
-	messages := r.pack(kept, now)
-	for i, values := range messages {
-		r.peers.send(outgoing{topic: a.topic, brokered: brokered{
-			kind: brokeredValues, asker: a.asker, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
-		}})
-	}
+	return append(messages, values)
 }
 
 // told accepts the answer of a node. If it is to this node, values that are
