@@ -179,16 +179,11 @@ func (j *journal) takeValues(r *record, start uint64, now time.Time, out *batch)
 // takeValue accepts one value with a home. at is the position of its new one.
 func (j *journal) takeValue(ev *event, home, view, at uint64, now time.Time, out *batch) {
 	p := j.past
-	var here *keptEvent
-	buried := p.graves
-	if log := p.topics[ev.topic]; log != nil {
-		here, buried = log.keys[ev.Key], log.buried
-	}
-	switch {
+	switch here := p.latest(ev); {
 	case here == nil && ev.Gone:
 		return
 	case here == nil:
-		if home>>recordBits >= j.carrier.first || buried > p.base+view<<recordBits {
+		if home>>recordBits >= j.carrier.first || p.log(ev.topic).buried > p.base+view<<recordBits {
 			return // it has been taken away
 		}
 	case here.home>>recordBits > view: // it has changed since

@@ -74,10 +74,9 @@ type history struct {
 	nodes map[nodeID]time.Time                        // that have members, since when
 	heard func(node nodeID, name topicKey, gone bool) // called for each event of a node's member
 
-	// floor is the highest position of an event of a topic no longer in topics,
-	// and graves that of one that was Gone.
-	floor  uint64
-	graves uint64
+	// none stands for each topic that isn't in topics. It has no events. Its forgot
+	// and buried are the highest that such a topic had.
+	none topicLog
 
 	gap uint64 // the position of the newest gap in the empty topic, which stands for all
 
@@ -211,7 +210,7 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	h.stale = false
 	ev.seq, ev.ID = seq, h.id(seq)
 	h.now.Store(ev)
-	p := h.topicLog(ev.topic)
+	p := h.open(ev.topic)
 	m := &keptEvent{event: ev, log: p, at: now}
 	h.recent.push(m)
 	p.recent = append(p.recent, m)
@@ -230,11 +229,14 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	return m
 }
 
-// topicLog returns the topic's log, a new one if there is none.
-func (h *history) topicLog(topic string) *topicLog {
+// log returns a topic's log, for reading: if the topic has none, it is h.none.
+func (h *history) log(topic string) *topicLog { return cmp.Or(h.topics[topic], &h.none) }
+
+// open returns a topic's log, a new one if there is none.
+func (h *history) open(topic string) *topicLog {
 	p := h.topics[topic]
 	if p == nil {
-		p = &topicLog{topic: topic, forgot: h.floor, buried: h.graves}
+		p = &topicLog{topic: topic, forgot: h.none.forgot, buried: h.none.buried}
 		h.topics[topic] = p
 	}
 	return p
@@ -243,7 +245,7 @@ func (h *history) topicLog(topic string) *topicLog {
 // addValue keeps a value that was published before this node's time.
 func (h *history) addValue(ev *event, seq uint64, now time.Time) *keptEvent {
 	ev.seq = seq
-	m := &keptEvent{event: ev, log: h.topicLog(ev.topic), at: now}
+	m := &keptEvent{event: ev, log: h.open(ev.topic), at: now}
 	h.replace(m)
 	h.stay(m)
 	return m
@@ -379,7 +381,7 @@ func (h *history) clean(p *topicLog) {
 	if len(p.recent) > 0 || len(p.stayed) > p.stale {
 		return
 	}
-	h.floor, h.graves = max(h.floor, p.forgot), max(h.graves, p.buried)
+	h.none.forgot, h.none.buried = max(h.none.forgot, p.forgot), max(h.none.buried, p.buried)
 	delete(h.topics, p.topic)
 	if len(h.topics) == 0 {
 		h.topics = make(map[string]*topicLog) // a map never shrinks
@@ -419,17 +421,15 @@ func (h *history) complete(topics []*subscription, seq uint64) bool {
 
 // missing returns the position up to which events of a topic may be missing.
 func (h *history) missing(t *subscription) uint64 {
-	forgot, gap := h.floor, h.gap
-	if p := h.topics[t.name]; p != nil {
-		forgot, gap = p.forgot, max(gap, p.gap)
-	}
-	if h.covered != nil && t.since == 0 {
-		gap = max(gap, h.covered(t.name))
-	}
 	if h.unshared[t.name] {
 		return math.MaxUint64
 	}
-	return max(forgot, gap)
+	p := h.log(t.name)
+	missing := max(p.forgot, p.gap, h.gap)
+	if h.covered != nil && t.since == 0 {
+		missing = max(missing, h.covered(t.name))
+	}
+	return missing
 }
 
 // after returns the events of a list behind seq.

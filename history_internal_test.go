@@ -52,8 +52,8 @@ func TestHistoryIsBounded(t *testing.T) {
 		t.Errorf("%d events are kept, %d by age; want 10 of the busy topic and 4,999 others", events, byAge)
 	}
 	h.expire(now.Add(time.Hour))
-	if events, _ := count(); events != 0 || h.floor != 20_000 {
-		t.Errorf("%d events are kept, the floor is %d", events, h.floor)
+	if events, _ := count(); events != 0 || h.none.forgot != 20_000 {
+		t.Errorf("%d events are kept, the floor is %d", events, h.none.forgot)
 	}
 	h.add(&event{topic: "7"}, now)
 	if topic := []*subscription{{name: "7"}}; h.complete(topic, 19_999) || !h.complete(topic, 20_000) {

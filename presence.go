@@ -397,10 +397,7 @@ func (r *relay) beat(now time.Time, out *batch) {
 
 // tellMembers sends the other nodes all members of this node in a topic.
 func (r *relay) tellMembers(topic string, now time.Time) {
-	var members []*keptEvent
-	if p := r.past.topics[topic]; p != nil {
-		members = p.membersOf(r.peers.node)
-	}
+	members := r.past.log(topic).membersOf(r.peers.node)
 	if len(members) == 0 && !r.shows[topic] {
 		return // other nodes know of none
 	}
@@ -425,24 +422,19 @@ func (r *relay) toldMembers(topic string, m *brokered, now time.Time, out *batch
 	}
 	for _, v := range m.values {
 		named[v.event.Key] = true
-		p := r.past.topics[topic]
-		if p != nil {
-			if here := p.keys[v.event.Key]; here != nil && here.event.isLike(&v.event) {
-				continue
-			}
+		ev := newEvent(topic, v.event)
+		if here := r.past.latest(ev); here == nil || !here.event.isLike(&ev.Event) {
+			ev.Data = bytes.Clone(ev.Data) // it would keep the whole message
+			r.accept(ev, now, out)
 		}
-		v.event.Data = bytes.Clone(v.event.Data) // it would keep the whole message
-		r.accept(newEvent(topic, v.event), now, out)
 	}
 	if m.part+1 < m.parts {
 		return
 	}
 	delete(r.lists, list)
-	if p := r.past.topics[topic]; p != nil {
-		for _, m := range p.membersOf(list.asker) {
-			if !named[m.event.Key] {
-				r.accept(newGoneMember(topicKey{topic, m.event.memberKey()}, list.asker), now, out)
-			}
+	for _, m := range r.past.log(topic).membersOf(list.asker) {
+		if !named[m.event.Key] {
+			r.accept(newGoneMember(topicKey{topic, m.event.memberKey()}, list.asker), now, out)
 		}
 	}
 }

@@ -337,11 +337,10 @@ func (h *history) take(r *replay, to uint64, wanted func(m *keptEvent) bool) boo
 		}
 	}
 	for _, t := range r.topics {
-		if p := h.topics[t.name]; p != nil {
-			add(p.recent, t.since)
-			if r.values {
-				add(p.stayed, t.since)
-			}
+		p := h.log(t.name)
+		add(p.recent, t.since)
+		if r.values {
+			add(p.stayed, t.since)
 		}
 	}
 	heap.Init(&due)

@@ -172,12 +172,7 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 }
 
 // latest returns the newest event of ev's topic and Key; nil: there is none.
-func (h *history) latest(ev *event) *keptEvent {
-	if p := h.topics[ev.topic]; p != nil {
-		return p.keys[ev.Key]
-	}
-	return nil
-}
+func (h *history) latest(ev *event) *keptEvent { return h.log(ev.topic).keys[ev.Key] }
 
 // isLike reports whether e and other, of the same Key, say the same.
 func (e *Event) isLike(other *Event) bool {
@@ -195,11 +190,9 @@ func (ev *event) content() []byte {
 // newest returns the newest event of each Key of a topic, oldest first, also
 // those that are Gone.
 func (h *history) newest(topic string) (kept []*keptEvent) {
-	if p := h.topics[topic]; p != nil {
-		for _, m := range p.keys {
-			if !m.event.member { // each node tells its own
-				kept = append(kept, m)
-			}
+	for _, m := range h.log(topic).keys {
+		if !m.event.member { // each node tells its own
+			kept = append(kept, m)
 		}
 	}
 	slices.SortFunc(kept, (*keptEvent).compare)
@@ -208,11 +201,9 @@ func (h *history) newest(topic string) (kept []*keptEvent) {
 
 // digest returns a checksum of a topic's values. It is zero if there are none.
 func (h *history) digest(topic string) (sum uint64) {
-	if p := h.topics[topic]; p != nil {
-		for _, m := range p.keys {
-			if !m.event.Gone && !m.event.member {
-				sum += crc64.Checksum(m.event.content(), topicTable)
-			}
+	for _, m := range h.log(topic).keys {
+		if !m.event.Gone && !m.event.member {
+			sum += crc64.Checksum(m.event.content(), topicTable)
 		}
 	}
 	return sum
