@@ -342,17 +342,14 @@ func (h *history) note(m *keptEvent) {
 func (p *topicLog) unlist(ev *event) bool {
 	key := ev.memberKey()
 	nodes := p.members[key]
-	i := slices.IndexFunc(nodes, func(m *keptEvent) bool { return m.event.Key == ev.Key })
-	if i < 0 {
-		return false
-	}
-	if len(nodes) == 1 {
+	rest := slices.DeleteFunc(nodes, func(m *keptEvent) bool { return m.event.Key == ev.Key })
+	if len(rest) > 0 {
+		p.members[key] = rest
+	} else {
 		delete(p.members, key)
 		delete(p.shown, key)
-	} else {
-		p.members[key] = slices.Delete(slices.Clone(nodes), i, i+1)
 	}
-	return true
+	return len(rest) < len(nodes)
 }
 
 // membersOf returns the newest events of a node's members.
@@ -373,14 +370,13 @@ func (h *history) bereaved(gone func(node nodeID, since time.Time) bool) (events
 		if !gone(node, since) {
 			continue
 		}
-		none := true
+		before := len(events)
 		for _, p := range h.topics {
 			for _, m := range p.membersOf(node) {
 				events = append(events, newGoneMember(topicKey{p.topic, m.event.memberKey()}, node))
-				none = false
 			}
 		}
-		if none {
+		if len(events) == before {
 			delete(h.nodes, node)
 		}
 	}
