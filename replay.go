@@ -51,7 +51,6 @@ type replay struct {
 	claims []claim         // topics that don't begin where last is
 
 	// Filled in by the history.
-	begun    bool         // there was a part
 	from     uint64       // the position of last, or that of the first part
 	at       uint64       // the position up to which parts have been filled
 	base     uint64       // of the history's sequence then
@@ -66,7 +65,7 @@ type replay struct {
 	part     []*event
 	lagging  []*event // of this part, for topics that lag; they come first
 	more     bool     // other parts follow
-	position *event   // that of the hub; nil: there is no history
+	position *event   // that of the hub; nil: there is no history, or there was no part
 	resumed  int64    // how many replays since an id are complete with this part
 	resets   int64    // how many resets this part has
 
@@ -85,8 +84,8 @@ type claim struct {
 
 // fill completes r with its next part.
 func (h *history) fill(r *replay) {
-	first := !r.begun
-	r.begun, r.lost, r.values, r.part, r.lagging, r.resumed, r.resets = true, false, false, nil, nil, 0, 0
+	first := r.position == nil
+	r.lost, r.values, r.part, r.lagging, r.resumed, r.resets = false, false, nil, nil, 0, 0
 	if !h.limit.keeps() {
 		r.refuse()
 		return
@@ -167,7 +166,7 @@ func (h *history) beginReplay(r *replay) {
 	case r.since == fromNow:
 	case r.since == fromOldest && h.fromOldest(joining):
 		r.from = 0
-		r.late = append(r.late, h.earlierValues(r, joining))
+		r.late = append(r.late, h.earlierValues(joining))
 	case r.since <= h.seq && h.complete(joining, r.since):
 		r.from, r.at, r.resuming = r.since, r.since, true
 		if strings.HasSuffix(r.last, provisionalMark) {
@@ -223,7 +222,7 @@ func (h *history) accept(r *replay, c claim) {
 			start = fromLost
 		}
 	}
-	events := &replay{id: r.id, resuming: start <= h.seq}
+	events := &replay{resuming: start <= h.seq}
 	var fresh, lost []*subscription
 	for _, t := range c.topics {
 		one := []*subscription{t}
@@ -241,19 +240,19 @@ func (h *history) accept(r *replay, c claim) {
 	}
 	if len(events.topics) > 0 {
 		if c.last == "" || start == fromOldest { // the page may not have had them before
-			r.late = append(r.late, h.earlierValues(r, events.topics))
+			r.late = append(r.late, h.earlierValues(events.topics))
 		}
 		r.late = append(r.late, events)
 	}
 	if len(fresh)+len(lost) > 0 {
-		r.late = append(r.late, h.lateValues(r, fresh, lost))
+		r.late = append(r.late, h.lateValues(fresh, lost))
 	}
 }
 
 // lateValues returns a replay of the newest of each Key in topics. Those in lost
 // get a reset first.
-func (h *history) lateValues(r *replay, fresh, lost []*subscription) *replay {
-	l := &replay{id: r.id, values: true, from: h.seq, topics: append(fresh, lost...)}
+func (h *history) lateValues(fresh, lost []*subscription) *replay {
+	l := &replay{values: true, from: h.seq, topics: append(fresh, lost...)}
 	for _, t := range l.topics {
 		t.since = 1
 	}
@@ -263,8 +262,8 @@ func (h *history) lateValues(r *replay, fresh, lost []*subscription) *replay {
 
 // earlierValues returns a replay of the newest of each Key in topics, of events
 // from before each topic begins. A Key with a newer event isn't there.
-func (h *history) earlierValues(r *replay, topics []*subscription) *replay {
-	return &replay{id: r.id, values: true, before: true, from: h.seq, topics: slices.Clone(topics)}
+func (h *history) earlierValues(topics []*subscription) *replay {
+	return &replay{values: true, before: true, from: h.seq, topics: slices.Clone(topics)}
 }
 
 // fillLate fills r's part for topics that lag, and reports whether there is any.
@@ -318,7 +317,7 @@ func (h *history) dropLost(r *replay) {
 	})
 	if len(lost) > 0 {
 		l.resuming = false
-		r.late = slices.Insert(r.late, 1, h.lateValues(r, nil, lost))
+		r.late = slices.Insert(r.late, 1, h.lateValues(nil, lost))
 	}
 }
 
