@@ -238,18 +238,16 @@ func (e *Event) opcode() byte {
 // has none (unlike WHATWG HTML §9.2.6). It has a name for which no page listens.
 // A heartbeat is a comment, for proxies that end what is silent.
 func (ev *event) appendStream(b []byte, f format) []byte {
-	e := &ev.Event
+	e := Event{ID: ev.idIn(f), Name: ev.Name, Data: ev.Data, Binary: ev.Binary}
 	switch {
 	case f.encoding == envelopeStream:
-		e = &Event{ID: ev.idIn(f), Data: ev.envelope(f)}
+		e = Event{ID: e.ID, Data: ev.envelope(f)}
 	case ev.notice == positionNotice, ev.notice == markNotice:
-		e = &Event{ID: ev.idIn(f), Name: "realtime.position"}
+		e.Name = "realtime.position"
 	case ev.notice == beatNotice:
 		return append(b, ":\n"...)
-	case f.provisional:
-		e = &Event{ID: ev.idIn(f), Name: ev.Name, Data: ev.Data, Binary: ev.Binary}
 	}
-	b, _ = appendEvent(b, e) // it was checked when published
+	b, _ = appendEvent(b, &e) // it was checked when published
 	return b
 }
 
