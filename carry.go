@@ -196,14 +196,13 @@ func (j *journal) takeValue(ev *event, home, view, at uint64, now time.Time, out
 	case here.isUntold(), home > 0 && here.home > home: // this node carries it, or knows better
 		return
 	}
-	switch live := isClosed(j.current); {
-	case live || ev.Gone:
+	if live := isClosed(j.current); live || ev.Gone {
 		m := p.addAt(ev, at, now)
 		m.home = at - p.base
 		if live && !m.hidden {
 			out.add(ev)
 		}
-	default:
+	} else {
 		p.addValue(ev, at, now).home = at - p.base
 	}
 }
