@@ -40,8 +40,8 @@ func brokerTopicOf(name string) (topic string, ok bool) {
 type brokered struct {
 	kind   brokeredKind
 	node   nodeID
-	seq    uint64        // counts the node's events, or its heartbeats, or the messages of an answer
-	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten. In values: how many messages there are
+	seq    uint64        // counts the node's events, or its heartbeats
+	before uint64        // seq of the node's previous event to the topic; zero: none, or forgotten
 	age    time.Duration // the time since that event, in whole ms
 	event  Event
 	notice notice // disconnectNotice, or noNotice
@@ -60,8 +60,9 @@ type brokered struct {
 	asker nodeID
 	sure  bool // the node itself has no question about the topic
 
-	values      []agedValue // also in members
-	part, parts uint64      // in members: which message it is, of how many
+	// In values and in members, which may take several messages.
+	values      []agedValue
+	part, parts uint64 // which message it is, from 0 on, and of how many
 }
 
 // An agedValue is the newest event of its Key, and the time since it came.
@@ -139,7 +140,7 @@ func (m *brokered) code(c *codec) {
 	case brokeredValues:
 		c.fixed(m.asker[:])
 		c.flags(&m.sure)
-		c.numbers(&m.seq, &m.before)
+		c.numbers(&m.part, &m.parts)
 		m.codeValues(c)
 	case brokeredMembers:
 		c.numbers(&m.part, &m.parts, &m.seq, &m.before)

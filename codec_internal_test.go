@@ -19,7 +19,7 @@ func TestBrokered(t *testing.T) {
 		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},
 		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true}, stamp: 1 << 62},
 		{kind: brokeredQuestion, node: nodeID{1}, digest: 1 << 63},
-		{kind: brokeredValues, node: nodeID{1}, asker: nodeID{2}, sure: true, seq: 1, before: 2, values: []agedValue{
+		{kind: brokeredValues, node: nodeID{1}, asker: nodeID{2}, sure: true, part: 1, parts: 2, values: []agedValue{
 			{Event{Key: "k", Data: []byte("d")}, time.Second, 1}, {Event{Key: "l", Data: []byte{}, Gone: true}, 0, math.MaxInt64},
 		}},
 		{kind: brokeredEvent, seq: 1, event: Event{Key: "k", Data: []byte{}, Gone: true, Binary: true}},

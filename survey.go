@@ -115,7 +115,7 @@ func (r *relay) asked(topic string, m *brokered) {
 		messages := r.pack(kept, now)
 		for i, values := range messages {
 			r.peers.send(outgoing{topic: topic, brokered: brokered{
-				kind: brokeredValues, asker: m.node, sure: sure, seq: uint64(i), before: uint64(len(messages)), values: values,
+				kind: brokeredValues, asker: m.node, sure: sure, part: uint64(i), parts: uint64(len(messages)), values: values,
 			}})
 		}
 	})
@@ -147,13 +147,13 @@ func (r *relay) told(topic string, m *brokered, now time.Time, out *batch) {
 		return
 	}
 	if q := r.questions[topic]; q != nil && m.sure {
-		if m.seq == 0 && q.next == 0 {
+		if m.part == 0 && q.next == 0 {
 			q.from = m.node
 		}
-		if m.node == q.from && m.seq == q.next {
+		if m.node == q.from && m.part == q.next {
 			q.next++
 		}
-		if m.node == q.from && q.next == m.before {
+		if m.node == q.from && q.next == m.parts {
 			delete(r.questions, topic)
 		}
 	}
