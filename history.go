@@ -75,10 +75,9 @@ type history struct {
 	heard func(node nodeID, name topicKey, gone bool) // called for each event of a node's member
 
 	// none stands for each topic that isn't in topics. It has no events. Its forgot
-	// and buried are the highest that such a topic had.
+	// and buried are the highest that such a topic had. Its gap is the newest one in
+	// the empty topic, which stands for all.
 	none topicLog
-
-	gap uint64 // the position of the newest gap in the empty topic, which stands for all
 
 	last *event // the notice of position seq; nil: not made yet
 
@@ -220,7 +219,7 @@ func (h *history) addAt(ev *event, seq uint64, now time.Time) *keptEvent {
 	if ev.notice == gapNotice {
 		p.gap = seq
 		if ev.topic == "" {
-			h.gap = seq
+			h.none.gap = seq
 		}
 	}
 	if len(p.recent) > h.limit.Events {
@@ -425,7 +424,7 @@ func (h *history) missing(t *subscription) uint64 {
 		return math.MaxUint64
 	}
 	p := h.log(t.name)
-	missing := max(p.forgot, p.gap, h.gap)
+	missing := max(p.forgot, p.gap, h.none.gap)
 	if h.covered != nil && t.since == 0 {
 		missing = max(missing, h.covered(t.name))
 	}
