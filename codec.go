@@ -84,10 +84,6 @@ const (
 	brokeredHad       brokeredKind = 'a' // the answer: the node has had it
 )
 
-// isNumbered reports whether a node numbers messages of this kind, so that others
-// notice a loss.
-func (m *brokered) isNumbered() bool { return m.kind == brokeredEvent || m.kind == brokeredMembers }
-
 // brokeredVersion is the first byte. Nodes drop messages with another.
 const brokeredVersion = 1
 

@@ -228,12 +228,13 @@ func (r *relay) track(topic string, m *brokered) (fresh bool, lost []string, why
 	defer p.mu.Unlock()
 	now := time.Now()
 	n, back := p.hearLocked(m)
-	switch {
-	case m.kind == brokeredHeartbeat:
+	switch m.kind {
+	case brokeredHeartbeat:
 		lost, why = p.trackHeartbeatLocked(n, m, now), "another node sent events that did not arrive"
-	case !m.isNumbered() || p.interests[topic] == nil || m.seq <= n.seqs[topic]:
-		// No client has the topic, or it is a duplicate.
-	default:
+	case brokeredEvent, brokeredMembers: // what has a number, so that a loss is noticed
+		if p.interests[topic] == nil || m.seq <= n.seqs[topic] {
+			break // no client has the topic, or it is a duplicate
+		}
 		fresh = true
 		if p.trackEventLocked(n, topic, m, now) {
 			lost, why = []string{topic}, "an event of another node arrived, but not the one before it"
