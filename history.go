@@ -122,34 +122,24 @@ type keptEvent struct {
 	replacement  *keptEvent // the next one of the same topic and Key; nil: there is none
 }
 
-// An eventList is a list of kept events. Each is in one list at most.
+// An eventList is a list of kept events. Each is in one list at most. It is a ring,
+// in which root is before the oldest and behind the newest.
 type eventList struct {
-	oldest, newest *keptEvent
-	len            int
+	root keptEvent
+	len  int
 }
 
 func (l *eventList) push(m *keptEvent) {
-	m.older, m.newer = l.newest, nil
-	if l.newest != nil {
-		l.newest.newer = m
-	} else {
-		l.oldest = m
+	if l.len == 0 {
+		l.root.older, l.root.newer = &l.root, &l.root
 	}
-	l.newest = m
+	m.older, m.newer = l.root.older, &l.root
+	m.older.newer, m.newer.older = m, m
 	l.len++
 }
 
 func (l *eventList) remove(m *keptEvent) {
-	if m.older != nil {
-		m.older.newer = m.newer
-	} else {
-		l.oldest = m.newer
-	}
-	if m.newer != nil {
-		m.newer.older = m.older
-	} else {
-		l.newest = m.older
-	}
+	m.older.newer, m.newer.older = m.newer, m.older
 	l.len--
 }
 
@@ -352,7 +342,7 @@ func (h *history) stay(m *keptEvent) {
 	i, _ := slices.BinarySearchFunc(p.stayed, m, (*keptEvent).compare) // most often at the end
 	p.stayed = slices.Insert(p.stayed, i, m)
 	if h.stayed.len > h.limit.Values {
-		h.drop(h.stayed.oldest)
+		h.drop(h.stayed.root.newer)
 		h.forgotten()
 	}
 }
@@ -391,12 +381,12 @@ func (m *keptEvent) compare(other *keptEvent) int { return m.event.compare(other
 
 // expire drops events that are too old; see order.expire.
 func (h *history) expire(now time.Time) time.Duration {
-	for h.recent.oldest != nil {
-		left := h.limit.Age - now.Sub(h.recent.oldest.at)
-		if left > 0 {
+	for h.recent.len > 0 {
+		oldest := h.recent.root.newer
+		if left := h.limit.Age - now.Sub(oldest.at); left > 0 {
 			return left
 		}
-		h.forget(h.recent.oldest)
+		h.forget(oldest)
 	}
 	return 0
 }

@@ -19,15 +19,16 @@ func TestHistoryIsBounded(t *testing.T) {
 				t.Errorf("topic %q is kept for nothing", p.topic)
 			}
 		}
-		var last *keptEvent
-		for m := h.recent.oldest; m != nil; m = m.newer {
-			if m.older != last || last != nil && last.event.seq >= m.event.seq {
+		root := &h.recent.root
+		last := root
+		for m := root.newer; m != root; m = m.newer {
+			if m.older != last || last != root && last.event.seq >= m.event.seq {
 				t.Fatal("the list by age is torn")
 			}
 			last = m
 			byAge++
 		}
-		if last != h.recent.newest {
+		if last != root.older || byAge != h.recent.len {
 			t.Fatal("the list by age has another end")
 		}
 		return events, byAge
@@ -118,7 +119,7 @@ func TestValuesStay(t *testing.T) {
 			}
 		}
 		n := 0
-		for m := h.stayed.oldest; m != nil; m = m.newer {
+		for m := h.stayed.root.newer; m != nil && m != &h.stayed.root; m = m.newer {
 			n++
 		}
 		if n != stayed || h.stayed.len != n {
