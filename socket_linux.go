@@ -185,25 +185,27 @@ func (p *parker) arm(c *Client) bool {
 	return armed
 }
 
-// loop starts the reading goroutines of connections with input, until close.
+// loop starts the reading goroutines of connections with input, until close. All
+// of it happens in one Read of the set. So no input is missed between a look at the
+// set and the wait for more.
 func (p *parker) loop() {
 	var events [128]syscall.EpollEvent
-	for {
-		n := 0
-		err := p.wait.Read(func(fd uintptr) bool {
-			var err error
-			n, err = syscall.EpollWait(int(fd), events[:], 0)
-			return n > 0 || err != nil && err != syscall.EINTR
-		})
-		if err != nil {
-			return
-		}
-		for _, e := range events[:max(n, 0)] {
-			if c := p.clients.at(uint32(e.Fd)); c != nil && c.wire.unpark() {
-				go c.serve()
+	p.wait.Read(func(set uintptr) (done bool) {
+		for {
+			n, err := syscall.EpollWait(int(set), events[:], 0)
+			if err != nil && err != syscall.EINTR {
+				return true
+			}
+			for _, e := range events[:max(n, 0)] {
+				if c := p.clients.at(uint32(e.Fd)); c != nil && c.wire.unpark() {
+					go c.serve()
+				}
+			}
+			if err == nil && n < len(events) {
+				return false // Read waits for more
 			}
 		}
-	}
+	})
 }
 
 // close ends the loop.
