@@ -115,7 +115,7 @@ func (m *marks) scan(b []byte, inflates bool) {
 		switch m.field {
 		case fieldFirst:
 			m.since = len(b)
-			if op := b[0] & 0x0F; inflates && (op == opText || op == opBinary) {
+			if op := b[0] & opMask; inflates && (op == opText || op == opBinary) {
 				m.set |= uint64(b[0]&rsv1Bit) / rsv1Bit << m.n
 				m.n++
 				b[0] &^= rsv1Bit

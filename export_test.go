@@ -14,6 +14,13 @@ func Kick(h *Hub) {
 	}
 }
 
+// Silent makes all clients look as if nothing had come from them for d.
+func Silent(h *Hub, d time.Duration) {
+	for _, c := range h.registry.all() {
+		c.wire.heard.Add(-int64(d))
+	}
+}
+
 // Stall does to the hub's clock what it does to a process to be stopped for d.
 func Stall(h *Hub, d time.Duration) { h.shared.clock.lost.Add(-int64(d)) }
 

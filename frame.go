@@ -21,6 +21,7 @@ const (
 	opPing   = 0x9
 	opPong   = 0xA
 
+	opMask  = 0x0F
 	finBit  = 0x80
 	maskBit = 0x80 // in the second byte
 	rsv1Bit = 0x40 // the message is compressed

@@ -131,6 +131,50 @@ func TestSweeperParks(t *testing.T) {
 	go closeStatus(c)
 }
 
+// A client that says something after a long silence parks right behind it. One that
+// says something again soon stays.
+func TestSeldomClientParksAtOnce(t *testing.T) {
+	says := map[string][]byte{
+		"message":   frame(0x81, []byte("hello")),
+		"ping":      frame(0x89, []byte("hello")),
+		"pong":      slices.Concat(frame(0x8A, nil), frame(0x81, []byte("hello"))),
+		"fragments": slices.Concat(frame(0x01, []byte("hel")), frame(0x80, []byte("lo"))),
+		"large":     frame(0x82, make([]byte, 500)), // in several Reads
+	}
+	for name, serve := range parkable {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.OnMessage = func(_ *realtime.Hub, msg realtime.Message) { msg.Client.Send(msg.Data) }
+			s := serve(t, hub)
+			for what, sent := range says {
+				c := s.raw()
+				soon(t, 3*time.Second, func() error { // after which the sweeper parks it
+					for range 2 {
+						parkNow(t, hub)
+						realtime.Silent(hub, 3*time.Second)
+						c.send(sent)
+						if _, _, err := c.readFrame(); err != nil {
+							return fmt.Errorf("%s: %w", what, err)
+						}
+						parked(t)
+					}
+					c.send(sent)
+					if _, _, err := c.readFrame(); err != nil {
+						return fmt.Errorf("%s: %w", what, err)
+					}
+					time.Sleep(5 * time.Millisecond) // in which it could park
+					if running("(*Client).serve") != 1 {
+						return fmt.Errorf("%s: it was parked although it says much", what)
+					}
+					return nil
+				})
+				c.conn.Close()
+				eventually(t, "it is gone", func() bool { return realtime.Joined(hub) == 0 })
+			}
+		})
+	}
+}
+
 // Connections are parked between messages only. Kicks within one do nothing.
 func TestKickWithinAMessage(t *testing.T) {
 	whole := slices.Concat(

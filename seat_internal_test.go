@@ -196,10 +196,11 @@ func FuzzSeat(f *testing.F) {
 	})
 }
 
-// Messages that come as whole plain frames are read without a seat.
+// Messages that come as whole plain frames are read without a seat, and so are
+// pongs.
 func TestPlainMessageNeedsNoSeat(t *testing.T) {
 	h := newSeatHub()
-	c := newSitter(h, true, cutUp(slices.Concat(masked(0x81, "one"), masked(0x82, "two"))))
+	c := newSitter(h, true, cutUp(slices.Concat(masked(0x8A, ""), masked(0x81, "one"), masked(0x8A, "pong"), masked(0x82, "two"), masked(0x8A, ""))))
 	if c.read(); c.over || !slices.Equal(c.got, []string{`false "one"`, `true "two"`}) {
 		t.Errorf("got %q, want two messages", c.got)
 	}
@@ -228,6 +229,9 @@ func FuzzPlain(f *testing.F) {
 	f.Add(slices.Concat(masked(0x01, "a"), masked(0x81, "not now"), masked(0x80, "b")), false)
 	f.Add(slices.Concat(masked(0x81, "caf\xc3\xa9"), masked(0x81, "caf\xc3"), masked(0x81, "late")), false)
 	f.Add(slices.Concat(masked(0x81, ""), masked(0x89, "ping"), masked(0x82, "\xff"), masked(0x88, "\x03\xe8bye"), masked(0x81, "late")), true)
+	f.Add(slices.Concat(masked(0x8A, ""), masked(0x81, "one"), masked(0x8A, "pong"), []byte{0x8A, 0x00}), true)
+	f.Add(slices.Concat(masked(0x8A, ""), []byte{0x8A, 0xFE, 0, 1, 1, 2, 3, 4, 5}), false)
+	f.Add(slices.Concat(masked(0x8A, ""), masked(0x01, "a"), masked(0x8A, ""), masked(0x80, "b"), masked(0xCA, "")), true)
 	f.Add(slices.Concat(masked(0xC1, "\xf3\x48\xcd\xc9\xc9\x07\x00\x00"), masked(0xA1, "")), true)
 	f.Add(slices.Concat(masked(0x82, strings.Repeat("x", 21)), []byte{0x81, 0x01, 'x'}), false)
 	begun := masked(0x00, "not now\x84")

@@ -22,7 +22,8 @@ const ahead = revolution + revolution/phases
 const settleLooks = 10
 
 // parkAfter is the silence after which a connection is parked, if it can be. It
-// is so long that an active client pays nothing for parking.
+// is so long that an active client pays nothing for parking. A client that was
+// silent for so long is parked at once when it has said something.
 const parkAfter = 3 * time.Second
 
 // A clock is a hub's time. It stands still while the process does (SIGSTOP, a

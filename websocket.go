@@ -96,14 +96,23 @@ func (webSocket) connect(c *Client, w http.ResponseWriter, r *http.Request) (sta
 // read waits for messages without a seat. It takes one for bytes that are no whole
 // plain messages. So a hub needs few seats, however many of its clients are
 // active.
+//
+// A client that has said something after a long silence parks at once. It may be
+// silent again, and the sweeper would have to wake it for that.
 func (webSocket) read(c *Client) error {
 	var came [seatReadBytes]byte
+	seldom := false
 	for {
 		if c.seat == nil {
+			if seldom {
+				return errPark
+			}
+			before := c.wire.heard.Load()
 			n, err := c.wire.Read(came[:])
 			if err != nil {
 				return err
 			}
+			seldom = time.Duration(c.wire.heard.Load()-before) >= parkAfter
 			rest := c.readPlain(came[:n])
 			if len(rest) == 0 {
 				continue
@@ -153,40 +162,51 @@ func (c *Client) receive(data []byte, text bool) {
 // readPlain handles the plain messages at the beginning of b, which begins between
 // two messages, and returns the rest. A plain message is one whole frame without
 // fault. It needs no state, and most messages are plain and short. So the library
-// would do nothing for them but cost time. It gets all else, faults included.
+// would do nothing for them but cost time. It gets all else, faults included. A
+// pong counts as such a message: idle clients send nothing else.
 func (c *Client) readPlain(b []byte) (rest []byte) {
 	for {
-		data, text, n := plainMessage(b, c.hub.shared.maxMessageBytes)
+		data, op, n := plainMessage(b, c.hub.shared.maxMessageBytes)
 		if n == 0 {
 			return b
 		}
 		b = b[n:]
-		c.receive(data, text)
+		if op == opPong {
+			c.between()
+		} else {
+			c.receive(data, op == opText)
+		}
 	}
 }
 
 // plainMessage returns a copy of the data of the plain message at the beginning of
-// b, and the number of its bytes in b, or zero if there is none (RFC 6455 §5.2).
-func plainMessage(b []byte, limit int64) (data []byte, text bool, n int) {
-	if len(b) < 2 || b[0] != finBit|opText && b[0] != finBit|opBinary || b[1] < maskBit {
-		return nil, false, 0
+// b, its opcode, and the number of its bytes in b, or zero if there is none (RFC
+// 6455 §5.2).
+func plainMessage(b []byte, limit int64) (data []byte, op byte, n int) {
+	if len(b) < 2 || b[0]&^opMask != finBit || b[1] < maskBit {
+		return nil, 0, 0
 	}
+	op = b[0] & opMask
 	size, begin := int(b[1]-maskBit), 2
-	if size == 126 && len(b) >= 4 {
+	switch {
+	case op != opText && op != opBinary && op != opPong:
+		return nil, 0, 0
+	case size <= maxControlPayload:
+	case size == 126 && op != opPong && len(b) >= 4:
 		size, begin = int(binary.BigEndian.Uint16(b[2:])), 4
-	} else if size > maxControlPayload {
-		return nil, false, 0
+	default:
+		return nil, 0, 0
 	}
 	n = begin + 4 + size
 	if len(b) < n || int64(size) > limit {
-		return nil, false, 0
+		return nil, 0, 0
 	}
 	data = make([]byte, size)
 	unmask(data, b[begin+4:n], b[begin:begin+4])
-	if text = b[0] == finBit|opText; text && !utf8.Valid(data) {
-		return nil, false, 0
+	if op == opText && !utf8.Valid(data) {
+		return nil, 0, 0
 	}
-	return data, text, n
+	return data, op, n
 }
 
 // unmask sets data to masked without its mask (RFC 6455 §5.3).
