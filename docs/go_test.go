@@ -22,6 +22,7 @@ var imports = map[string]string{
 	"bufio": "bufio", "cmp": "cmp", "context": "context", "errors": "errors", "fmt": "fmt", "http": "net/http", "httptest": "net/http/httptest",
 	"json": "encoding/json", "log": "log", "maps": "maps", "os": "os", "rand": "math/rand/v2", "signal": "os/signal", "slog": "log/slog",
 	"strings": "strings", "sync": "sync", "synctest": "testing/synctest", "syscall": "syscall", "testing": "testing", "time": "time",
+	"brokertest":  "github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest",
 	"nats":        "github.com/nats-io/nats.go",
 	"natsbroker":  "github.com/shashiranjanraj/kashvi/pkg/realtime/natsbroker",
 	"prometheus":  "github.com/prometheus/client_golang/prometheus",
