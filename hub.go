@@ -30,7 +30,9 @@ import (
 // disconnects its client (1011, or 500 before the handshake).
 type Hub struct {
 	// Broadcast accepts text for every client. Its buffer holds 256 events, so
-	// a send blocks only while the hub is that far behind. Data that is not
+	// a send blocks only while the hub is that far behind, or doesn't run yet.
+	// A send starts no hub: call Run if events may come before the first
+	// client. Don't close Broadcast: Shutdown ends the hub. Data that is not
 	// valid UTF-8 goes out as a binary message and is counted in Stats. Data
 	// belongs to the hub once it is sent: don't modify it afterwards.
 	//
