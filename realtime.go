@@ -29,7 +29,10 @@ var (
 type Event struct {
 	// Name is the event's name on an event stream, where it chooses the
 	// listener (WHATWG HTML §9.2.6); empty means "message". It must not contain
-	// CR or LF. WebSocket clients get it only with the [Subprotocol].
+	// CR or LF. WebSocket clients get it only with the [Subprotocol]. Hubs have
+	// events of their own, named "presence", "reset" and "realtime.position".
+	// A browser's EventSource tells its own state by "open" and "error". So
+	// choose other names.
 	Name string
 
 	// Data is the payload. Nil and empty are the same. It belongs to the hub
