@@ -21,7 +21,8 @@ export interface Options {
 	 * The id of the last event that the page got: the `lastEventId` of an earlier
 	 * connection. The new one resumes there. Or a position that the server gave to
 	 * the page beside the state that it shows, or "oldest" for all events that the
-	 * hub keeps.
+	 * hub keeps. Latest values and members from before an id don't come again; with
+	 * "oldest" they do.
 	 */
 	lastEventId?: string;
 
@@ -158,8 +159,8 @@ export function connect(url: Url, options?: Options): Connection;
  * event that it got, on the topics that it asks for, and on others that the server
  * subscribes again within 10 s. Listeners of `on`, `onTopic` and `onAny` get each
  * event once and in order, whatever its name. Of events with a Key, a newer one may
- * replace an older one. The events open, close and reset report on the connection
- * itself. addEventListener listens to them.
+ * replace an older one. The events open, close, reset and refused report on the
+ * connection itself. addEventListener listens to them, and `on` doesn't.
  *
  * A lost connection reconnects after a while: see `Options.backoff`. It
  * reconnects at once when the page is shown again or the network is back. After
