@@ -38,7 +38,8 @@ type Hub struct {
 	//
 	// Once Done is closed, what is sent is dropped and counted. After Shutdown
 	// nothing receives: the buffer fills, and then a send blocks. Code that may
-	// outlive the hub calls Publish or selects on Done.
+	// outlive the hub calls Publish or selects on Done. Don't close Broadcast: a
+	// later send would panic. The hub itself runs on if somebody does.
 	Broadcast chan []byte
 
 	// OnMessage is called with each message of a client: in turn for one

@@ -438,6 +438,43 @@ func TestPublishAll(t *testing.T) {
 	})
 }
 
+// A closed channel is always ready. The hub takes what is in it, and runs on.
+func TestBroadcastIsClosed(t *testing.T) {
+	for _, begin := range []string{"before a client", "with a client"} {
+		t.Run(begin, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hub := realtime.NewHub()
+				go hub.Run()
+				s := newPipeSite(t, hub)
+				if begin == "before a client" {
+					close(hub.Broadcast)
+				}
+				c := s.connect()
+				if begin == "with a client" {
+					hub.Broadcast <- []byte("last")
+					close(hub.Broadcast)
+					if got := read(t, c); got != "last" {
+						t.Errorf("got %q, want what was sent before the close", got)
+					}
+				}
+				if err := hub.PublishAll(t.Context(), realtime.Event{Data: []byte("published")}); err != nil {
+					t.Error(err)
+				}
+				if got := read(t, c); got != "published" {
+					t.Errorf("got %q, want what was published after the close", got)
+				}
+				go closeStatus(c)
+				if err := hub.Shutdown(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if got := hub.Stats(); got.Published > 2 || got.Dropped != 0 {
+					t.Errorf("%d events were published and %d messages dropped, want no others", got.Published, got.Dropped)
+				}
+			})
+		})
+	}
+}
+
 // Text that is not UTF-8 would make every browser drop its connection.
 func TestBroadcastOfInvalidText(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

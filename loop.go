@@ -155,13 +155,18 @@ func (h *Hub) loop() {
 	h.begin(&out)
 	h.pass(&out)
 	order := h.order
+	all := h.Broadcast // nil once somebody has closed it
 	for done := h.done; done != nil || order.isPending(); {
-		broadcast, publish := h.Broadcast, h.publish
+		broadcast, publish := all, h.publish
 		if done == nil || order.isFull() {
 			broadcast, publish = nil, nil
 		}
 		select {
-		case data := <-broadcast:
+		case data, ok := <-broadcast:
+			if !ok {
+				all = nil // it would always be ready
+				continue
+			}
 			h.publishText(data, &out)
 			h.takeBroadcast(&out)
 		case p := <-publish:
@@ -203,7 +208,11 @@ func (h *Hub) loop() {
 	h.flush()
 	for {
 		select {
-		case <-h.Broadcast:
+		case _, ok := <-all:
+			if !ok {
+				all = nil
+				continue
+			}
 			h.shared.dropped.Add(1)
 		case c := <-h.changes: // its client has not left yet
 			h.change(&c)
@@ -222,9 +231,11 @@ func (h *Hub) loop() {
 func (h *Hub) begin(out *batch) {
 	select {
 	case <-h.settled:
-	case data := <-h.Broadcast:
+	case data, ok := <-h.Broadcast:
 		h.settle()
-		h.publishText(data, out)
+		if ok {
+			h.publishText(data, out)
+		}
 	case <-h.done:
 		h.settle()
 	}
