@@ -194,7 +194,7 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, t transport, err er
 	}
 	if answer, ok := errors.AsType[*refusal](err); ok {
 		if answer.after > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(int((answer.after+time.Second-1)/time.Second)))
+			w.Header().Set("Retry-After", strconv.FormatInt(int64((answer.after-1)/time.Second)+1, 10))
 		}
 		switch answer.status {
 		case 0:

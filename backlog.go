@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"cmp"
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -56,11 +57,14 @@ func (b *backlog) limitReplay(s *shared, before, size int) {
 	if b.exempt == 0 {
 		return
 	}
+	times := time.Duration(size / partBytes)
 	if b.exemptBy == 0 {
-		b.exemptBy = s.clock.now() + s.writeTimeout
-		size += before // else the limit has that already
+		b.exemptBy = s.clock.now()
+		times = 1 + time.Duration((before+size)/partBytes) // before: else the limit has that already
 	}
-	b.exemptBy += s.writeTimeout * time.Duration(size/partBytes)
+	if times > 0 { // and the sum may be more than a Duration can hold
+		b.exemptBy += min(s.writeTimeout, (math.MaxInt64-b.exemptBy)/times) * times
+	}
 }
 
 // delivered counts n messages that have been written.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -150,7 +151,7 @@ func TestRefusedOriginIsToldNothing(t *testing.T) {
 // RefuseFor tells plain clients when to come back, and how isn't changed by
 // realtime.v1.
 func TestRefuseFor(t *testing.T) {
-	for wait, want := range map[time.Duration]string{time.Minute: "60", 1500 * time.Millisecond: "2", 0: "", -1: ""} {
+	for wait, want := range map[time.Duration]string{time.Minute: "60", 1500 * time.Millisecond: "2", 0: "", -1: "", math.MaxInt64: "9223372037"} {
 		hub := realtime.NewHub()
 		hub.OnConnect = func(*realtime.Client, *http.Request) error { return realtime.RefuseFor(wait, 429, "slowly") }
 		for name, serve := range map[string]func(http.ResponseWriter){

@@ -128,7 +128,8 @@ type Hub struct {
 	// two are missing, a page that uses [Script] reconnects. A third of
 	// History.Age is the limit for comments and heartbeats. If the client lacks
 	// the newest position, it gets that instead. Zero means 54 s. Negative means
-	// never, but positions still come.
+	// never, but positions still come. More than 24 days count as 24 days, because
+	// the timers of scripts can't be set to more.
 	PingInterval time.Duration
 
 	// PongTimeout is how long a ping may stay unanswered, or a message
@@ -279,13 +280,13 @@ func (h *Hub) settle() {
 		defer close(h.settled)
 		s := &h.shared
 		s.maxClients = cmp.Or(max(h.MaxClients, 0), math.MaxInt)
-		s.sendBuffer = cmp.Or(max(h.SendBuffer, 0), 256)
+		s.sendBuffer = min(cmp.Or(max(h.SendBuffer, 0), 256), math.MaxInt32/hardLimit)
 		s.maxMessageBytes = cmp.Or(max(h.MaxMessageBytes, 0), 512<<10)
 		s.drainOver = h.DrainOver
 		s.pongTimeout = cmp.Or(max(h.PongTimeout, 0), 60*time.Second)
 		s.writeTimeout = cmp.Or(max(h.WriteTimeout, 0), 10*time.Second)
 		s.slowAfter = cmp.Or(h.SlowAfter, time.Second)
-		s.pingInterval = cmp.Or(h.PingInterval, 54*time.Second)
+		s.pingInterval = min(cmp.Or(h.PingInterval, 54*time.Second), maxRetry)
 		s.compression = h.Compression
 		s.onSubscribe = h.OnSubscribe
 		s.history = h.History.settled()

@@ -1,12 +1,14 @@
 package realtime_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -109,6 +111,41 @@ func TestSettingsBeforeFirstEvent(t *testing.T) {
 	if got := lines.String(); !strings.Contains(got, "not valid UTF-8") {
 		t.Errorf("the Logger assigned after Run got %q", got)
 	}
+}
+
+// The most that a setting can be means never.
+func TestLargestSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := realtime.NewHub()
+		hub.SendBuffer, hub.MaxClients, hub.MaxMessageBytes = math.MaxInt, math.MaxInt, math.MaxInt64
+		hub.SlowAfter, hub.WriteTimeout, hub.LeaveAfter = math.MaxInt64, math.MaxInt64, math.MaxInt64
+		hub.PingInterval, hub.PongTimeout = math.MaxInt64, math.MaxInt64
+		hub.History = realtime.History{Events: math.MaxInt, Age: math.MaxInt64, Values: math.MaxInt}
+		s := newPipeSite(t, hub)
+		const events = 300
+		for range events {
+			hub.PublishAll(t.Context(), realtime.Event{Data: make([]byte, 1<<10)})
+		}
+		conn := s.connectAs("lastEventId=oldest", realtime.Subprotocol)
+		if got := read(t, conn); !strings.HasSuffix(got, `,"interval":2147483647}`) {
+			t.Errorf("the first object is %s, want an interval that fits a timer of a script", got)
+		}
+		for i := range events {
+			if got := read(t, conn); !strings.Contains(got, `"data"`) {
+				t.Fatalf("object %d is %s, want event %d of the replay", i, got, i)
+			}
+			if i%10 == 0 {
+				time.Sleep(2 * time.Second)
+			}
+		}
+		for c := range hub.Clients() {
+			for range 3 {
+				if err := c.Send(bytes.Repeat([]byte("x"), 4<<20)); err != nil {
+					t.Errorf("Send: %v, though so few wait", err)
+				}
+			}
+		}
+	})
 }
 
 // Settings for which less than zero means the default have it then, too.

@@ -3,6 +3,7 @@ package realtime
 import (
 	"context"
 	"fmt"
+	"math"
 	"time"
 	"unicode/utf8"
 )
@@ -200,7 +201,7 @@ func (h *Hub) loop() {
 		h.pass(&out)
 		if !expiring {
 			if wait := order.expire(time.Now()); wait > 0 {
-				expiry.Reset(wait + time.Second) // so that a busy hub wakes for it once a second at most
+				expiry.Reset(min(wait, math.MaxInt64-time.Second) + time.Second) // so that a busy hub wakes for it once a second at most
 				expiring = true
 			}
 		}
