@@ -147,10 +147,12 @@ func firstForwarded(r *http.Request, param string) string {
 //	http://localhost:3000       this port
 //	http://localhost:*          any port
 //	https://*.example.com       any subdomain, at any depth; not example.com
+//	file://                     apps that load their pages from files, literally
 //	null                        pages without an origin, literally
 //
-// "null" is for testing: any site can make such a page with a sandboxed frame.
-// An Origin of ws or wss, which no browser sends, is that of http or https.
+// "file://" comes from the web views of some apps and from some devices, whoever
+// made them. "null" is for testing: any site can make such a page with a sandboxed
+// frame. An Origin of ws or wss, which no browser sends, is that of http or https.
 //
 // AllowOrigins panics if a pattern is malformed. Otherwise only users would
 // find a pattern that matches nothing.
@@ -196,8 +198,8 @@ func (p originPattern) matches(o origin) bool {
 
 // parsePattern parses a pattern. If s is none, cure says what to write instead.
 func parsePattern(s string) (p originPattern, cure string) {
-	if s == "null" {
-		return originPattern{origin: nullOrigin}, ""
+	if o, ok := hostless[s]; ok {
+		return originPattern{origin: o}, ""
 	}
 	if s == "*" {
 		return p, "to allow all origins leave the check nil"
@@ -233,8 +235,9 @@ type origin struct {
 	port   uint16 // the scheme's default if none was written; 0 if it has none
 }
 
-// nullOrigin is the origin of pages that share theirs with no other.
-var nullOrigin = origin{scheme: "null"}
+// hostless are the origins without a host: that of pages that share theirs with no
+// other, and that of an app's files.
+var hostless = map[string]origin{"null": {scheme: "null"}, "file://": {scheme: "file"}}
 
 var defaultPorts = map[string]uint16{"http": 80, "https": 443}
 
@@ -246,8 +249,8 @@ var pageSchemes = map[string]string{"ws": "http", "wss": "https"}
 // 6454 §6.2), and the schemes of pageSchemes. url.Parse would accept user names
 // and paths, and a check that overlooks them is a hole.
 func parseOrigin(s string) (o origin, ok bool) {
-	if s == "null" {
-		return nullOrigin, true
+	if o, ok := hostless[s]; ok {
+		return o, true
 	}
 	scheme, rest, ok := strings.Cut(s, "://")
 	if !ok || scheme == "" || len(s) > maxOriginBytes {

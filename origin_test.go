@@ -64,6 +64,7 @@ func TestSameOrigin(t *testing.T) {
 		{"IPv4", "127.0.0.1:8080", []string{"Origin: http://127.0.0.1:8080"}, true},
 
 		{"null", "example.com", []string{"Origin: null"}, false},
+		{"file", "example.com", []string{"Origin: file://"}, false},
 		{"null as host", "null", []string{"Origin: null"}, false},
 		{"empty", "example.com", []string{"Origin: "}, false},
 		{"empty and no host", "", []string{"Origin: "}, false},
@@ -223,6 +224,8 @@ func TestAllowOrigins(t *testing.T) {
 		{"null", "null://x https://null file:// https://a.example", false},
 		{"https://a.example", "null", false},
 		{"https://*.example https://null", "null", false},
+		{"file://", "file://", true},
+		{"file://", "file: file:/// file://x file://localhost FILE:// null ://", false},
 		{"", "https://a.example null", false},
 	}
 	for _, tt := range tests {
@@ -272,6 +275,8 @@ func TestAllowOriginsPanicsOnMalformedPatterns(t *testing.T) {
 		{"", form},
 		{"https://", form},
 		{"https:///chat", form},
+		{"file:///", form},
+		{"file://*", form},
 		{"://example.com", form},
 		{"1http://example.com", form},
 		{"https://*", form},
