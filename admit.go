@@ -193,6 +193,7 @@ func (h *Hub) refuse(w http.ResponseWriter, r *http.Request, t transport, err er
 		return err
 	}
 	if answer, ok := errors.AsType[*refusal](err); ok {
+		w.Header().Set("Cache-Control", forOneClient)
 		if answer.after > 0 {
 			w.Header().Set("Retry-After", strconv.FormatInt(int64((answer.after-1)/time.Second)+1, 10))
 		}

@@ -306,9 +306,14 @@ func claimedEventID(r *http.Request) string {
 	return id
 }
 
+// forOneClient is the Cache-Control of an answer that is for its client alone. Some
+// CDNs have clients that ask for one URL share an answer, even while it comes, and
+// heed only private (Fastly). Others heed the rest (RFC 9111 §5.2.2).
+const forOneClient = "private, no-cache, no-store"
+
 func streamHeaders(header http.Header) {
 	header.Set("Content-Type", "text/event-stream")
-	header.Set("Cache-Control", "no-cache, no-transform") // a proxy that compresses would also hold events back
-	header.Set("X-Accel-Buffering", "no")                 // nginx
+	header.Set("Cache-Control", forOneClient+", no-transform") // a proxy that compresses would also hold events back
+	header.Set("X-Accel-Buffering", "no")                      // nginx
 	header.Del("Content-Length")
 }
