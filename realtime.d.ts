@@ -182,7 +182,8 @@ export function connect(url: Url, options?: Options): Connection;
  * 4408, 4425 and 4429 are not final: time will help. After every other code it
  * reconnects, not before the time that the hub may have told. To end it after
  * another code, call `close` in a listener of close. What a proxy or a middleware
- * refuses looks to a page like a server that is down, so it keeps trying.
+ * refuses or closes looks to a page like a server that is down, whatever the code,
+ * so it keeps trying.
  *
  * A page that the user has left, and that the browser keeps for the way back, is
  * disconnected. When it is shown again it reconnects at once and resumes.

@@ -198,7 +198,7 @@ export class Connection extends EventTarget {
 		if (!link.follows) this.#begin();
 	}
 
-	#lost({code = 1006, reason = "", final = code === 1000 || code === 1008, retry = 0}, askedInVain) {
+	#lost({code = 1006, reason = "", final, retry = 0}, askedInVain) {
 		if (this.#link.follows) return this.#lead({steal: true});
 		if (final) return this.#end(code, reason);
 		if (askedInVain) this.#failures++;

@@ -326,6 +326,35 @@ func TestScriptFallback(t *testing.T) {
 	}
 }
 
+// TestScriptClosedOnTheWay checks that only the hub can end a connection for good: a
+// proxy that closes what is idle, or restarts, closes with the codes that it likes.
+func TestScriptClosedOnTheWay(t *testing.T) {
+	t.Parallel()
+	codes := make(chan websocket.StatusCode, 2)
+	codes <- websocket.StatusNormalClosure
+	codes <- websocket.StatusPolicyViolation
+	close(codes)
+	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+	site.answer(func(w http.ResponseWriter, r *http.Request) {
+		code, ok := <-codes
+		if !ok {
+			site.hub.ServeHTTP(w, r)
+			return
+		}
+		conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{realtime.Subprotocol}})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.CloseNow()
+		conn.Write(t.Context(), websocket.MessageText, []byte(`{"client":"1"}`))
+		conn.Close(code, "idle")
+	})
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.connect(site.server.URL, options("websocket", ""))
+	tab.tells("open", "close 1000", "open", "reset", "close 1008", "open", "reset")
+}
+
 // TestScriptCuts cuts the page's connections again and again, at any byte, while
 // publishers go on. The page must get every event once, and each publisher's
 // events in order.
