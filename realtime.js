@@ -1,7 +1,6 @@
 // See script.go.
 
 const openTimeout = 15e3;
-const second = 1e3;
 const askAfter = 100;
 
 export function connect(url, options) {
@@ -89,7 +88,7 @@ export class Connection extends EventTarget {
 	}
 
 	#listen(entry) {
-		if (typeof entry.listener !== "function") throw new TypeError("realtime: a listener is a function");
+		if (typeof entry.listener !== "function") throw new TypeError("realtime: bad listener");
 		this.#listeners.add(entry);
 		return () => this.#listeners.delete(entry);
 	}
@@ -152,14 +151,18 @@ export class Connection extends EventTarget {
 			if (this.#fresh.has(topic)) query.append("new", topic);
 		}
 		let link;
-		if (this.transport === "websocket") {
-			url.protocol = url.protocol.replace("http", "ws");
-			link = new WebSocket(url, "realtime.v1");
-			link.onclose = this.#of(link, (event) => this.#lost(event));
-		} else {
-			query.set("protocol", "realtime.v1");
-			link = new EventSource(url, this.#options);
-			link.onerror = this.#of(link, () => this.#failed());
+		try {
+			if (this.transport === "websocket") {
+				url.protocol = url.protocol.replace("http", "ws");
+				link = new WebSocket(url, "realtime.v1");
+				link.onclose = this.#of(link, (event) => this.#lost(event));
+			} else {
+				query.set("protocol", "realtime.v1");
+				link = new EventSource(url, this.#options);
+				link.onerror = this.#of(link, () => this.#failed());
+			}
+		} catch {
+			return this.#lost({});
 		}
 		link.has = new Set(this.#all);
 		link.onmessage = this.#of(link, ({data}) => this.#receive(data));
@@ -199,7 +202,7 @@ export class Connection extends EventTarget {
 	}
 
 	#lost({code = 1006, reason = "", final, retry = 0}, askedInVain) {
-		if (this.#link.follows) return this.#lead({steal: true});
+		if (this.#link?.follows) return this.#lead({steal: true});
 		if (final) return this.#end(code, reason);
 		if (askedInVain) this.#failures++;
 		else this.#count(this.#openedAt || code !== 1006);
@@ -435,7 +438,7 @@ export class Connection extends EventTarget {
 		navigator.locks.request(`${this.#name} join`, steal ? {steal} : this.#abort, () => new Promise((release) => {
 			if (this.#joins !== joins) return release();
 			this.#joins = release;
-			setTimeout(release, second);
+			setTimeout(release, 1e3);
 			this.#goOn("");
 		})).catch(() => {});
 	}
@@ -450,12 +453,11 @@ export class Connection extends EventTarget {
 		for (const type of ["online", "pagehide", "pageshow", "visibilitychange"]) globalThis[add]?.(type, this.#check, true);
 	}
 
-	#check = (event) => {
+	#check = ({type, persisted} = {}) => {
 		const now = Date.now();
 		const slept = now - this.#checkedAt > 90e3;
 		this.#checkedAt = now;
 		const due = now >= this.#dueAt;
-		const {type, persisted} = event ?? {};
 		if (type === "pagehide") {
 			if (persisted) this.#leave();
 			else this.#post({bye: true});
@@ -472,7 +474,7 @@ export class Connection extends EventTarget {
 			if (++this.#missed <= this.#patience) return this.#watch();
 			this.#patience = Math.min(2 * this.#patience, 64);
 			this.#lost({});
-		}, this.#missed < this.#patience ? this.#interval : second);
+		}, this.#missed < this.#patience ? this.#interval : 1e3);
 	}
 
 	#receive(text) {

@@ -30,8 +30,10 @@ import (
 // restarts, all its clients reconnect, so the first delay is longer. The hub may
 // tell a time before which no attempt is welcome. Two failed attempts change the
 // transport. One that has worked gets six, as probably the server is down. The
-// function for the URL is no transport's fault. Only an object of the hub ends the
-// connection for good. Some proxies close what is idle with 1000.
+// function for the URL is no transport's fault. A constructor that throws is a failed
+// attempt: in WebKit and Firefox it may, where a policy of the page forbids the
+// connection. Only an object of the hub ends the connection for good. Some proxies
+// close what is idle with 1000.
 //
 // An EventSource reconnects by itself, after the time that the server set with
 // "retry". The page can't read that time, so the browser gets one attempt. Then the

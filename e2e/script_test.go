@@ -326,6 +326,35 @@ func TestScriptFallback(t *testing.T) {
 	}
 }
 
+// TestScriptForbidden checks that an attempt fails, and no more, if a constructor
+// throws. Firefox and WebKit do that where a page's policy forbids a connection. In
+// WebKit 'self' once didn't allow WebSockets.
+func TestScriptForbidden(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	for _, url := range []string{`"/live"`, `() => "/live"`} {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		tab := newTab(t, browser, url)
+		tab.open(site.server.URL)
+		tab.run(`
+			const works = EventSource;
+			const {connect} = await import("/realtime.js");
+			globalThis.tries = [];
+			for (const name of ["WebSocket", "EventSource"]) globalThis[name] = class {
+				constructor() {
+					if (tries.push(name) === 4) globalThis.EventSource = works;
+					throw new DOMException("The operation is insecure.", "SecurityError");
+				}
+			};
+			globalThis.live = connect(` + url + `, {backoff: {min: 1, max: 2}});` + watch)
+		tab.until(`live.state === "open"`)
+		if got := eval[string](tab, `tries.join() + " " + live.transport`); got != "WebSocket,WebSocket,EventSource,EventSource,WebSocket,WebSocket eventsource" {
+			t.Errorf("the page tried %s", got)
+		}
+		tab.tells("open")
+	}
+}
+
 // TestScriptClosedOnTheWay checks that only the hub can end a connection for good: a
 // proxy that closes what is idle, or restarts, closes with the codes that it likes.
 func TestScriptClosedOnTheWay(t *testing.T) {
