@@ -51,7 +51,7 @@ export interface Options {
 	 * would pass over all of them. What the hub sends to the client alone comes to
 	 * all tabs. Their topics together may be 100. Further tabs have a connection of
 	 * their own. So has each tab if the hub has no History, and where the browser
-	 * has no Web Locks (they need https or localhost).
+	 * has no Web Locks (they need https or localhost) or lets the page keep nothing.
 	 */
 	shared?: boolean | string;
 }

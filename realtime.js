@@ -315,12 +315,12 @@ export class Connection extends EventTarget {
 	}
 
 	#enter() {
-		if (this.#name) {
+		if (this.#name) try {
 			this.#channel = new BroadcastChannel(this.#name);
 			this.#channel.onmessage = ({data}) => this.#hear(data);
 			this.#abort = new AbortController();
 			this.#lead(this.#abort);
-		}
+		} catch {}
 		this.#goOn("");
 	}
 

@@ -71,7 +71,8 @@ import (
 // stream whose URL names topics as new is never left to the browser to reconnect:
 // they would begin anew each time.
 //
-// Tabs that share a connection have a Web Lock and a BroadcastChannel. The tab that
+// Tabs that share a connection have a Web Lock and a BroadcastChannel. Firefox denies
+// both to a page that may keep nothing, which then has its own connection. The tab that
 // holds the lock leads: it has a link for the topics of all tabs, and posts each
 // object that comes. The others follow. The browser gives the lock to another tab
 // when its holder is gone, however that happened. If the leader is frozen, the

@@ -275,6 +275,27 @@ func TestScriptSharedRefused(t *testing.T) {
 	})
 }
 
+// TestScriptSharedForbidden checks that tabs have connections of their own where
+// they can't talk to each other. So it is in Firefox, if the user blocks cookies.
+func TestScriptSharedForbidden(t *testing.T) {
+	t.Parallel()
+	browser := newBrowser(t)
+	site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+	profile := newProfile(t, browser)
+	for i := range 2 {
+		tab := newTabIn(t, profile, fmt.Sprint("tab", i))
+		tab.open(site.server.URL)
+		tab.run(`
+			globalThis.BroadcastChannel = class {
+				constructor() { throw new DOMException("The operation is insecure.", "SecurityError"); }
+			};
+			const {connect} = await import("/realtime.js");
+			globalThis.live = connect("/live", {shared: true, topics: ["a"]});`)
+		tab.until(`live.state === "open" && live.id !== ""`)
+	}
+	site.has(2, 1)
+}
+
 // TestScriptSharedWithoutHistory checks that tabs of a hub without ids have
 // connections of their own.
 func TestScriptSharedWithoutHistory(t *testing.T) {
