@@ -337,7 +337,7 @@ func TestRefuseStatus(t *testing.T) {
 		if rec.Code != want || rec.Body.String() != text || rec.Header().Get("Content-Type") != typ {
 			t.Errorf("Refuse(%d) answers %d %q, %v; want %d", status, rec.Code, rec.Body, rec.Header(), want)
 		}
-		if got := rec.Header().Get("Cache-Control"); got != "private, no-cache, no-store" {
+		if got := rec.Header().Get("Cache-Control"); got != "private, no-store, no-cache" {
 			t.Errorf("Refuse(%d) answers with Cache-Control %q: another client could get the answer", status, got)
 		}
 		hub.Shutdown(t.Context())

@@ -69,7 +69,7 @@ func TestServeSSE(t *testing.T) {
 		s := serve(t, hub)
 		l := s.listen("")
 		for header, want := range map[string]string{
-			"Content-Type": "text/event-stream", "Cache-Control": "private, no-cache, no-store, no-transform", "X-Accel-Buffering": "no", "Vary": "Origin",
+			"Content-Type": "text/event-stream", "Cache-Control": "private, no-store, no-cache, no-transform", "X-Accel-Buffering": "no", "Vary": "Origin",
 		} {
 			if got := l.resp.Header.Get(header); got != want {
 				t.Errorf("%s: %q, want %q", header, got, want)
@@ -329,7 +329,7 @@ func TestStreamRequests(t *testing.T) {
 	}{
 		"GET":                        {check, "GET", []string{accept}, 200, map[string]string{"Access-Control-Allow-Origin": "-", "Vary": "Origin"}},
 		"GET that accepts more":      {nil, "GET", []string{"Accept: text/html, Text/Event-Stream;q=0.5"}, 200, nil},
-		"HEAD":                       {nil, "HEAD", []string{accept}, 200, map[string]string{"Content-Type": "text/event-stream", "Cache-Control": "private, no-cache, no-store, no-transform"}},
+		"HEAD":                       {nil, "HEAD", []string{accept}, 200, map[string]string{"Content-Type": "text/event-stream", "Cache-Control": "private, no-store, no-cache, no-transform"}},
 		"POST":                       {nil, "POST", []string{accept, "Content-Length: 0"}, 405, map[string]string{"Allow": "GET, HEAD, OPTIONS"}},
 		"GET that accepts no stream": {nil, "GET", []string{"Accept: */*"}, 426, map[string]string{"Upgrade": "websocket"}},
 		"a friend's": {check, "GET", []string{accept, "Origin: https://friend.test"}, 200, map[string]string{

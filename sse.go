@@ -309,7 +309,7 @@ func claimedEventID(r *http.Request) string {
 // forOneClient is the Cache-Control of an answer that is for its client alone. Some
 // CDNs have clients that ask for one URL share an answer, even while it comes, and
 // heed only private (Fastly). Others heed the rest (RFC 9111 §5.2.2).
-const forOneClient = "private, no-cache, no-store"
+const forOneClient = "private, no-store, no-cache"
 
 func streamHeaders(header http.Header) {
 	header.Set("Content-Type", "text/event-stream")

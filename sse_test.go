@@ -166,7 +166,7 @@ func TestStreamHeaders(t *testing.T) {
 			}
 			want := http.Header{
 				"Content-Type":                {"text/event-stream"},
-				"Cache-Control":               {"private, no-cache, no-store, no-transform"},
+				"Cache-Control":               {"private, no-store, no-cache, no-transform"},
 				"X-Accel-Buffering":           {"no"},
 				"Content-Encoding":            {"gzip"},
 				"Access-Control-Allow-Origin": {"*"},
