@@ -84,14 +84,22 @@ func (c *Client) introduce(r *http.Request) *refusal {
 	asked, err := c.asks(r)
 	if err == nil {
 		err = c.onConnect(r)
+		c.admitted = err == nil && c.invited
 	}
 	var refused []topicRefusal
 	if err == nil {
 		refused, err = c.joinAsked(asked)
 	}
 	if err != nil {
-		if why := c.why(); errors.Is(err, ErrClientClosed) && (errors.Is(why, ErrHubClosed) || errors.Is(why, ErrSlowClient)) {
-			return notNow(why) // it isn't OnConnect that refuses
+		why := c.why()
+		_, closed := errors.AsType[*closedError](why)
+		switch {
+		case !errors.Is(err, ErrClientClosed): // else it isn't a handler that refuses
+		case errors.Is(why, ErrHubClosed), errors.Is(why, ErrSlowClient):
+			return notNow(why)
+		case closed: // what waits for it ends with the reason
+			c.opened = true
+			return nil
 		}
 		return c.refusalBy("client refused by OnConnect", err, "remote", r.RemoteAddr)
 	}

@@ -389,3 +389,132 @@ func TestHandlersAreReadAtJoining(t *testing.T) {
 		}
 	})
 }
+
+// OnDisconnect is called once for each OnConnect that returned nil, also where
+// OnSubscribe then refuses the client for its URL's topics.
+func TestOnDisconnectAfterOnSubscribeRefuses(t *testing.T) {
+	many := "?topic=0"
+	for i := range 101 {
+		many += fmt.Sprint("&topic=more", i)
+	}
+	fails := errors.New("the database is down")
+	for name, test := range map[string]struct {
+		query       string
+		protocols   []string
+		onSubscribe func(c *realtime.Client, topic string) error
+	}{
+		"refused":             {"?topic=a", nil, func(*realtime.Client, string) error { return realtime.Refuse(403, "not yours") }},
+		"error":               {"?topic=a", nil, func(*realtime.Client, string) error { return fails }},
+		"panics":              {"?topic=a", nil, func(*realtime.Client, string) error { panic("a fault") }},
+		"panics, realtime.v1": {"?topic=a", []string{realtime.Subprotocol}, func(*realtime.Client, string) error { panic("a fault") }},
+		"closes":              {"?topic=a", nil, func(c *realtime.Client, _ string) error { return c.Close(4000, "bye") }},
+		"closes, and joins":   {"?topic=a", nil, func(c *realtime.Client, _ string) error { c.Close(4000, "bye"); return c.Subscribe("b") }},
+		"too many":            {many, []string{realtime.Subprotocol}, func(*realtime.Client, string) error { return nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.Logger = quiet
+			var connected, disconnected atomic.Int64
+			hub.OnConnect = func(*realtime.Client, *http.Request) error {
+				connected.Add(1)
+				return nil
+			}
+			hub.OnDisconnect = func(*realtime.Client, error) { disconnected.Add(1) }
+			hub.OnSubscribe = test.onSubscribe
+			s := newTCPSite(t, hub)
+			conn, _, err := websocket.Dial(t.Context(), s.url+test.query, &websocket.DialOptions{Subprotocols: test.protocols})
+			if err == nil {
+				conn.Read(t.Context())
+				conn.CloseNow()
+			}
+			hub.Shutdown(t.Context()) // nothing of the hub is running behind it
+			if connected.Load() != 1 || disconnected.Load() != 1 {
+				t.Errorf("OnConnect returned nil %d times, and OnDisconnect was called %d times; want 1 and 1", connected.Load(), disconnected.Load())
+			}
+			left := hub.Stats().Left
+			if n := hub.Stats().Refused + left.Disconnected; n != 1 {
+				t.Errorf("%d clients were refused or have left, want 1", n)
+			}
+		})
+	}
+}
+
+// A client that is closed while OnConnect runs hears why, although OnConnect fails
+// then because the client is gone.
+func TestClosedDuringOnConnect(t *testing.T) {
+	for name, test := range map[string]struct {
+		code  websocket.StatusCode
+		close func(hub *realtime.Hub, c *realtime.Client)
+	}{
+		"Close":    {4001, func(_ *realtime.Hub, c *realtime.Client) { c.Close(4001, "enough") }},
+		"ExpireAt": {3000, func(_ *realtime.Hub, c *realtime.Client) { c.ExpireAt(time.Now()) }},
+		"Disconnect": {1012, func(hub *realtime.Hub, _ *realtime.Client) {
+			hub.Disconnect(context.Background(), "user", 1012, "changed")
+		}},
+	} {
+		for _, protocols := range [][]string{nil, {realtime.Subprotocol}} {
+			for _, stream := range []bool{false, true} {
+				t.Run(fmt.Sprint(name, protocols, stream), func(t *testing.T) {
+					hub := realtime.NewHub()
+					disconnected := make(chan error, 1)
+					hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
+						if err := c.Subscribe("user"); err != nil {
+							return err
+						}
+						go test.close(hub, c)
+						<-c.Context().Done() // a slow database
+						return fmt.Errorf("board: %w", c.Subscribe("board"))
+					}
+					hub.OnDisconnect = func(_ *realtime.Client, err error) { disconnected <- err }
+					s := newTCPSite(t, hub)
+					object := fmt.Sprintf(`{"close":{"code":%d,`, test.code)
+					switch {
+					case stream && protocols == nil:
+						l := s.listen("")
+						if ev, err := l.event(); err != io.EOF {
+							t.Errorf("got %v, %v, want the end", ev, err)
+						}
+						l.cut()
+					case stream:
+						l := s.listen("protocol=realtime.v1")
+						for {
+							ev, err := l.event()
+							if err != nil {
+								t.Fatalf("ended by %v before %s", err, object)
+							}
+							if strings.HasPrefix(ev.data, object) {
+								break
+							}
+						}
+						l.cut()
+					default:
+						conn := s.connectAs("", protocols...)
+						said := ""
+						for {
+							_, data, err := conn.Read(t.Context())
+							if err != nil {
+								if got := websocket.CloseStatus(err); got != test.code {
+									t.Errorf("closed with %v, want %d", err, test.code)
+								}
+								break
+							}
+							said = string(data)
+						}
+						if protocols != nil && !strings.HasPrefix(said, object) {
+							t.Errorf("told %s, want %s", said, object)
+						}
+					}
+					hub.Shutdown(t.Context())
+					select {
+					case err := <-disconnected:
+						t.Errorf("OnDisconnect was called with %v, though OnConnect failed", err)
+					default:
+					}
+					if st := hub.Stats(); st.Refused != 0 || st.Left.Disconnected+st.Left.Expired != 1 {
+						t.Errorf("counted as %+v, %d refused; want one that has left", st.Left, st.Refused)
+					}
+				})
+			}
+		}
+	}
+}

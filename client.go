@@ -64,7 +64,8 @@ type Client struct {
 
 	// Owned by the goroutine that answers the request, then by the reading one.
 	seat      *seat // nil: there is nothing to read
-	admitted  bool  // OnConnect has returned nil: OnDisconnect is to follow
+	admitted  bool  // OnDisconnect is to follow: OnConnect has returned nil
+	opened    bool  // it counts in Left when it is gone
 	inMessage bool  // between the first frame of a message and its end
 	wasParked bool  // the parker's set has the descriptor
 	junk      int32 // bytes that came on an event stream
@@ -328,7 +329,7 @@ func (c *Client) cut(err error) {
 // open moves the client on when OnConnect has returned nil. The client counts
 // then, unless it is closing already.
 func (c *Client) open() {
-	c.admitted = true
+	c.admitted, c.opened = true, true
 	c.mu.Lock()
 	if c.state == clientJoining {
 		c.state = clientOpen
@@ -414,13 +415,12 @@ func (c *Client) gone() {
 // disconnected counts the client and runs OnDisconnect, if OnConnect has returned
 // nil.
 func (c *Client) disconnected() {
-	if !c.admitted {
-		return
-	}
 	why := c.why()
-	c.hub.shared.left.count(why)
+	if c.opened {
+		c.hub.shared.left.count(why)
+	}
 	defer c.hub.catch("OnDisconnect", c, func(error) {})
-	if c.onDisconnect != nil {
+	if c.admitted && c.onDisconnect != nil {
 		c.onDisconnect(c, why)
 	}
 }
