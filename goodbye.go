@@ -37,6 +37,7 @@ func (e *refusal) goodbye() goodbye {
 	status := cmp.Or(e.status, http.StatusServiceUnavailable)
 	g := goodbye{code: 4000 + websocket.StatusCode(status), reason: fitReason(e.reason)}
 	switch {
+	case g.isFinal(): // whatever RefuseFor says: there is no next attempt
 	case e.after > 0:
 		g.retry = spread(e.after)
 	case e.status == 0:

@@ -329,3 +329,16 @@ func TestNotNowReachesPages(t *testing.T) {
 		}
 	}
 }
+
+// What is final has no next attempt, whatever RefuseFor says.
+func TestFinalRefusalHasNoRetry(t *testing.T) {
+	hub := realtime.NewHub()
+	hub.OnConnect = func(*realtime.Client, *http.Request) error {
+		return realtime.RefuseFor(time.Minute, http.StatusUnauthorized, "later")
+	}
+	s := newTCPSite(t, hub)
+	conn := s.connectAs("", realtime.Subprotocol)
+	if got, want := read(t, conn), `{"close":{"code":4401,"reason":"later","final":true}}`; got != want {
+		t.Errorf("told %s, want %s", got, want)
+	}
+}
