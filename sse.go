@@ -92,16 +92,38 @@ func NewStream(w http.ResponseWriter, r *http.Request) *Stream {
 }
 
 // canFlush returns an error that names the innermost ResponseWriter, if that
-// can't flush. Outer ones often have a Flush that then does nothing or panics.
+// can't flush. Outer ones often have a Flush that then does nothing or panics. It
+// names the outermost if one of them compresses, and would keep what it has,
+// because none has a Flush.
 func canFlush(w http.ResponseWriter) error {
+	outermost, flushers := w, 0
 	for w = range unwrapped(w) {
-		continue // to the innermost
+		if flushes(w) {
+			flushers++
+		}
 	}
+	switch {
+	case !flushes(w):
+		return fmt.Errorf("realtime: %T can't flush, which an event stream needs: %s", w, cure(w))
+	case flushers == 1 && outermost != w && compresses(w.Header()):
+		return fmt.Errorf("realtime: the answer is compressed (Content-Encoding), and neither %T nor what it wraps has a Flush to bring events to the client: give it one, or keep that middleware off this route", outermost)
+	}
+	return nil
+}
+
+func flushes(w http.ResponseWriter) bool {
 	switch w.(type) {
 	case interface{ FlushError() error }, http.Flusher:
-		return nil
+		return true
 	}
-	return fmt.Errorf("realtime: %T can't flush, which an event stream needs: %s", w, cure(w))
+	return false
+}
+
+// compresses reports whether a middleware has announced to compress the answer.
+// Some programs set identity, or none, so that it doesn't.
+func compresses(header http.Header) bool {
+	encoding := header.Get("Content-Encoding")
+	return encoding != "" && encoding != "identity" && encoding != "none"
 }
 
 // Send sends an event with data as JSON. An empty name means "message". A name

@@ -1291,3 +1291,77 @@ func sseBody(t *testing.T, resp *http.Response) string {
 	}
 	return b.String()
 }
+
+// A deaf ResponseWriter is that of a middleware that compresses. It has Unwrap but
+// no Flush, so it keeps what it gets.
+type deaf struct{ http.ResponseWriter }
+
+func (w deaf) Write(p []byte) (int, error) { return len(p), nil }
+func (w deaf) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A plainWrapper changes nothing.
+type plainWrapper struct{ http.ResponseWriter }
+
+func (w plainWrapper) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// A stream that a middleware would keep is an error that names it, with a hub and
+// without.
+func TestStreamInCompressingWriter(t *testing.T) {
+	for name, test := range map[string]struct {
+		encoding string
+		wrap     func(w http.ResponseWriter) http.ResponseWriter
+		status   int // of the hub's answer
+	}{
+		"compresses":       {"gzip", func(w http.ResponseWriter) http.ResponseWriter { return deaf{w} }, 501},
+		"behind another":   {"br", func(w http.ResponseWriter) http.ResponseWriter { return plainWrapper{deaf{w}} }, 501},
+		"doesn't compress": {"", func(w http.ResponseWriter) http.ResponseWriter { return plainWrapper{w} }, 200},
+		"identity":         {"identity", func(w http.ResponseWriter) http.ResponseWriter { return plainWrapper{w} }, 200},
+		"by itself":        {"gzip", func(w http.ResponseWriter) http.ResponseWriter { return w }, 200},
+		"has a Flush": {"gzip", func(w http.ResponseWriter) http.ResponseWriter {
+			return struct {
+				http.ResponseWriter
+				http.Flusher
+			}{w, w.(http.Flusher)}
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			hub := realtime.NewHub()
+			var logged safeBuffer
+			hub.Logger = textLogger(&logged)
+			handlers := map[string]http.Handler{
+				"hub": hub,
+				"stream": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if s := realtime.NewStream(w, r); s != nil {
+						s.Close()
+					}
+				}),
+			}
+			for what, handler := range handlers {
+				if test.status == 0 && what == "hub" {
+					continue // its writer has no Unwrap
+				}
+				server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					if test.encoding != "" {
+						w.Header().Set("Content-Encoding", test.encoding)
+					}
+					handler.ServeHTTP(test.wrap(w), r)
+				}))
+				r, _ := http.NewRequestWithContext(t.Context(), "GET", server.URL, nil)
+				r.Header.Set("Accept", "text/event-stream")
+				resp, err := http.DefaultTransport.RoundTrip(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				if refused := test.status == 501; refused != (resp.StatusCode >= 500) {
+					t.Errorf("%s: answered %s", what, resp.Status)
+				}
+				if refused := strings.Contains(logged.String(), "Content-Encoding"); what == "hub" && refused != (test.status == 501) {
+					t.Errorf("logged %q", logged.String())
+				}
+				server.Close()
+			}
+			hub.Shutdown(t.Context())
+		})
+	}
+}
