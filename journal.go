@@ -452,12 +452,12 @@ func (j *journal) takeCut(r *record, at uint64, now time.Time, out *batch) {
 	for _, gap := range r.events {
 		j.past.addAt(gap, at, now)
 	}
-	switch {
+	switch live := isClosed(j.current); { // before that, clients can't have missed anything
 	case r.number == 0: // the log was put back, see tellPutBack
-		if !j.out.putBack.Swap(false) && r.node != j.peers.node { // otherwise this node knows already
+		if !j.out.putBack.Swap(false) && r.node != j.peers.node && live { // otherwise this node knows already
 			j.lost(out, "another node reports that the engine's history was put back to an older state")
 		}
-	case len(r.events) > 0:
+	case len(r.events) > 0 && live:
 		j.gap("a node could not reach the broker")
 	}
 }

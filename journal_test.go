@@ -1096,3 +1096,45 @@ func TestJournalStrangeEpoch(t *testing.T) {
 		stats(t, s, func(st realtime.Stats) bool { return st.Gaps == 0 })
 	})
 }
+
+// A node that starts reads in the log that others were cut off before. Its clients
+// have lost nothing, so it counts no gap and warns nobody.
+func TestJournalCountsNoOldGaps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := brokertest.NewMemory()
+		start := func() *realtime.Hub {
+			hub := realtime.NewHub()
+			hub.History.Events = 100
+			hub.Broker = engine.HistoryBroker()
+			return hub
+		}
+		publish := func(hub *realtime.Hub, data string) error {
+			return hub.Publish(t.Context(), "a", realtime.Event{Data: []byte(data)})
+		}
+		old := start()
+		defer old.Shutdown(context.Background())
+		if err := publish(old, "1"); err != nil {
+			t.Fatal(err)
+		}
+		engine.Stop()
+		if err := publish(old, "2"); !errors.Is(err, realtime.ErrBrokerUnavailable) {
+			t.Fatal(err)
+		}
+		engine.Start()
+		time.Sleep(time.Minute) // its cut is in the log
+		if err := publish(old, "3"); err != nil {
+			t.Fatal(err)
+		}
+		if n := old.Stats().Gaps; n == 0 {
+			t.Error("the node that was cut off counts no gap")
+		}
+		fresh := start()
+		defer fresh.Shutdown(context.Background())
+		if err := publish(fresh, "4"); err != nil {
+			t.Fatal(err)
+		}
+		if n := fresh.Stats().Gaps; n != 0 {
+			t.Errorf("a node that was started after the outage counts %d gaps, want 0", n)
+		}
+	})
+}
