@@ -127,10 +127,13 @@ type memoryMessage struct {
 }
 
 func (b *memoryBroker) Start(h realtime.BrokerHandler) error {
-	b.handler = h
-	b.ready = sync.NewCond(&b.mu)
 	b.engine.mu.Lock()
 	defer b.engine.mu.Unlock()
+	if b.handler != nil {
+		return errors.New("brokertest: the broker is started already: make one for each hub")
+	}
+	b.handler = h
+	b.ready = sync.NewCond(&b.mu)
 	b.engine.brokers[b] = true
 	go b.deliver()
 	return nil

@@ -3,9 +3,11 @@ package brokertest_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 
+	"github.com/shashiranjanraj/kashvi/pkg/realtime"
 	"github.com/shashiranjanraj/kashvi/pkg/realtime/brokertest"
 )
 
@@ -59,3 +61,19 @@ func (f *followed) Record(_ string, seq uint64, record []byte) {
 
 func (f *followed) Current(string, uint64) {}
 func (f *followed) Away(error)             { *f = append(*f, "away") }
+
+// A broker is for one hub.
+func TestMemoryBrokerOfTwoHubs(t *testing.T) {
+	m := brokertest.NewMemory()
+	for _, broker := range []realtime.Broker{m.Broker(), m.HistoryBroker()} {
+		hub := realtime.NewHub()
+		hub.Broker = broker
+		if err := hub.Publish(t.Context(), "a", realtime.Event{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := broker.Start(nil); err == nil || !strings.Contains(err.Error(), "make one for each hub") {
+			t.Errorf("started twice: %v", err)
+		}
+		hub.Shutdown(t.Context())
+	}
+}
