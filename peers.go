@@ -407,7 +407,7 @@ func (p *peers) pass(a arrival) {
 func (p *peers) isGone(node nodeID, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	patience := nodeTimeout
+	patience := max(nodeTimeout, p.shared.leaveAfter) // it may have left before this node knew it
 	if n := p.nodes[node]; n != nil {
 		if n.heard.After(since) {
 			since = n.heard

@@ -419,6 +419,38 @@ func TestPresenceWhileANodeIsReplaced(t *testing.T) {
 	})
 }
 
+// So they have with a node that was started in the meantime: it may never have heard
+// of theirs.
+func TestPresenceWhileANodeStarts(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
+			first, crashed := lobbyNode(t, engine, history)
+			second, _ := lobbyNode(t, engine, history)
+			second.hub.LeaveAfter = 30 * time.Second
+			watcher := second.listen("")
+			drained(first.listen("user=ann"))
+			watcher.next()
+			time.Sleep(3 * time.Second)
+			if crash {
+				crashed.crash()
+			} else if err := first.hub.Shutdown(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			left := time.Now()
+			time.Sleep(time.Second)
+			third, _ := lobbyNode(t, engine, history)
+			third.hub.LeaveAfter = 30 * time.Second
+			drained(third.listen(""))
+			if got := watcher.next(); got != `{"key":"ann","gone":true}` {
+				t.Errorf("the watcher got %s", got)
+			}
+			if d := time.Since(left); d < 28*time.Second || d > 36*time.Second {
+				t.Errorf("crash=%v: ann left after %v", crash, d)
+			}
+		})
+	}
+}
+
 // Members of nodes that have all ended are not there when a node starts.
 func TestPresenceOfADeadCluster(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {
