@@ -280,7 +280,9 @@ func (j *journal) catchUp(epoch string, last uint64, out *batch) {
 	}
 	j.readAway = 0
 	j.reach(epoch, last, out)
-	j.out.live.Store(true)
+	if !j.out.live.Swap(true) {
+		j.peers.hearAgain() // no heartbeat came while the engine was away
+	}
 	if !j.out.down.Load() {
 		j.out.appending.over()
 	}

@@ -51,6 +51,7 @@ type peers struct {
 	interests map[string]*interest
 	byHash    map[uint64]string // the topics in interests, by hash
 	nodes     map[nodeID]*node
+	hears     time.Time // since when this node hears the others, if they are there; zero: not yet
 }
 
 type nodeID [16]byte
@@ -229,7 +230,7 @@ func (p *peers) tick() {
 	ticker := time.NewTicker(heartbeatInterval)
 	defer ticker.Stop()
 	defer close(p.queue) // the loop has ended before
-	for {
+	for last := time.Now(); ; {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
 			if p.trail != nil {
 				beat.trail = *p.trail()
@@ -239,6 +240,11 @@ func (p *peers) tick() {
 		select {
 		case <-ticker.C:
 			p.forget(time.Now())
+			now := time.Now()
+			if now.Sub(last) > 2*heartbeatInterval { // the process has stood still: heartbeats wait to be read
+				p.hearAgain()
+			}
+			last = now
 			select {
 			case p.in <- p.beat:
 			default: // heartbeats don't wait for a loop that is behind
@@ -351,6 +357,9 @@ func (p *peers) subscribe(topic string, in *interest) {
 			p.mu.Lock()
 			in.since, in.from = time.Now(), 0
 			p.mu.Unlock()
+			if topic == nodesTopic {
+				p.hearAgain()
+			}
 			if p.begun != nil && topic != nodesTopic {
 				p.begun(topic)
 			}
@@ -402,21 +411,34 @@ func (p *peers) pass(a arrival) {
 	}
 }
 
+// hearAgain notes that heartbeats arrive from now on, and perhaps not before.
+func (p *peers) hearAgain() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if in := p.interests[nodesTopic]; in != nil && !in.since.IsZero() {
+		p.hears = time.Now()
+	}
+}
+
 // isGone reports whether a node, whose members are known since a time, is gone and
-// its clients have had LeaveAfter to come to another one.
+// its clients have had LeaveAfter to come to another one. A node that this one has
+// never heard may have gone right before. One that it couldn't hear may be there.
 func (p *peers) isGone(node nodeID, since time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	patience := max(nodeTimeout, p.shared.leaveAfter) // it may have left before this node knew it
-	if n := p.nodes[node]; n != nil {
-		if n.heard.After(since) {
-			since = n.heard
-		}
-		if n.left {
-			patience = p.shared.leaveAfter
-		}
+	n := p.nodes[node]
+	if n != nil && n.heard.After(since) {
+		since = n.heard
 	}
-	return node != p.node && time.Since(since) > patience
+	switch {
+	case node == p.node:
+		return false
+	case n != nil && n.goodbye:
+		return time.Since(since) > p.shared.leaveAfter
+	case p.hears.After(since):
+		since = p.hears
+	}
+	return !p.hears.IsZero() && time.Since(since) > max(nodeTimeout, p.shared.leaveAfter)
 }
 
 // silence returns for how long nothing has come from each node that has not said

@@ -451,6 +451,92 @@ func TestPresenceWhileANodeStarts(t *testing.T) {
 	}
 }
 
+// stays checks that a watcher gets no more events, until the function that it returns
+// is called.
+func stays(t *testing.T, watcher *listener) (end func()) {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			ev, err := watcher.event()
+			if err != nil {
+				return
+			}
+			t.Errorf("a client was told %s", ev.data)
+		}
+	}()
+	return func() {
+		watcher.cut()
+		<-ended
+	}
+}
+
+// While the engine with the history is away no heartbeats come. Nobody leaves
+// because of that when it is back.
+func TestPresenceAfterAnOutage(t *testing.T) {
+	for phase := range 20 { // of the nodes' heartbeats
+		synctest.Test(t, func(t *testing.T) {
+			engine := brokertest.NewMemory()
+			first, _ := lobbyNode(t, engine, true)
+			watcher := first.listen("")
+			time.Sleep(time.Duration(phase) * 100 * time.Millisecond)
+			second, _ := lobbyNode(t, engine, true)
+			drained(second.listen("user=ann"))
+			watcher.next()
+			time.Sleep(5 * time.Second)
+			engine.Stop()
+			time.Sleep(30 * time.Second)
+			engine.Start()
+			end := stays(t, watcher)
+			time.Sleep(30 * time.Second)
+			end()
+			if got := members(first.hub, "lobby"); got != "ann=" {
+				t.Errorf("the members are %s", got)
+			}
+		})
+	}
+}
+
+// A deafLog is a node's broker whose heartbeats from other nodes don't come until it
+// hears.
+type deafLog struct {
+	realtime.HistoryBroker
+	hears *atomic.Bool
+}
+
+func (b deafLog) Subscribe(ctx context.Context, topic string) error {
+	if !b.hears.Load() {
+		return brokertest.ErrStopped
+	}
+	return b.HistoryBroker.Subscribe(ctx, topic)
+}
+
+// A node that reads the history and can't hear heartbeats takes nobody away.
+func TestPresenceWithoutHeartbeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := brokertest.NewMemory()
+		first, crashed := lobbyNode(t, engine, true)
+		drained(first.listen("user=ann"))
+		time.Sleep(5 * time.Second)
+		hears := new(atomic.Bool)
+		hub := realtime.NewHub()
+		lobby(hub)
+		hub.Broker = deafLog{engine.HistoryBroker(), hears}
+		watcher := newPipeSite(t, hub).listen("")
+		watcher.next()
+		end := stays(t, watcher)
+		time.Sleep(time.Minute)
+		hears.Store(true)
+		time.Sleep(time.Minute)
+		end()
+		crashed.crash()
+		time.Sleep(20 * time.Second)
+		if got := members(hub, "lobby"); got != "" {
+			t.Errorf("the members are %s", got)
+		}
+	})
+}
+
 // Members of nodes that have all ended are not there when a node starts.
 func TestPresenceOfADeadCluster(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine *brokertest.Memory, history bool) {

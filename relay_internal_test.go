@@ -95,6 +95,57 @@ func TestRelayNewestOfAKey(t *testing.T) {
 	})
 }
 
+// A stallingBroker stops the goroutine of its node's heartbeats for a time, as SIGSTOP
+// stops all.
+type stallingBroker struct {
+	testBroker
+	stall time.Duration
+}
+
+func (b *stallingBroker) Unsubscribe(string) error {
+	time.Sleep(b.stall)
+	return nil
+}
+
+// A node that has stood still gives the others time to be heard.
+func TestRelayStandsStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &stallingBroker{stall: 30 * time.Second}
+		r := newRelay(newOrderShared(History{Age: time.Second}), b)
+		defer r.close()
+		r.shared.presence = &presence{hub: &Hub{order: r}}
+		d := &driver{t: t, o: r}
+		r.want([]string{"a", "b"})
+		d.arrive()
+		hear := func(seq uint64) {
+			r.Deliver("nodes", brokered{kind: brokeredHeartbeat, node: nodeID{1}, seq: seq}.append(nil))
+			d.arrive()
+		}
+		member := newMember(topicKey{"a", "Ann"}, nodeID{1}, []byte("Ann"), false)
+		r.Deliver("topic/a", brokered{kind: brokeredEvent, node: nodeID{1}, seq: 1, event: member.Event}.append(nil))
+		hear(1)
+		d.want("Ann")
+		for i := range uint64(5) {
+			time.Sleep(2 * time.Second)
+			hear(2 + i)
+		}
+		r.unwant([]string{"b"})
+		for i := range uint64(5) {
+			time.Sleep(2 * time.Second)
+			hear(7 + i)
+		}
+		time.Sleep(b.stall + 3*time.Second) // it stands still, and runs on
+		d.arrive()
+		hear(12)
+		time.Sleep(5 * time.Second)
+		d.arrive()
+		d.want()
+		time.Sleep(5 * time.Second)
+		d.arrive()
+		d.want(`{"key":"Ann","gone":true}`)
+	})
+}
+
 // While the subscription to a topic is not confirmed, events of other nodes may
 // be missing. No id resumes over that time.
 func TestRelayUnconfirmedTopic(t *testing.T) {
