@@ -70,8 +70,9 @@ type roll struct {
 	ev     *event
 	seq    uint64
 	at     time.Time
-	absent map[nodeID]bool
-	over   chan struct{} // closed when nobody is absent
+	absent map[nodeID]bool // true: Disconnect waits for it; false: it counts as dead
+	waits  int             // how many of them are true
+	over   chan struct{}   // closed when waits has become zero
 }
 
 // A disconnectID names a disconnect by its node and its number.
@@ -93,11 +94,12 @@ const (
 // caller of Disconnect.
 func (r *relay) callRoll(ev *event, seq uint64, sent <-chan error, now time.Time) <-chan error {
 	l := &roll{ev: ev, seq: seq, at: now, absent: make(map[nodeID]bool), over: make(chan struct{})}
-	waits := false
 	for id, silent := range r.peers.silence(now) {
-		l.absent[id] = true
-		waits = waits || silent < deadAfter
+		if l.absent[id] = silent < deadAfter; l.absent[id] {
+			l.waits++
+		}
 	}
+	waits := l.waits > 0
 	if len(l.absent) > 0 {
 		if len(r.rolls) == maxRolls {
 			r.rolls = slices.Delete(r.rolls, 0, 1)
@@ -115,7 +117,8 @@ func (r *relay) callRoll(ev *event, seq uint64, sent <-chan error, now time.Time
 	return result
 }
 
-// awaitRoll calls the roll until everybody has answered, or for rollTimeout.
+// awaitRoll calls the roll until all have answered that are not dead, or for
+// rollTimeout.
 func (r *relay) awaitRoll(l *roll) error {
 	again := time.NewTicker(rollEvery)
 	defer again.Stop()
@@ -184,11 +187,15 @@ func (r *relay) answered(m *brokered) {
 		return
 	}
 	r.rolls = slices.DeleteFunc(r.rolls, func(l *roll) bool {
-		if l.seq != m.seq || !l.absent[m.node] {
+		waits, absent := l.absent[m.node]
+		if l.seq != m.seq || !absent {
 			return false
 		}
-		if delete(l.absent, m.node); len(l.absent) == 0 {
-			close(l.over)
+		delete(l.absent, m.node)
+		if waits {
+			if l.waits--; l.waits == 0 {
+				close(l.over)
+			}
 		}
 		return len(l.absent) == 0
 	})

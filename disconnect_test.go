@@ -477,6 +477,29 @@ func TestDisconnectOnANodeThatIsCutOff(t *testing.T) {
 	}
 }
 
+// A node that counts as dead doesn't make Disconnect wait or fail beside one that
+// answers.
+func TestDisconnectBesideADeadNode(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		sites, node := nodes(t, engine, 2, nil), new(crashing)
+		hub := realtime.NewHub()
+		hub.Broker = crashingBroker{engine.Broker(), node}
+		join(sites[0], "") // starts the node
+		join(newPipeSite(t, hub), "")
+		c := join(sites[1], "topic=user/42")
+		time.Sleep(5 * time.Second)
+		node.crash()
+		time.Sleep(2 * time.Minute)
+		began := time.Now()
+		disconnect(t, sites[0].hub, "user/42")
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		expectOut(t, c)
+	})
+}
+
 // A cutBroker drops what its node publishes.
 type cutBroker struct {
 	realtime.Broker
