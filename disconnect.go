@@ -159,8 +159,18 @@ func (r *relay) repeat(l *roll) {
 	}
 }
 
-// repeated accepts a disconnect that another node repeats.
+// repeated accepts a disconnect that another node repeats. A Broker gives two
+// topics no order. So where this node has the topic, the repetition waits until what
+// was published before the disconnect has arrived, the disconnect included.
 func (r *relay) repeated(m *brokered, now time.Time, out *batch) {
+	if !r.had[disconnectID{m.node, m.seq}] && r.peers.has(m.topic) {
+		r.peers.later(maxOnItsWay, func(now time.Time, out *batch) { r.takeRepeated(m, now, out) })
+		return
+	}
+	r.takeRepeated(m, now, out)
+}
+
+func (r *relay) takeRepeated(m *brokered, now time.Time, out *batch) {
 	if r.isFirst(disconnectID{m.node, m.seq}) {
 		ev := newEvent(m.topic, m.event)
 		ev.notice = disconnectNotice

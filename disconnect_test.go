@@ -500,6 +500,36 @@ func TestDisconnectBesideADeadNode(t *testing.T) {
 	})
 }
 
+// A Broker may deliver one topic later than another, as Redis Cluster does. The
+// repetition of a disconnect still comes behind the events of its topic.
+func TestDisconnectOnATopicThatIsSlow(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		a := nodes(t, engine, 1, nil)[0]
+		hub := realtime.NewHub()
+		hub.Broker = tampered{engine.Broker(), func(h realtime.BrokerHandler, topic string, msg []byte) {
+			if topic == "nodes" {
+				h.Deliver(topic, msg)
+				return
+			}
+			msg = bytes.Clone(msg)
+			time.AfterFunc(100*time.Millisecond, func() { h.Deliver(topic, msg) })
+			time.Sleep(1) // so that no two come at one time
+		}}
+		b := newPipeSite(t, hub)
+		join(a, "") // starts the node
+		c := join(b, "topic=user/42")
+		time.Sleep(5 * time.Second)
+		publish(t, a.hub, "user/42", "1")
+		began := time.Now()
+		disconnect(t, a.hub, "user/42")
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+		expectOut(t, c, "1")
+	})
+}
+
 // A cutBroker drops what its node publishes.
 type cutBroker struct {
 	realtime.Broker

@@ -484,6 +484,13 @@ func (p *peers) topics() (all []string) {
 	return all
 }
 
+// has reports whether this node is subscribed to a topic, or is about to be.
+func (p *peers) has(topic string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.interests[topic] != nil
+}
+
 // hasOthers reports whether another node has been heard lately.
 func (p *peers) hasOthers() bool {
 	p.mu.Lock()
