@@ -405,19 +405,28 @@ func (r *relay) tellMembers(topic string, now time.Time) {
 	}
 }
 
+// A memberList is what a node tells about its members in a topic, in several
+// messages.
+type memberList struct {
+	next  uint64          // the number of the message to come
+	named map[string]bool // Keys
+}
+
 // toldMembers accepts all members of another node in a topic. Others that it had
 // are gone.
 func (r *relay) toldMembers(topic string, m *brokered, now time.Time, out *batch) {
 	list := answer{topic, m.node}
 	if m.part == 0 {
-		r.lists[list] = make(map[string]bool)
+		r.lists[list] = &memberList{m.seq, make(map[string]bool)}
 	}
-	named := r.lists[list]
-	if named == nil {
-		return // an earlier part is lost, which is noticed by its number
+	l := r.lists[list]
+	if l == nil || l.next != m.seq { // an earlier part is lost, which is noticed by its number
+		delete(r.lists, list)
+		return
 	}
+	l.next++
 	for _, v := range m.values {
-		named[v.event.Key] = true
+		l.named[v.event.Key] = true
 		ev := newEvent(topic, v.event)
 		if here := r.past.latest(ev); here == nil || !here.event.isLike(&ev.Event) {
 			ev.Data = bytes.Clone(ev.Data) // it would keep the whole message
@@ -429,7 +438,7 @@ func (r *relay) toldMembers(topic string, m *brokered, now time.Time, out *batch
 	}
 	delete(r.lists, list)
 	for _, m := range r.past.log(topic).membersOf(list.asker) {
-		if !named[m.event.Key] {
+		if !l.named[m.event.Key] {
 			r.accept(newGoneMember(topicKey{topic, m.event.memberKey()}, list.asker), now, out)
 		}
 	}

@@ -22,17 +22,17 @@ type relay struct {
 	seq  uint64               // number of this node's last event
 	sent map[string]sentEvent // the last event to each topic
 	survey
-	shows map[string]bool            // topics in which this node has had members
-	lists map[answer]map[string]bool // members that another node is telling, by Key
-	rolls []*roll                    // oldest first
-	had   map[disconnectID]bool      // disconnects of other nodes
+	shows map[string]bool        // topics in which this node has had members
+	lists map[answer]*memberList // that other nodes are telling
+	rolls []*roll                // oldest first
+	had   map[disconnectID]bool  // disconnects of other nodes
 }
 
 // newRelay returns a relay that is running; close ends it.
 func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
 	r.questions, r.answers = make(map[string]*question), make(map[answer]bool)
-	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]map[string]bool), make(map[disconnectID]bool)
+	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]*memberList), make(map[disconnectID]bool)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
 	r.past.covered, r.past.valued = r.covered, r.valued
 	r.peers.beat = r.beat

@@ -95,6 +95,37 @@ func TestRelayNewestOfAKey(t *testing.T) {
 	})
 }
 
+// If a message of a node's members is lost, those in it haven't left.
+func TestRelayLosesSomeMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.shared.presence = &presence{hub: &Hub{order: r}}
+		r.want([]string{"a"})
+		d.arrive()
+		seq := uint64(0)
+		tell := func(lost int, names ...string) {
+			for i, name := range names {
+				seq++
+				member := newMember(topicKey{"a", name}, nodeID{1}, []byte(name), false)
+				m := brokered{kind: brokeredMembers, node: nodeID{1}, seq: seq, before: seq - 1, part: uint64(i), parts: uint64(len(names))}
+				m.values = []agedValue{{event: member.Event}}
+				if i != lost {
+					r.Deliver("topic/a", m.append(nil))
+					d.arrive()
+				}
+			}
+		}
+		tell(-1, "Ann", "Bob", "Cid")
+		d.want("Ann", "Bob", "Cid")
+		for lost := range 3 {
+			tell(lost, "Ann", "Bob", "Cid")
+			d.want()
+		}
+		tell(-1, "Ann", "Cid")
+		d.want(`{"key":"Bob","gone":true}`)
+	})
+}
+
 // A stallingBroker stops the goroutine of its node's heartbeats for a time, as SIGSTOP
 // stops all.
 type stallingBroker struct {
