@@ -158,7 +158,8 @@ func (p *presence) opened(c *Client) {
 	}
 }
 
-// left notes that a client has left topics. Its caller holds the client's tmu.
+// left notes that a client has left topics, which are sorted. Its caller holds the
+// client's tmu.
 func (p *presence) left(c *Client, topics []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,7 +169,7 @@ func (p *presence) left(c *Client, topics []string) {
 	}
 	at := time.Now().Add(p.hub.shared.leaveAfter)
 	names = slices.DeleteFunc(names, func(name topicKey) bool {
-		if !slices.Contains(topics, name.topic) {
+		if _, left := slices.BinarySearch(topics, name.topic); !left {
 			return false
 		}
 		a := p.here[name]
