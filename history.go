@@ -71,6 +71,8 @@ type history struct {
 	// has lost the last one.
 	valued func(topic string, has bool)
 
+	dropped func(m *keptEvent) // called when the newest event of a Key is dropped
+
 	nodes map[nodeID]time.Time                        // that have members, since when
 	heard func(node nodeID, name topicKey, gone bool) // called for each event of a node's member
 
@@ -178,6 +180,7 @@ func newHistory(limit History) *history {
 		topics:     make(map[string]*topicLog),
 		forgotten:  func() {},
 		valued:     func(string, bool) {},
+		dropped:    func(*keptEvent) {},
 		nodes:      make(map[nodeID]time.Time),
 		heard:      func(nodeID, topicKey, bool) {},
 		partEvents: partEvents,
@@ -264,6 +267,7 @@ func (h *history) dropKey(m *keptEvent) {
 	if m.event.member {
 		p.unlist(m.event)
 	}
+	h.dropped(m)
 	if delete(p.keys, m.event.Key); len(p.keys) == 0 {
 		h.valued(p.topic, false)
 	}

@@ -384,9 +384,11 @@ func (h *history) bereaved(gone func(node nodeID, since time.Time) bool) (events
 	return events
 }
 
-// beat takes away members of nodes that are gone, on this node. It also calls rolls.
+// beat takes away members of nodes that are gone, on this node. It also calls rolls,
+// and forgets.
 func (r *relay) beat(now time.Time, out *batch) {
 	r.callRolls(now)
+	r.forgetDropped(now)
 	for _, ev := range r.past.bereaved(r.peers.isGone) {
 		r.accept(ev, now, out)
 	}

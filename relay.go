@@ -3,6 +3,7 @@ package realtime
 import (
 	"bytes"
 	"cmp"
+	"maps"
 	"math"
 	"time"
 )
@@ -22,10 +23,11 @@ type relay struct {
 	seq  uint64               // number of this node's last event
 	sent map[string]sentEvent // the last event to each topic
 	survey
-	shows map[string]bool        // topics in which this node has had members
-	lists map[answer]*memberList // that other nodes are telling
-	rolls []*roll                // oldest first
-	had   map[disconnectID]bool  // disconnects of other nodes
+	dropped map[topicKey]*keptEvent // newest events of a Key that the history has dropped within nodeTimeout
+	shows   map[string]bool         // topics in which this node has had members
+	lists   map[answer]*memberList  // that other nodes are telling
+	rolls   []*roll                 // oldest first
+	had     map[disconnectID]bool   // disconnects of other nodes
 }
 
 // newRelay returns a relay that is running; close ends it.
@@ -33,8 +35,9 @@ func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
 	r.questions, r.answers = make(map[string]*question), make(map[answer]bool)
 	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]*memberList), make(map[disconnectID]bool)
+	r.dropped = make(map[topicKey]*keptEvent)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
-	r.past.covered, r.past.valued = r.covered, r.valued
+	r.past.covered, r.past.valued, r.past.dropped = r.covered, r.valued, r.noteDropped
 	r.peers.beat = r.beat
 	r.peers.start(r)
 	r.all = r.peers.watch("")[0] // events to all clients
@@ -45,7 +48,7 @@ func newRelay(s *shared, broker Broker) *relay {
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	if ev.Key != "" && !ev.member {
 		ev.stamp = uint64(now.UnixMicro())
-		if newest := r.past.latest(ev); newest != nil {
+		if newest := r.newestOf(ev); newest != nil {
 			ev.stamp = max(ev.stamp, newest.event.stamp+1)
 		}
 	}
@@ -213,11 +216,32 @@ func (r *relay) Deliver(name string, msg []byte) {
 // the stamp of the event that the publisher knew. An older event comes too late.
 // Clients have the newest already, and don't get it.
 func (r *relay) isNewest(ev *event) bool {
-	newest := r.past.latest(ev)
-	if newest == nil || ev.Key == "" || ev.member {
+	if ev.Key == "" || ev.member {
 		return true
 	}
-	return cmp.Or(cmp.Compare(ev.stamp, newest.event.stamp), bytes.Compare(ev.content(), newest.event.content())) > 0
+	newest := r.newestOf(ev)
+	return newest == nil || cmp.Or(cmp.Compare(ev.stamp, newest.event.stamp), bytes.Compare(ev.content(), newest.event.content())) > 0
+}
+
+// newestOf returns the newest event that is known of ev's Key; nil: none is.
+func (r *relay) newestOf(ev *event) *keptEvent {
+	if newest := r.past.latest(ev); newest != nil {
+		return newest
+	}
+	return r.dropped[ev.topicKey()]
+}
+
+// noteDropped notes the newest event of a Key that the history drops, as one that
+// is Gone in a busy topic. An older one may still be on its way.
+func (r *relay) noteDropped(m *keptEvent) {
+	if !m.event.member && time.Since(m.at) <= nodeTimeout {
+		r.dropped[m.event.topicKey()] = m
+	}
+}
+
+// forgetDropped forgets what noteDropped has noted, nodeTimeout after it came.
+func (r *relay) forgetDropped(now time.Time) {
+	maps.DeleteFunc(r.dropped, func(_ topicKey, m *keptEvent) bool { return now.Sub(m.at) > nodeTimeout })
 }
 
 // track reports whether a message is a new event. It returns the topics that

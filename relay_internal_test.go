@@ -95,6 +95,40 @@ func TestRelayNewestOfAKey(t *testing.T) {
 	})
 }
 
+// An older event of a Key comes too late as well if the history has dropped the
+// newer one, because its topic is busy.
+func TestRelayDropsTheNewestOfAKey(t *testing.T) {
+	for _, limit := range []History{{Events: 1}, {Events: 1, Values: -1}} {
+		for _, gone := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRelay(newOrderShared(limit.settled()), new(testBroker))
+				defer r.close()
+				d := &driver{t: t, o: r}
+				r.want([]string{"a"})
+				d.arrive()
+				now := uint64(time.Now().UnixMicro())
+				hear := func(node byte, seq, stamp uint64, e Event) {
+					r.Deliver("topic/a", brokered{kind: brokeredEvent, node: nodeID{node}, seq: seq, before: seq - 1, event: e, stamp: stamp}.append(nil))
+					d.arrive()
+				}
+				hear(1, 1, now+10, Event{Key: "k", Data: []byte("newer"), Gone: gone})
+				hear(1, 2, 0, Event{Data: []byte("other")})
+				hear(2, 1, now, Event{Key: "k", Data: []byte("older")})
+				d.want("newer", "other")
+				set := newEvent("a", Event{Key: "k", Data: []byte("mine")})
+				if r.publish(set, time.Now(), &d.out); set.stamp != now+11 {
+					t.Errorf("%+v, gone %v: its stamp is %d, want %d", limit, gone, set.stamp, now+11)
+				}
+				time.Sleep(10 * time.Second)
+				d.arrive()
+				if len(r.dropped) > 0 {
+					t.Errorf("%+v, gone %v: %d dropped events are not forgotten", limit, gone, len(r.dropped))
+				}
+			})
+		}
+	}
+}
+
 // If a message of a node's members is lost, those in it haven't left.
 func TestRelayLosesSomeMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
