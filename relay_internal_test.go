@@ -129,6 +129,45 @@ func TestRelayDropsTheNewestOfAKey(t *testing.T) {
 	}
 }
 
+// A node that has lost an event that says the same as the one before learns its stamp:
+// otherwise its next one could be older to others, if its clock is behind.
+func TestRelayLosesTheSameAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		r.want([]string{"a"})
+		d.arrive()
+		now := uint64(time.Now().UnixMicro())
+		value := Event{Key: "k", Data: []byte("1")}
+		hear := func(m brokered) {
+			m.node = nodeID{1}
+			r.Deliver("topic/a", m.append(nil))
+			d.arrive()
+		}
+		answer := func() (m brokered) {
+			time.Sleep(time.Second)
+			d.arrive()
+			synctest.Wait()
+			for _, msg := range b.published {
+				if n, err := parseBrokered([]byte(strings.TrimPrefix(msg, "topic/a "))); err == nil && n.kind == brokeredValues {
+					m = n
+				}
+			}
+			return m
+		}
+		hear(brokered{kind: brokeredEvent, seq: 1, event: value, stamp: now})
+		before := r.past.digest("a")
+		hear(brokered{kind: brokeredEvent, seq: 2, before: 1, event: value, stamp: now + 2_000_000})
+		hear(brokered{kind: brokeredQuestion, digest: before})
+		if m := answer(); m.kind != brokeredValues || len(m.values) != 1 || m.values[0].stamp != now+2_000_000 {
+			t.Errorf("the node that has lost the second got %+v", m)
+		}
+		hear(brokered{kind: brokeredQuestion, digest: r.past.digest("a")})
+		if m := answer(); m.kind != brokeredValues || len(m.values) != 0 {
+			t.Errorf("a node with both got %+v", m)
+		}
+	})
+}
+
 // If a message of a node's members is lost, those in it haven't left.
 func TestRelayLosesSomeMembers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"bytes"
+	"encoding/binary"
 	"hash/crc64"
 	"math/rand/v2"
 	"slices"
@@ -199,11 +200,12 @@ func (h *history) newest(topic string) (kept []*keptEvent) {
 	return kept
 }
 
-// digest returns a checksum of a topic's values. It is zero if there are none.
+// digest returns a checksum of a topic's values and their stamps. It is zero if there
+// are none.
 func (h *history) digest(topic string) (sum uint64) {
 	for _, m := range h.log(topic).keys {
 		if !m.event.Gone && !m.event.member {
-			sum += crc64.Checksum(m.event.content(), topicTable)
+			sum += crc64.Checksum(binary.BigEndian.AppendUint64(m.event.content(), m.event.stamp), topicTable)
 		}
 	}
 	return sum
