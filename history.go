@@ -62,6 +62,7 @@ type history struct {
 	// engine lacks. While there is one, ids resume nowhere.
 	unshared       map[string]bool
 	unsharedEvents uint64 // the number of such events so far
+	divided        bool   // others follow at the position of the next event, so its id resumes nowhere either
 	topics         map[string]*topicLog
 	recent         eventList // of all topics
 	stayed         eventList // the values that are no longer recent, in the order in which they became so

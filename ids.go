@@ -15,7 +15,7 @@ import (
 // realtime.js from comparing it by number.
 func (h *history) id(seq uint64) string {
 	number := seq - h.base
-	isLocal := len(h.unshared) > 0
+	isLocal := len(h.unshared) > 0 || h.divided
 	digits := strconv.FormatUint(number, 10)
 	if h.prints != nil && number&wholeRecord == 0 && (number > 0 || isLocal) {
 		digits = "l" + h.name + "." + strconv.FormatUint(h.unsharedEvents, 10) + "." + digits

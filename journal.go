@@ -434,10 +434,12 @@ func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time
 	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
 		lost := j.own[0].event
 		p := j.past
-		p.unsharedEvents++ // so no two of them have one id
+		p.unsharedEvents++                                     // so no two of them have one id
+		p.divided = len(j.own) > 1 && j.own[1].number < number // its client would lack the next one
 		if !p.addAt(lost, start, now).hidden {
 			out.add(lost)
 		}
+		p.divided = false
 		j.own = j.own[1:]
 	}
 	if len(j.own) > 0 && j.own[0].number == number {

@@ -551,7 +551,8 @@ func TestJournalCutIDs(t *testing.T) {
 }
 
 // An engine that accepts two events and then loses them doesn't make them one to
-// those who tell events apart by id.
+// those who tell events apart by id. A client that got only the first of them doesn't
+// resume behind both.
 func TestJournalLostIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
@@ -566,6 +567,9 @@ func TestJournalLostIDs(t *testing.T) {
 		d.arrive()
 		if d.out[0].event.ID == d.out[1].event.ID {
 			t.Errorf("both have the id %s", d.out[0].event.ID)
+		}
+		if got := d.since(d.out[0].event.ID, "a"); got != "lost" {
+			t.Errorf("behind the first a client has missed %q, want it lost", got)
 		}
 		if got := d.since(d.out[1].event.ID, "a"); got != "3" {
 			t.Errorf("behind the second a client has missed %q, want 3", got)
