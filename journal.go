@@ -47,6 +47,7 @@ type journal struct {
 	lastRecord uint64            // number of the newest record that arrived
 	readAway   uint64            // lastRecord when the engine went away; zero: it is back
 	numbers    map[nodeID]uint64 // number of each node's last event
+	sure       map[nodeID]bool   // nodes of which this node has taken all records since
 	milestones []milestone       // oldest first; those that trimTo has yet to use
 	trimAt     time.Time         // when to call trimTo next
 	early      bool              // a client joined before the log was current
@@ -84,6 +85,7 @@ func newJournal(s *shared, broker HistoryBroker) *journal {
 		started: time.Now(),
 		current: make(chan struct{}),
 		numbers: make(map[nodeID]uint64),
+		sure:    make(map[nodeID]bool),
 	}
 	j.reached.Store(&progress{over: make(chan struct{})})
 	j.past.forgotten, j.past.heard = s.forgot, s.heard
@@ -331,6 +333,7 @@ func (j *journal) beginBehind(record uint64) {
 	p := j.past
 	j.lastRecord = record
 	j.milestones = nil // the numbers may stand for other records now
+	clear(j.sure)
 	j.out.trail.Store(new(trail))
 	p.move(p.base + record<<recordBits | wholeRecord)
 	p.begin = p.seq
@@ -391,6 +394,9 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 // takeEvents accepts the events of a record. The last one has the position end.
 func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *batch) {
 	p := j.past
+	if j.sure[r.node] && r.number > j.numbers[r.node]+1 {
+		j.skipped(r.node, start, now, out)
+	}
 	for i, ev := range r.events {
 		if !j.isNew(r.node, r.number+uint64(i)) {
 			continue
@@ -409,6 +415,19 @@ func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *b
 			out.add(ev)
 		}
 	}
+}
+
+// skipped notes that the log lacks events of a node, though no cut tells of them: the
+// engine has accepted and lost them, before any node got them. Clients of their own
+// node get them all the same, see claim.
+func (j *journal) skipped(node nodeID, at uint64, now time.Time, out *batch) {
+	const why = "the engine has lost events that it had accepted"
+	if node == j.peers.node {
+		j.gap(why)
+		return
+	}
+	j.past.addAt(newGap(""), at, now)
+	j.lost(out, why)
 }
 
 // tellShards tells the shards the history's position when no event tells it.
@@ -485,7 +504,8 @@ func (j *journal) isNew(node nodeID, number uint64) bool {
 	}
 	if len(j.numbers) >= maxNodes {
 		clear(j.numbers)
+		clear(j.sure)
 	}
-	j.numbers[node] = number
+	j.numbers[node], j.sure[node] = number, true
 	return true
 }

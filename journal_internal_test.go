@@ -578,6 +578,38 @@ func TestJournalLostIDs(t *testing.T) {
 	})
 }
 
+// The numbers of a node's events show that the engine has lost some of them before
+// any node got them. Clients of other nodes get a reset.
+func TestJournalSkippedEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, j, _ := newTestJournal(t)
+		j.Record("e", 1, recordOf(1, 7, "7")) // the first that this node has read
+		j.Current("e", 1)
+		d.arrive()
+		id := d.id(1, wholeRecord)
+		j.Record("e", 2, recordOf(1, 9, "9"))
+		j.Record("e", 3, recordOf(1, 10, "10"))
+		d.arrive()
+		d.want("reset", "9", "10")
+		if got := d.since(id, "a"); got != "lost" {
+			t.Errorf("a client that comes back has missed %q, want it lost", got)
+		}
+		if got := d.since(d.id(2, wholeRecord), "a"); got != "10" {
+			t.Errorf("behind that, a client that comes back has missed %q, want 10", got)
+		}
+		j.Record("e", 4, encodeCut(nodeID{1}, 15, map[string]bool{"b": true}))
+		j.Record("e", 5, recordOf(1, 16, "16"))
+		d.arrive()
+		d.want("16")
+		j.Record("e", 8, recordOf(1, 18, "18")) // the node has noticed the loss of records
+		d.arrive()
+		d.want("reset", "18")
+		if n := j.shared.gaps.Load(); n != 3 {
+			t.Errorf("%d gaps, want 3", n)
+		}
+	})
+}
+
 // A cut that is too large for the log becomes one of all topics, also if the hub
 // ends before the log has told of it.
 func TestJournalCutTooLarge(t *testing.T) {
