@@ -339,12 +339,15 @@ func (j *journal) beginBehind(record uint64) {
 	p.begin = p.seq
 }
 
-// lost counts a gap and sends clients a reset. The ids that they get from now
-// on don't show the gap.
+// lost counts a gap and sends clients a reset, and all members, which pages forget at
+// a reset. The ids that they get from now on don't show the gap.
 func (j *journal) lost(out *batch, why string) {
 	j.gap(why)
 	if isClosed(j.current) {
 		out.add(resetEvent)
+		for _, ev := range j.past.allMembers() {
+			out.add(ev)
+		}
 	}
 }
 

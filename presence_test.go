@@ -496,6 +496,34 @@ func TestPresenceAfterAnOutage(t *testing.T) {
 	}
 }
 
+// Behind a reset that a connected page gets, all members follow, as docs/presence.md
+// says: the page has forgotten them.
+func TestPresenceBehindAReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		engine := brokertest.NewMemory()
+		first, _ := lobbyNode(t, engine, true)
+		watcher := first.listen("")
+		drained(first.listen("user=ann"))
+		watcher.next()
+		time.Sleep(5 * time.Second)
+		engine.Forget()
+		ev, err := watcher.event()
+		if err != nil || ev.name != "reset" {
+			t.Fatalf("the watcher got %+v, %v", ev, err)
+		}
+		got := make(chan string, 1)
+		go func() {
+			ev, _ := watcher.event()
+			got <- ev.data
+		}()
+		time.Sleep(time.Minute)
+		watcher.cut()
+		if got := <-got; got != `{"key":"ann"}` {
+			t.Errorf("behind the reset the watcher got %q", got)
+		}
+	})
+}
+
 // A deafLog is a node's broker whose heartbeats from other nodes don't come until it
 // hears.
 type deafLog struct {
