@@ -330,3 +330,34 @@ func (a *appender) widenCut(err error) bool {
 	a.topics = map[string]bool{"": true}
 	return true
 }
+
+// claim returns event i of a record, or the pending own event that it encodes.
+// It reports whether clients get the event now. They don't if it is older than
+// this node's start, or if they have it already. A disconnect is never too old: a
+// client that has joined before it was read didn't wait for the log. Own events
+// that the log lacks get the position start, between two records.
+func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time, out *batch) (_ *event, live bool) {
+	live = isClosed(j.current) || ev.notice == disconnectNotice
+	if r.node != j.peers.node {
+		return ev, live
+	}
+	number := r.number + uint64(i)
+	live = live && number > j.passed
+	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
+		lost := j.own[0].event
+		p := j.past
+		p.unsharedEvents++                                     // so no two of them have one id
+		p.divided = len(j.own) > 1 && j.own[1].number < number // its client would lack the next one
+		if !p.addAt(lost, start, now).hidden {
+			out.add(lost)
+		}
+		p.divided = false
+		j.own = j.own[1:]
+	}
+	if len(j.own) > 0 && j.own[0].number == number {
+		ev, live = j.own[0].event, true
+		j.own = j.own[1:]
+	}
+	j.out.seen.Store(number)
+	return ev, live
+}

@@ -219,3 +219,17 @@ func checkClose(code websocket.StatusCode, reason string) (websocket.CloseError,
 	}
 	return websocket.CloseError{Code: code, Reason: fitReason(reason)}, nil
 }
+
+// silence returns for how long nothing has come from each node that has not said
+// good-bye.
+func (p *peers) silence(now time.Time) map[nodeID]time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[nodeID]time.Duration)
+	for id, n := range p.nodes {
+		if !n.goodbye {
+			all[id] = now.Sub(n.heard)
+		}
+	}
+	return all
+}

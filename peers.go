@@ -441,20 +441,6 @@ func (p *peers) isGone(node nodeID, since time.Time) bool {
 	return !p.hears.IsZero() && time.Since(since) > max(nodeTimeout, p.shared.leaveAfter)
 }
 
-// silence returns for how long nothing has come from each node that has not said
-// good-bye.
-func (p *peers) silence(now time.Time) map[nodeID]time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := make(map[nodeID]time.Duration)
-	for id, n := range p.nodes {
-		if !n.goodbye {
-			all[id] = now.Sub(n.heard)
-		}
-	}
-	return all
-}
-
 // later has the loop call an arrival after a time.
 func (p *peers) later(d time.Duration, a arrival) {
 	time.AfterFunc(d, func() { p.pass(a) })
