@@ -305,8 +305,11 @@ func (h *Hub) newOrder() order {
 		l := newLocal(s)
 		return &l
 	}
-	if broker, ok := h.Broker.(HistoryBroker); ok && s.history.keeps() {
-		return newJournal(s, broker)
+	if broker, ok := h.Broker.(HistoryBroker); ok {
+		if s.history.keeps() {
+			return newJournal(s, broker)
+		}
+		s.log.warn(logSetup, "the broker keeps a history, but Hub.History is zero: set it, or there is none")
 	}
 	return newRelay(s, h.Broker)
 }
@@ -405,6 +408,9 @@ func (h *Hub) Shutdown(ctx context.Context) error {
 	select {
 	case <-h.finished:
 	case <-late:
+		if n := len(h.registry.all()); n > 0 {
+			err = fmt.Errorf("%w: clients whose handlers have not returned: %d", err, n)
+		}
 	}
 	return err
 }

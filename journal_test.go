@@ -1138,3 +1138,18 @@ func TestJournalCountsNoOldGaps(t *testing.T) {
 		}
 	})
 }
+
+// A broker that keeps a history has a hub without one tell that nothing is kept.
+func TestHistoryBrokerWithoutHistory(t *testing.T) {
+	var lines safeBuffer
+	hub := realtime.NewHub()
+	hub.Logger = textLogger(&lines)
+	hub.Broker = brokertest.NewMemory().HistoryBroker()
+	if err := hub.Publish(t.Context(), "a", realtime.Event{}); err != nil {
+		t.Fatal(err)
+	}
+	hub.Shutdown(t.Context())
+	if !strings.Contains(lines.String(), "Hub.History is zero: set it") {
+		t.Errorf("logged %q", lines.String())
+	}
+}
