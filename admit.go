@@ -156,7 +156,8 @@ func Refuse(status int, reason string) error { return RefuseFor(0, status, reaso
 // wait is over: with 429 (Too Many Requests) or 503 (Service Unavailable). The
 // answer has it as Retry-After, in seconds. A client of the [Subprotocol] is told
 // a random time up to 4 s longer, so that those who were refused together don't
-// reconnect together. Zero and negative tell no time; see [Subprotocol].
+// reconnect together. Zero and negative tell no time, and a status that is final
+// tells such a client none; see [Subprotocol].
 func RefuseFor(wait time.Duration, status int, reason string) error {
 	if status < 200 || status > 599 {
 		status = http.StatusForbidden

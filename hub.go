@@ -56,7 +56,8 @@ type Hub struct {
 	// chooses the answer, for plain clients and for pages: see [Subprotocol].
 	// [ErrBrokerUnavailable] asks the client to try again later. Any other is
 	// logged and answered by 403 and a fixed text, which tells a stranger
-	// nothing. Without OnConnect a client has the topics that its URL asks for
+	// nothing. If the client was closed in the meantime, and OnConnect therefore
+	// returns [ErrClientClosed], the client hears why. Without OnConnect a client has the topics that its URL asks for
 	// (?topic=a&topic=b), 100 at most. Set OnConnect or OnSubscribe unless every
 	// client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
@@ -78,8 +79,9 @@ type Hub struct {
 	// Otherwise it has only those that OnConnect subscribes.
 	OnSubscribe func(c *Client, topic string) error
 
-	// OnDisconnect is called once for each OnConnect that returned nil, when
-	// the client is gone and its last OnMessage has returned. err is never nil.
+	// OnDisconnect is called once for each OnConnect that returned nil, also if
+	// OnSubscribe then refuses the client. It is called when the client is gone
+	// and its last OnMessage has returned. err is never nil.
 	// A close by the client satisfies [websocket.CloseStatus]. [ErrSlowClient],
 	// [ErrHubClosed] and [ErrClientClosed] tell why this side closed. The end
 	// of an event stream is [io.EOF]. Get and Topics still work, Send doesn't.
