@@ -32,14 +32,14 @@ type Hub struct {
 	// Broadcast accepts text for every client. Its buffer holds 256 events, so
 	// a send blocks only while the hub is that far behind, or doesn't run yet.
 	// A send starts no hub: call Run if events may come before the first
-	// client. Don't close Broadcast: Shutdown ends the hub. Data that is not
-	// valid UTF-8 goes out as a binary message and is counted in Stats. Data
-	// belongs to the hub once it is sent: don't modify it afterwards.
+	// client. Data that is not valid UTF-8 goes out as a binary message and is
+	// counted in Stats. Data belongs to the hub once it is sent: don't modify it
+	// afterwards.
 	//
 	// Once Done is closed, what is sent is dropped and counted. After Shutdown
 	// nothing receives: the buffer fills, and then a send blocks. Code that may
 	// outlive the hub calls Publish or selects on Done. Don't close Broadcast: a
-	// later send would panic. The hub itself runs on if somebody does.
+	// later send would panic. The hub runs on if somebody does. Shutdown ends it.
 	Broadcast chan []byte
 
 	// OnMessage is called with each message of a client: in turn for one
@@ -57,9 +57,9 @@ type Hub struct {
 	// [ErrBrokerUnavailable] asks the client to try again later. Any other is
 	// logged and answered by 403 and a fixed text, which tells a stranger
 	// nothing. If the client was closed in the meantime, and OnConnect therefore
-	// returns [ErrClientClosed], the client hears why. Without OnConnect a client has the topics that its URL asks for
-	// (?topic=a&topic=b), 100 at most. Set OnConnect or OnSubscribe unless every
-	// client may read every topic.
+	// returns [ErrClientClosed], the client hears why. Without OnConnect a client
+	// has the topics that its URL asks for (?topic=a&topic=b), 100 at most. Set
+	// OnConnect or OnSubscribe unless every client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
 
 	// OnSubscribe decides which topics a page may join by itself: those that its URL
