@@ -23,12 +23,12 @@ type relay struct {
 	seq  uint64               // number of this node's last event
 	sent map[string]sentEvent // the last event to each topic
 	survey
-	dropped map[topicKey]*keptEvent // newest events of a Key that the history has dropped within nodeTimeout
-	away    bool                    // the engine could not be reached at the last beat
-	shows   map[string]bool         // topics in which this node has had members
-	lists   map[answer]*memberList  // that other nodes are telling
-	rolls   []*roll                 // oldest first
-	had     map[disconnectID]bool   // disconnects of other nodes
+	dropped map[topicKey]agedEvent // newest events of a Key that the history has dropped within nodeTimeout
+	away    bool                   // the engine could not be reached at the last beat
+	shows   map[string]bool        // topics in which this node has had members
+	lists   map[answer]*memberList // that other nodes are telling
+	rolls   []*roll                // oldest first
+	had     map[disconnectID]bool  // disconnects of other nodes
 }
 
 // newRelay returns a relay that is running; close ends it.
@@ -36,7 +36,7 @@ func newRelay(s *shared, broker Broker) *relay {
 	r := &relay{local: newLocal(s), peers: newPeers(s, broker), sent: make(map[string]sentEvent)}
 	r.questions, r.answers = make(map[string]*question), make(map[answer]bool)
 	r.shows, r.lists, r.had = make(map[string]bool), make(map[answer]*memberList), make(map[disconnectID]bool)
-	r.dropped = make(map[topicKey]*keptEvent)
+	r.dropped = make(map[topicKey]agedEvent)
 	r.peers.lost, r.peers.begun = r.gap, r.begun
 	r.past.covered, r.past.valued, r.past.dropped = r.covered, r.valued, r.noteDropped
 	r.peers.beat = r.beat
@@ -50,7 +50,7 @@ func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	if ev.Key != "" && !ev.member {
 		ev.stamp = uint64(now.UnixMicro())
 		if newest := r.newestOf(ev); newest != nil {
-			ev.stamp = max(ev.stamp, newest.event.stamp+1)
+			ev.stamp = max(ev.stamp, newest.stamp+1)
 		}
 	}
 	r.local.publish(ev, now, out)
@@ -221,28 +221,38 @@ func (r *relay) isNewest(ev *event) bool {
 		return true
 	}
 	newest := r.newestOf(ev)
-	return newest == nil || cmp.Or(cmp.Compare(ev.stamp, newest.event.stamp), bytes.Compare(ev.content(), newest.event.content())) > 0
+	return newest == nil || cmp.Or(cmp.Compare(ev.stamp, newest.stamp), bytes.Compare(ev.content(), newest.content())) > 0
 }
 
 // newestOf returns the newest event that is known of ev's Key; nil: none is.
-func (r *relay) newestOf(ev *event) *keptEvent {
+func (r *relay) newestOf(ev *event) *event {
 	if newest := r.past.latest(ev); newest != nil {
-		return newest
+		return newest.event
 	}
-	return r.dropped[ev.topicKey()]
+	return r.dropped[ev.topicKey()].event
 }
+
+// An agedEvent is an event with the time at which it came.
+type agedEvent struct {
+	event *event
+	at    time.Time
+}
+
+// maxDropped bounds the memory for events that the history has dropped. Without
+// them, an older event that comes late may come back.
+const maxDropped = 10_000
 
 // noteDropped notes the newest event of a Key that the history drops, as one that
 // is Gone in a busy topic. An older one may still be on its way.
 func (r *relay) noteDropped(m *keptEvent) {
-	if !m.event.member && time.Since(m.at) <= nodeTimeout {
-		r.dropped[m.event.topicKey()] = m
+	if !m.event.member && time.Since(m.at) <= nodeTimeout && len(r.dropped) < maxDropped {
+		r.dropped[m.event.topicKey()] = agedEvent{m.event, m.at} // without m, from which the list goes on
 	}
 }
 
 // forgetDropped forgets what noteDropped has noted, nodeTimeout after it came.
 func (r *relay) forgetDropped(now time.Time) {
-	maps.DeleteFunc(r.dropped, func(_ topicKey, m *keptEvent) bool { return now.Sub(m.at) > nodeTimeout })
+	maps.DeleteFunc(r.dropped, func(_ topicKey, e agedEvent) bool { return now.Sub(e.at) > nodeTimeout })
 }
 
 // track reports whether a message is a new event. It returns the topics that
