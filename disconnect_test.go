@@ -514,7 +514,7 @@ func TestDisconnectOnATopicThatIsSlow(t *testing.T) {
 			}
 			msg = bytes.Clone(msg)
 			time.AfterFunc(100*time.Millisecond, func() { h.Deliver(topic, msg) })
-			time.Sleep(1) // so that no two come at one time
+			time.Sleep(time.Nanosecond) // so that no two come at one time
 		}}
 		b := newPipeSite(t, hub)
 		join(a, "") // starts the node
