@@ -326,16 +326,26 @@ func TestRecordTooLarge(t *testing.T) {
 	a := newArchive(t, engine.HistoryBroker())
 	c := a.listen("")
 	c.until(a.say("1"))
+	late := int64(0) // events for which a busy machine took too long
+	publish := func(size int) (err error) {
+		for range 20 {
+			err = a.Publish(t.Context(), "x", realtime.Event{Data: bytes.Repeat([]byte("x"), size)})
+			if !errors.Is(err, realtime.ErrBrokerUnavailable) || errors.Is(err, realtime.ErrEventTooLarge) {
+				break
+			}
+			late++
+		}
+		return err
+	}
 	for _, size := range []int{1<<20 - 5000, 1 << 20, 5 << 20} {
-		text := strings.Repeat("x", size)
-		err := a.Publish(t.Context(), "x", realtime.Event{Data: []byte(text)})
+		err := publish(size)
 		if want := size >= 1<<20; errors.Is(err, realtime.ErrEventTooLarge) != want || (err != nil) != want {
 			t.Errorf("%d bytes: %v", size, err)
 		}
 	}
 	a.say("2")
 	eventually(t, "working broker", func() bool { return !a.Stats().BrokerDown })
-	if st := a.Stats(); st.Unsent != 2 || st.Published != 5 {
+	if st := a.Stats(); st.Unsent != 2+late || st.Published != 5+late {
 		t.Errorf("Stats() = %+v", st)
 	}
 }
