@@ -27,7 +27,7 @@ export class Connection extends EventTarget {
 	constructor(url, options = {}) {
 		super();
 		const {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", shared} = this.#options = options;
-		this.#url = typeof url === "function" ? url : resolve(url);
+		this.#url = url.call ? url : resolve(url);
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
 		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${transports}`);
@@ -88,7 +88,7 @@ export class Connection extends EventTarget {
 	}
 
 	#listen(entry) {
-		if (typeof entry.listener !== "function") throw new TypeError("realtime: bad listener");
+		if (!entry.listener?.call) throw new TypeError("realtime: bad listener");
 		this.#listeners.add(entry);
 		return () => this.#listeners.delete(entry);
 	}
@@ -99,7 +99,7 @@ export class Connection extends EventTarget {
 
 	#pass(data) {
 		if (this.#leads && this.#state === "open" && !this.#openedAt) return this.#unsent.push(data);
-		if (!this.#openedAt || this.#link.readyState !== 1) return false;
+		if (!this.#openedAt || this.#link.readyState > 1) return false;
 		this.#link.send(data);
 		return true;
 	}
@@ -115,23 +115,23 @@ export class Connection extends EventTarget {
 	}
 
 	#connect() {
-		this.#dueAt = Infinity;
+		this.#dueAt = NaN;
 		if (this.#channel && !this.#leads && !this.#joins?.call) {
 			this.#link = this.#followed();
 			this.#expect(openTimeout);
 			return this.#post({who: true});
 		}
-		if (typeof this.#url !== "function") return this.#open(this.#url);
-		const link = this.#link = {close() {}};
+		if (!this.#url.call) return this.#open(this.#url);
+		const link = this.#link = {};
 		this.#expect(openTimeout);
 		new Promise((done) => done(this.#url())).then(resolve).then(
-			this.#of(link, (url) => this.#open(url)),
+			this.#of(link, this.#open),
 			this.#of(link, (error) => this.#lost({reason: String(error)}, true)),
 		);
 	}
 
 	#of(link, f) {
-		return (value) => link === this.#link && f(value);
+		return (value) => link === this.#link && f.call(this, value);
 	}
 
 	#open(base) {
@@ -155,11 +155,11 @@ export class Connection extends EventTarget {
 			if (this.transport === "websocket") {
 				url.protocol = url.protocol.replace("http", "ws");
 				link = new WebSocket(url, "realtime.v1");
-				link.onclose = this.#of(link, (event) => this.#lost(event));
+				link.onclose = this.#of(link, this.#lost);
 			} else {
 				query.set("protocol", "realtime.v1");
 				link = new EventSource(url, this.#options);
-				link.onerror = this.#of(link, () => this.#failed());
+				link.onerror = this.#of(link, this.#failed);
 			}
 		} catch {
 			return this.#lost({});
@@ -172,7 +172,7 @@ export class Connection extends EventTarget {
 
 	#failed() {
 		const link = this.#link;
-		if (!this.#openedAt || link.readyState === 2 || typeof this.#url === "function" || this.#changed.size || link.url.includes("&new=")) return this.#lost({});
+		if (!this.#openedAt || link.readyState > 1 || this.#url.call || this.#changed.size || link.url.includes("&new=")) return this.#lost({});
 		this.#count(true);
 		this.#openedAt = this.#dueAt = 0;
 		this.#expect(30e3);
@@ -186,7 +186,7 @@ export class Connection extends EventTarget {
 
 	#opened() {
 		clearTimeout(this.#timer);
-		this.#dueAt = Infinity;
+		this.#dueAt = NaN;
 		this.#openedAt = Date.now();
 		const link = this.#link;
 		for (const data of this.#unsent.splice(0)) link.send(data);
@@ -235,8 +235,8 @@ export class Connection extends EventTarget {
 
 	#delay(code) {
 		const {min = 500, max = 30e3} = this.#options.backoff ?? {};
-		const from = Math.min(code === 1013 ? 10 * min : min, max);
-		const most = code === 1013 ? 20 : code === 1001 || code === 1012 ? 10 : 0;
+		const from = Math.min(min * (code === 1013 ? 10 : 1), max);
+		const most = code === 1013 ? 20 : code === 1012 || code === 1001 ? 10 : 1;
 		const to = Math.min(min * Math.max(most, 2 ** (this.#failures + 1)), max);
 		return from + Math.random() * (to - from);
 	}
@@ -247,7 +247,7 @@ export class Connection extends EventTarget {
 		this.#link = null;
 		this.#openedAt = 0;
 		this.#from = this.#id = "";
-		link?.close(1000);
+		link?.close?.(1000);
 	}
 
 	#end(code, reason) {
@@ -260,7 +260,7 @@ export class Connection extends EventTarget {
 	}
 
 	#wanted(more = []) {
-		return [...new Set([this.topics, ...this.#tabs.values(), more].flat())];
+		return [...new Set([this.topics, more, ...this.#tabs.values()].flat())];
 	}
 
 	#change(...topics) {
@@ -394,7 +394,7 @@ export class Connection extends EventTarget {
 	}
 
 	#followed() {
-		return {follows: true, readyState: 1, send: (send) => this.#post({send}), close() {}};
+		return {follows: true, send: (send) => this.#post({send})};
 	}
 
 	#follow(leader, {from, topics, fresh = [], transport}) {
@@ -457,13 +457,13 @@ export class Connection extends EventTarget {
 		const now = Date.now();
 		const slept = now - this.#checkedAt > 90e3;
 		this.#checkedAt = now;
-		const due = now >= this.#dueAt;
+		const due = this.#dueAt <= now;
 		if (type === "pagehide") {
-			if (persisted) this.#leave();
-			else this.#post({bye: true});
+			if (!persisted) return this.#post({bye: true});
+			this.#leave();
 		} else if (type === "pageshow") {
 			if (persisted) this.#broken(this.#enter());
-		} else if (type === "online" ? due || (this.#dueAt === Infinity && this.#lastEventId) : slept || (due && type && !document.hidden)) {
+		} else if (type === "online" ? due || (!this.#dueAt && this.#lastEventId) : slept || (due && type && !document.hidden)) {
 			this.reconnect();
 		}
 	};
