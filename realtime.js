@@ -11,7 +11,7 @@ export class Connection extends EventTarget {
 	#url; #topics; #transports; #options;
 	#state = "connecting"; #id = ""; #lastEventId; #listeners = new Set();
 
-	#link; #openedAt; #from = ""; #all = [];
+	#link; #openedAt; #from = "";
 	#tries = 0; #worked = new Set(); #failures = 0;
 	#dueAt; #timer;
 	#interval; #missed; #patience = 2;
@@ -144,8 +144,8 @@ export class Connection extends EventTarget {
 			return this.#enter();
 		}
 		this.#changed.clear();
-		this.#all = this.#wanted();
-		for (const topic of this.#all) {
+		const has = this.#wanted();
+		for (const topic of has) {
 			this.#known.add(topic);
 			query.append("topic", topic);
 			if (this.#fresh.has(topic)) query.append("new", topic);
@@ -164,7 +164,7 @@ export class Connection extends EventTarget {
 		} catch {
 			return this.#lost({});
 		}
-		link.has = new Set(this.#all);
+		link.has = has;
 		link.onmessage = this.#of(link, ({data}) => this.#receive(data));
 		this.#expect(openTimeout);
 		this.#link = link;
@@ -260,7 +260,7 @@ export class Connection extends EventTarget {
 	}
 
 	#wanted(more = []) {
-		return [...new Set([this.topics, more, ...this.#tabs.values()].flat())];
+		return new Set([this.topics, more, ...this.#tabs.values()].flat());
 	}
 
 	#change(...topics) {
@@ -302,8 +302,8 @@ export class Connection extends EventTarget {
 	}
 
 	#refused(topic, {code, reason = "", final = false, retry = 0}) {
-		if (!this.#topics.has(topic)) return;
 		this.#link.has?.delete(topic);
+		if (!this.#topics.has(topic)) return;
 		if (final) {
 			this.unsubscribe(topic);
 			this.#changed.delete(topic);
@@ -359,7 +359,7 @@ export class Connection extends EventTarget {
 
 	#announce(from = this.#from) {
 		this.#inSync = true;
-		if (this.#openedAt) this.#post({open: {from, topics: this.#all, fresh: [...this.#fresh.keys()], transport: this.transport}});
+		if (this.#openedAt) this.#post({open: {from, topics: [...this.#link.has], fresh: [...this.#fresh.keys()], transport: this.transport}});
 		else if (this.#state !== "open") this.#post({lost: {}});
 	}
 
@@ -378,14 +378,14 @@ export class Connection extends EventTarget {
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
 			if (after === this.#from || reaches(after, this.#lastEventId)) this.#receive(text);
-			else this.#follow(tab, {...link, from: after, topics: this.#all});
+			else this.#follow(tab, {...link, from: after});
 		}
 	}
 
 	#admit(tab, {topics, id}) {
 		const reached = reaches(this.#from, id);
-		const isNew = topics.some((t) => !this.#all.includes(t));
-		if (topics.some((t) => this.#fresh.has(t)) || (isNew && this.#wanted(topics).length > 100)) return;
+		const isNew = topics.some((t) => !this.#link?.has?.has(t));
+		if (topics.some((t) => this.#fresh.has(t)) || (isNew && this.#wanted(topics).size > 100)) return;
 		this.#tabs.set(tab, topics);
 		if (!this.#openedAt || !(reached || reaches(id, this.#from))) return;
 		if (reached && !isNew) return this.#announce();
@@ -397,7 +397,7 @@ export class Connection extends EventTarget {
 		return {follows: true, send: (send) => this.#post({send})};
 	}
 
-	#follow(leader, {from, topics, fresh = [], transport}) {
+	#follow(leader, {from, topics, fresh, transport}) {
 		const follows = this.#link.follows;
 		if (!follows && this.#fresh.size) return;
 		if (follows && !this.#openedAt) clearTimeout(this.#timer);
@@ -410,8 +410,7 @@ export class Connection extends EventTarget {
 				this.#joined();
 				this.#link = this.#followed();
 			}
-			Object.assign(this.#link, {leader, transport});
-			this.#all = topics;
+			Object.assign(this.#link, {leader, topics, fresh, transport});
 			this.#from = from;
 			for (const topic of topics) this.#known.add(topic);
 			this.#inSync = true;

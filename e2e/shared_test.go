@@ -544,3 +544,39 @@ func TestScriptSharedJoinsAgain(t *testing.T) {
 	follower.until(`sockets.length > 2`)
 	follows()
 }
+
+// TestScriptSharedTopicRefusedForNow checks that a tab whose topic is refused for a
+// while gets the topic's events afterwards, although another tab has the connection.
+func TestScriptSharedTopicRefusedForNow(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		var busy atomic.Bool
+		site := newSite(t, "", func(hub *realtime.Hub) {
+			hub.History = keep
+			hub.OnSubscribe = func(_ *realtime.Client, topic string) error {
+				if topic == "b" && busy.Load() {
+					return realtime.Refuse(500, "later")
+				}
+				return nil
+			}
+		})
+		proxy := newProxy(t, site.addr())
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i, topics := range [][]string{{"a"}, {"a", "b"}} {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.expectOutage(true)
+			tab.share(proxy.url, transport, topics...)
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tab.run(joined)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 2)
+		busy.Store(true)
+		proxy.cut()
+		tabs[1].until(`refusals.length > 0`)
+		busy.Store(false)
+		site.has(1, 2)
+		site.publish("b", "", "1")
+		tabs[1].until(`got.join() === "1"`)
+	})
+}
