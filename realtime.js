@@ -378,7 +378,7 @@ export class Connection extends EventTarget {
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
 			if (after === this.#from || reaches(after, this.#lastEventId)) this.#receive(text);
-			else this.#follow(tab, {...link, from: after});
+			else this.#join();
 		}
 	}
 
@@ -402,7 +402,7 @@ export class Connection extends EventTarget {
 		if (!follows && this.#fresh.size) return;
 		if (follows && !this.#openedAt) clearTimeout(this.#timer);
 		const reached = reaches(from, this.#lastEventId);
-		if (follows && !(this.#inSync && (reached || reaches(this.#lastEventId, from)))) {
+		if (follows && !(this.#inSync && reached)) {
 			this.#join();
 		} else if (reached && this.topics.every((t) => this.#fresh.has(t) || (topics.includes(t) && !fresh.includes(t)))) {
 			if (!follows) {
@@ -410,7 +410,7 @@ export class Connection extends EventTarget {
 				this.#joined();
 				this.#link = this.#followed();
 			}
-			Object.assign(this.#link, {leader, topics, fresh, transport});
+			Object.assign(this.#link, {leader, transport});
 			this.#from = from;
 			for (const topic of topics) this.#known.add(topic);
 			this.#inSync = true;
@@ -422,7 +422,7 @@ export class Connection extends EventTarget {
 				this.#openedAt = 0;
 				this.#expect(openTimeout);
 			}
-			this.#ask();
+			if (follows || this.#openedAt) this.#ask();
 		}
 	}
 

@@ -90,10 +90,12 @@ import (
 //
 // Nothing is lost or doubled because each tab knows by the ids what it has had. A
 // history's ids have a number that grows, so they can be compared. A tab follows
-// only from an id that it has reached itself. If the leader is past that, or has
-// other topics, the tab wants more, and the leader makes another link that begins
-// earlier. Then the others skip what they have had. So it doesn't matter in which
-// order the posts of an old and a new leader come, or whether a browser loses some.
+// only from an id that it has reached itself. If the leader has other topics, the
+// tab wants more, and the leader makes another link. A tab that follows and has
+// lost its place, as one that was frozen, joins again. The leader doesn't go back
+// for it: if the hub doesn't keep all that it lacks, all tabs would get a reset. So
+// it doesn't matter in which order the posts of an old and a new leader come, or
+// whether a browser loses some.
 //
 // While a hub's engine is away, ids resume nowhere, and contain "local". What comes
 // from the engine keeps its number, and can be compared. What the engine lacks has
@@ -103,8 +105,10 @@ import (
 // What a hub tells a newcomer (the latest values, or what was missed since an id of
 // the page's own) is that tab's alone. So a new tab, or one that comes back, first
 // joins: it has a link of its own, until it has an id from which the leader can
-// continue. One tab joins at a time, so two connections are enough. Without a
-// History there are no ids, and all tabs stay at that.
+// continue. If the leader is past that id by then, it makes another link, which
+// begins there, and the others skip what they have had. One tab joins at a time, so
+// two connections are enough. Without a History there are no ids, and all tabs stay
+// at that.
 //
 // A follower that subscribes a topic joins again, because its beginning is for that
 // tab alone. A leader makes another link, unless one of the others has the topic:

@@ -168,6 +168,34 @@ func (tab *tab) tells(want ...string) {
 	}
 }
 
+// links makes the page's connections stand-ins that a test speaks for.
+const links = `
+	globalThis.links = [];
+	globalThis.WebSocket = globalThis.EventSource = class {
+		readyState = 1;
+		sent = [];
+		constructor(url) { this.url = url.href; links.push(this); }
+		send(data) { this.sent.push(data); }
+		close() { this.readyState = 3; }
+	};
+`
+
+// feign opens the page and connects it over stand-ins, with options in JavaScript.
+// before runs first.
+func (tab *tab) feign(url, before, options string) {
+	tab.Helper()
+	tab.open(url)
+	tab.run(links + before + `const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", ` + options + `);` + watch)
+}
+
+// hears lets objects come over the page's last connection.
+func (tab *tab) hears(objects ...string) {
+	tab.Helper()
+	for _, object := range objects {
+		eval[chromedp.Void](tab, fmt.Sprintf(`links.at(-1).onmessage({data: %q})`, object))
+	}
+}
+
 func options(transport, more string) string {
 	return fmt.Sprintf(`{transports: [%q], backoff: {min: 20, max: 200}, %s}`, transport, more)
 }

@@ -580,3 +580,80 @@ func TestScriptSharedTopicRefusedForNow(t *testing.T) {
 		tabs[1].until(`got.join() === "1"`)
 	})
 }
+
+// TestScriptSharedOneBehind checks that a tab that is far behind, as one that was
+// frozen, gets a reset alone. The others have lost nothing.
+func TestScriptSharedOneBehind(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = realtime.History{Events: 10, Age: time.Hour} })
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 3 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.open(site.server.URL)
+			tab.run(`
+				globalThis.asleep = false;
+				const Channel = BroadcastChannel;
+				globalThis.BroadcastChannel = class extends Channel {
+					set onmessage(f) { super.onmessage = (e) => { if (!asleep) f(e); }; }
+				};`)
+			tab.run(fmt.Sprintf(`const {connect} = await import("/realtime.js"); globalThis.live = connect("/live", %s);`+watch,
+				options(transport, `shared: true, topics: ["a"]`)))
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 1)
+		late := tabs[1]
+		eval[chromedp.Void](late, `asleep = true`)
+		for i := range 30 {
+			site.publish("a", "", fmt.Sprint(i))
+		}
+		tabs[0].until(`got.length === 30`)
+		tabs[2].until(`got.length === 30`)
+		eval[chromedp.Void](late, `asleep = false`)
+		site.publish("a", "", "30")
+		late.tells("open", "reset")
+		site.has(1, 1)
+		site.publish("a", "", "end")
+		for _, tab := range tabs {
+			tab.until(`got.at(-1) === "end"`)
+			if tab != late {
+				tab.tells("open")
+			}
+		}
+	})
+}
+
+// TestScriptSharedJoinsFirst checks that a tab that has lost its place asks the one
+// with the connection for nothing before it has an id of its own connection.
+func TestScriptSharedJoinsFirst(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	profile := newProfile(t, newBrowser(t))
+	open := func(name, lastEventID string) *tab {
+		tab := newTabIn(t, profile, name)
+		tab.feign(site.server.URL, `
+			globalThis.posts = [];
+			const Channel = BroadcastChannel;
+			globalThis.BroadcastChannel = class extends Channel {
+				set onmessage(f) { super.onmessage = (e) => { posts.push(e.data); f(e); }; }
+			};`, fmt.Sprintf(`{shared: true, transports: ["websocket"], lastEventId: %q}`, lastEventID))
+		return tab
+	}
+	leader := open("leader", "")
+	leader.until(`links.length === 1`)
+	leader.hears(`{"client":"c"}`, `{"id":"x-100"}`)
+	late := open("late", "x-1")
+	late.until(`links.length === 1`)
+	stranger := open("stranger", "") // everybody hears where the leader is
+	late.until(`posts.filter((post) => post.open).length === 2`)
+	stranger.shut()
+	late.hears(`{"client":"d"}`, `{"reset":true}`, `{"id":"x-100"}`)
+	late.until(`links[0].readyState === 3`)
+	if n := eval[int](leader, `links.length`); n != 1 {
+		t.Errorf("the leader made %d connections, want 1", n)
+	}
+	if got := eval[string](leader, `posts.filter((post) => post.want).map((post) => post.want.id).join()`); got != "x-100" {
+		t.Errorf("the leader was asked for %s, want x-100", got)
+	}
+}
