@@ -139,7 +139,7 @@ export class Connection extends EventTarget {
 		const query = url.searchParams;
 		if (this.#from ||= this.#lastEventId) query.set("lastEventId", this.#from);
 		else this.#fresh.clear();
-		if ([...this.#tabs.values()].flat().some((t) => this.#fresh.has(t))) {
+		if (this.#full() || [...this.#tabs.values()].flat().some((t) => this.#fresh.has(t))) {
 			this.#leave();
 			return this.#enter();
 		}
@@ -263,6 +263,10 @@ export class Connection extends EventTarget {
 		return new Set([this.topics, more, ...this.#tabs.values()].flat());
 	}
 
+	#full(topics = this.topics) {
+		return this.#wanted(topics).size > Math.max(100, topics.length);
+	}
+
 	#change(...topics) {
 		for (const topic of topics) this.#changed.add(topic);
 		this.#changing ||= setTimeout(() => {
@@ -384,11 +388,11 @@ export class Connection extends EventTarget {
 
 	#admit(tab, {topics, id}) {
 		const reached = reaches(this.#from, id);
-		const isNew = topics.some((t) => !this.#link?.has?.has(t));
-		if (topics.some((t) => this.#fresh.has(t)) || (isNew && this.#wanted(topics).size > 100)) return;
+		if (topics.some((t) => this.#fresh.has(t))) return;
 		this.#tabs.set(tab, topics);
+		if (this.#full()) return this.#tabs.delete(tab);
 		if (!this.#openedAt || !(reached || reaches(id, this.#from))) return;
-		if (reached && !isNew) return this.#announce();
+		if (reached && topics.every((t) => this.#link.has.has(t))) return this.#announce();
 		const from = reached ? this.#from : id;
 		if (!/local/.test(from)) this.#goOn(from);
 	}
@@ -402,7 +406,7 @@ export class Connection extends EventTarget {
 		if (!follows && this.#fresh.size) return;
 		if (follows && !this.#openedAt) clearTimeout(this.#timer);
 		const reached = reaches(from, this.#lastEventId);
-		if (follows && !(this.#inSync && reached)) {
+		if (follows && (!(this.#inSync && reached) || this.#full(topics))) {
 			this.#join();
 		} else if (reached && this.topics.every((t) => this.#fresh.has(t) || (topics.includes(t) && !fresh.includes(t)))) {
 			if (!follows) {

@@ -110,6 +110,11 @@ import (
 // two connections are enough. Without a History there are no ids, and all tabs stay
 // at that.
 //
+// A hub refuses a link with more than 100 topics. So the leader doesn't accept a tab
+// with which there would be more, and that tab keeps its own link. A tab that hears of
+// a leader that has no room for it joins again. A leader that subscribes one too many
+// gives the lead away.
+//
 // A follower that subscribes a topic joins again, because its beginning is for that
 // tab alone. A leader makes another link, unless one of the others has the topic:
 // they would get it from the beginning as well, and lose events. So the leader

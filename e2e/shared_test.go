@@ -657,3 +657,79 @@ func TestScriptSharedJoinsFirst(t *testing.T) {
 		t.Errorf("the leader was asked for %s, want x-100", got)
 	}
 }
+
+// clients waits until the hub's clients have these numbers of topics.
+func (s *site) clients(want ...int) {
+	s.Helper()
+	slices.Sort(want)
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		var of []int
+		for c := range s.hub.Clients() {
+			of = append(of, len(c.Topics()))
+		}
+		slices.Sort(of)
+		if slices.Equal(of, want) {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.Fatalf("the hub's clients have %d topics, want %d", of, want)
+		}
+	}
+}
+
+// TestScriptSharedManyTopics checks what becomes of tabs whose topics are too many
+// for one connection. The tab with the connection may subscribe one too many.
+// Another tab, which didn't fit, may get the lead, and then one that follows
+// doesn't fit.
+func TestScriptSharedManyTopics(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		start := func(t *testing.T, counts ...int) (*site, context.Context, []*tab) {
+			site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+			profile := newProfile(t, browser)
+			var tabs []*tab
+			for i, n := range counts {
+				tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+				tab.expectOutage(true)
+				var topics []string
+				for j := range n {
+					topics = append(topics, fmt.Sprint(i, "-", j))
+				}
+				tab.share(site.server.URL, transport, topics...)
+				tab.until(`live.lastEventId !== "" && live.state === "open"`)
+				tab.run(joined)
+				tabs = append(tabs, tab)
+			}
+			return site, profile, tabs
+		}
+		t.Run("one more", func(t *testing.T) {
+			site, _, tabs := start(t, 60, 40)
+			site.clients(100)
+			tabs[0].run(`join("x")`)
+			site.clients(61, 40)
+			site.publish("x", "", "1")
+			tabs[0].gets("x", "1")
+			site.publish("1-0", "", "2")
+			tabs[1].until(`got.join() === "2"`)
+		})
+		t.Run("room again", func(t *testing.T) {
+			site, profile, tabs := start(t, 60, 40)
+			site.clients(100)
+			tabs[1].shut()
+			third := newTabIn(t, profile, "third-"+transport)
+			third.share(site.server.URL, transport, strings.Split("abcdefghijklmnopqrst", "")...)
+			site.clients(80)
+		})
+		t.Run("another lead", func(t *testing.T) {
+			site, _, tabs := start(t, 60, 50, 40)
+			site.clients(100, 50)
+			tabs[1].run(`join(...Array.from({length: 11}, (_, i) => "x" + i))`)
+			site.clients(100, 61)
+			tabs[0].shut()
+			site.clients(61, 40)
+			site.publish("2-0", "", "1")
+			tabs[2].until(`got.join() === "1"`)
+			tabs[2].tells("open")
+			tabs[1].tells("open")
+		})
+	})
+}
