@@ -313,7 +313,7 @@ export class Connection extends EventTarget {
 			this.#changed.delete(topic);
 		} else {
 			if (!this.#fresh.has(topic)) this.#fresh.set(topic, true);
-			setTimeout(() => this.#change(topic), Math.max(retry, this.#delay(1013)));
+			setTimeout(this.#of(this.#link, () => this.#change(topic)), Math.max(retry, this.#delay(1013)));
 		}
 		this.#tell("refused", {topic, code, reason, final});
 	}

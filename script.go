@@ -61,6 +61,9 @@ import (
 // last events could pass for those of the new beginning, so the page makes another
 // link.
 //
+// A topic that is refused for now is asked for again after a while, unless a newer
+// link has asked for it meanwhile.
+//
 //	subscribe ──▶ fresh ──"subscribed"──▶ known by the id
 //	                ▲                             │
 //	                └───────refused for now───────┘

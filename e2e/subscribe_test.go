@@ -408,3 +408,37 @@ func TestScriptMembers(t *testing.T) {
 		}
 	})
 }
+
+// TestScriptSubscribeRefusedTogether refuses two topics for a while. An event stream
+// asks for both each time, so the time of the one that isn't due yet is over then.
+// Otherwise the number of attempts would grow without end.
+func TestScriptSubscribeRefusedTogether(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, `
+		globalThis.later = [];
+		const {setTimeout} = globalThis;
+		globalThis.setTimeout = (f, ms) => {
+			if (ms === 6000 || ms === 7000) later.push(f);
+			else return setTimeout(f, ms);
+		};
+		Math.random = () => 0;`, `{transports: ["eventsource"], backoff: {min: 100}}`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	tab.run(joined + `join("b", "c");`)
+	refuse := func() {
+		tab.hears(`{"client":"c"}`, `{"topic":"b","refused":{"code":4503,"retry":6000}}`, `{"topic":"c","refused":{"code":4503,"retry":7000}}`)
+	}
+	tab.until(`links.length === 2`)
+	refuse()
+	eval[chromedp.Void](tab, `later[0]()`)
+	tab.until(`links.length === 3`)
+	refuse()
+	eval[chromedp.Void](tab, `later[1]()`)
+	time.Sleep(300 * time.Millisecond) // enough for an attempt
+	if n := eval[int](tab, `links.length`); n != 3 {
+		t.Errorf("the page made %d connections, want 3", n)
+	}
+	eval[chromedp.Void](tab, `later[2]()`)
+	tab.until(`links.length === 4`)
+}
