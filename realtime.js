@@ -503,7 +503,7 @@ export class Connection extends EventTarget {
 		const had = this.#channel && reaches(id, this.#lastEventId);
 		if ((reset && !topic) || (id && !had)) this.#lastEventId = id;
 		if (subscribed) {
-			for (const topic of subscribed) if (link.has) this.#fresh.delete(topic);
+			for (const topic of subscribed) if (link.has && !this.#changed.has(topic)) this.#fresh.delete(topic);
 			if (this.#leads) this.#announce();
 		}
 		for (const topic of unsubscribed) link.has?.delete(topic);

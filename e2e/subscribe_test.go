@@ -442,3 +442,23 @@ func TestScriptSubscribeRefusedTogether(t *testing.T) {
 	eval[chromedp.Void](tab, `later[2]()`)
 	tab.until(`links.length === 4`)
 }
+
+// TestScriptSubscribeAgainEarly leaves a topic and joins it again before the hub has
+// said that the page has it. The topic begins as for a new client then.
+func TestScriptSubscribeAgainEarly(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, ``, `{transports: ["eventsource"]}`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	tab.run(joined + `join("b");`)
+	tab.until(`links.length === 2`)
+	begin := []string{`{"client":"c"}`, `{"topic":"b","data":"value"}`, `{"id":"x-1"}`, `{"subscribed":["b"]}`}
+	tab.run(fmt.Sprintf(`stops.b(); join("b"); for (const data of %s) links[1].onmessage({data});`, "['"+strings.Join(begin, "','")+"']"))
+	tab.until(`links.length === 3`)
+	if url := eval[string](tab, `links[2].url`); !strings.Contains(url, "&new=b") {
+		t.Errorf("the page asks for %s, want b as new", url)
+	}
+	tab.hears(begin...)
+	tab.gets("b", "value")
+}
