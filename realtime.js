@@ -284,7 +284,7 @@ export class Connection extends EventTarget {
 		if (this.transport === "websocket" && !this.#channel && !subscribe.some((t) => link.has.has(t))) {
 			for (const topic of subscribe) link.has.add(topic) && this.#known.add(topic);
 			link.send(JSON.stringify({realtime: {unsubscribe, subscribe}}));
-			this.#begin();
+			this.#begin(subscribe);
 		} else if (subscribe.length || (unsubscribe.length && this.#lastEventId)) {
 			this.#goOn();
 		}
@@ -296,10 +296,10 @@ export class Connection extends EventTarget {
 		this.#connect();
 	}
 
-	#begin() {
+	#begin(topics = this.#fresh.keys()) {
 		const link = this.#link;
-		for (const [topic, some] of [...this.#fresh]) {
-			if (!some || link !== this.#link) continue;
+		for (const topic of [...topics]) {
+			if (!this.#fresh.get(topic) || link !== this.#link) continue;
 			this.#fresh.set(topic);
 			this.#tell("reset", {topic});
 		}

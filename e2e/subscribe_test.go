@@ -462,3 +462,20 @@ func TestScriptSubscribeAgainEarly(t *testing.T) {
 	tab.hears(begin...)
 	tab.gets("b", "value")
 }
+
+// TestScriptSubscribeWhileAnotherBegins subscribes a topic while the values of
+// another one are coming. That is no reason for a reset of the other one.
+func TestScriptSubscribeWhileAnotherBegins(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, ``, `{transports: ["websocket"]}`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	tab.run(joined + `join("b");`)
+	tab.until(`links[0].sent.length === 1`)
+	tab.hears(`{"topic":"b","data":"value 1"}`)
+	tab.run(`join("c");`)
+	tab.until(`links[0].sent.length === 2`)
+	tab.hears(`{"topic":"b","data":"value 2"}`, `{"subscribed":["b"]}`, `{"subscribed":["c"]}`)
+	tab.gets("b", "value 1", "value 2")
+}
