@@ -255,6 +255,7 @@ export class Connection extends EventTarget {
 		this.#leave();
 		clearInterval(this.#pulse);
 		this.#state = "closed";
+		this.#listeners.clear();
 		this.#watchPage("removeEventListener");
 		this.#tell("close", {code, reason, final: true});
 	}

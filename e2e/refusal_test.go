@@ -189,6 +189,7 @@ func TestScriptListenersMayAct(t *testing.T) {
 			{`live.addEventListener("open", () => live.close())`, "open, close 1000 final", 0},
 			{`live.addEventListener("open", () => live.reconnect(), {once: true})`, "open, close 1006, open, reset", 3}, // it had no id yet
 			{`live.on("1", () => live.close())`, "open, close 1000 final", 1},
+			{`live.on("1", () => live.close()); live.on("1", () => told.push("another"))`, "open, close 1000 final", 1},
 			{`live.on("1", () => live.reconnect())`, "open, close 1006, open", 3},
 			{`live.on("3", () => live.reconnect()); live.addEventListener("close", () => live.close())`, "open, close 1006, close 1000 final", 3},
 		} {
