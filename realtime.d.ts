@@ -258,7 +258,7 @@ export class Connection extends EventTarget {
 
 	/**
 	 * Sends a message to the hub's OnMessage. It throws an InvalidStateError on
-	 * an event stream and while not connected. A message that is sent just
+	 * an event stream and while the state isn't open. A message that is sent just
 	 * before the connection is lost may be lost too.
 	 *
 	 * Nothing is kept for later, on purpose. Only the page knows whether a message

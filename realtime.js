@@ -94,13 +94,13 @@ export class Connection extends EventTarget {
 	}
 
 	send(data) {
-		if (this.transport !== "websocket" || !this.#pass(data)) throw new DOMException("realtime: not open", "InvalidStateError");
+		if (!this.#pass(data)) throw new DOMException("realtime: not open", "InvalidStateError");
 	}
 
 	#pass(data) {
-		if (this.#leads && this.#state === "open" && !this.#openedAt) return this.#unsent.push(data);
-		if (!this.#openedAt || this.#link.readyState > 1) return false;
-		this.#link.send(data);
+		if (this.#state !== "open" || this.transport !== "websocket" || this.#link?.readyState > 1) return false;
+		if (this.#openedAt) this.#link.send(data);
+		else this.#unsent.push(data);
 		return true;
 	}
 
@@ -189,7 +189,7 @@ export class Connection extends EventTarget {
 		this.#dueAt = NaN;
 		this.#openedAt = Date.now();
 		const link = this.#link;
-		for (const data of this.#unsent.splice(0)) link.send(data);
+		for (const data of this.#unsent.splice(0)) link.send?.(data);
 		if (this.#state !== "open") {
 			this.#state = "open";
 			this.#tell("open");
@@ -374,7 +374,7 @@ export class Connection extends EventTarget {
 			if (who) this.#announce();
 			if (want) this.#admit(tab, want);
 			if (bye) this.#tabs.delete(tab);
-			if (send !== undefined && this.transport === "websocket") this.#pass(send);
+			if (send !== undefined) this.#pass(send);
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {

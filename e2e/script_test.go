@@ -832,3 +832,23 @@ func TestScriptLateTimers(t *testing.T) {
 		t.Errorf("a Connection that was closed at once waits, and is %s", got)
 	}
 }
+
+// TestScriptSendBetweenLinks sends while the page is open and makes another
+// connection, because it has left a topic and joined it again.
+func TestScriptSendBetweenLinks(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, ``, `{transports: ["websocket"]}`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	tab.run(joined + `join("b");`)
+	tab.until(`links[0].sent.length === 1`)
+	tab.hears(`{"subscribed":["b"]}`)
+	tab.run(`stops.b(); join("b");`)
+	tab.until(`links.length === 2 && live.state === "open"`)
+	eval[chromedp.Void](tab, `live.send("Hello!")`)
+	tab.hears(`{"client":"d"}`)
+	if got := eval[string](tab, `links[1].sent.join()`); got != "Hello!" {
+		t.Errorf("the page sent %q, want Hello!", got)
+	}
+}
