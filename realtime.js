@@ -492,8 +492,9 @@ export class Connection extends EventTarget {
 		if (!this.#openedAt) this.#opened();
 		if (link !== this.#link) return;
 		if (this.#leads) {
-			if (begins) this.#announce(this.#from || id);
-			this.#post({text, after: this.#from});
+			const after = this.#from || id;
+			if (begins) this.#announce(after);
+			this.#post({text, after});
 		}
 		if (id) this.#from = id;
 		if (interval) {

@@ -733,3 +733,27 @@ func TestScriptSharedManyTopics(t *testing.T) {
 		})
 	})
 }
+
+// TestScriptSharedLeadWithoutID gives the lead to a tab that has no id yet. Others
+// join it once.
+func TestScriptSharedLeadWithoutID(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	profile := newProfile(t, newBrowser(t))
+	open := func(name string) *tab {
+		tab := newTabIn(t, profile, name)
+		tab.feign(site.server.URL, ``, `{shared: true, transports: ["websocket"]}`)
+		return tab
+	}
+	leader := open("leader")
+	leader.until(`links.length === 1`)
+	follower := open("follower")
+	leader.hears(`{"client":"c"}`)
+	follower.until(`links.length === 1`)
+	follower.hears(`{"client":"d"}`, `{"id":"x-1"}`)
+	leader.hears(`{"id":"x-1"}`, `{"id":"x-2","data":"a"}`)
+	follower.until(`got.join() === "a"`)
+	if n := eval[int](follower, `links.length`); n != 1 {
+		t.Errorf("the follower made %d connections, want 1", n)
+	}
+}
