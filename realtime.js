@@ -355,6 +355,7 @@ export class Connection extends EventTarget {
 			this.#announce();
 		})).catch(() => {
 			if (channel !== this.#channel || (mine && mine !== this.#leads)) return;
+			this.#tabs.clear();
 			if (mine) this.#lead(this.#abort);
 			else this.#channel = null;
 			this.#leads = null;

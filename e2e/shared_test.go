@@ -757,3 +757,27 @@ func TestScriptSharedLeadWithoutID(t *testing.T) {
 		t.Errorf("the follower made %d connections, want 1", n)
 	}
 }
+
+// TestScriptSharedStolen takes the lead from a tab, as others do if it is frozen.
+// When it leads again, it asks for nothing that tabs wanted that are gone.
+func TestScriptSharedStolen(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		profile := newProfile(t, browser)
+		var tabs []*tab
+		for i := range 3 {
+			tab := newTabIn(t, profile, fmt.Sprintf("tab%d-%s", i, transport))
+			tab.expectOutage(true)
+			tab.share(site.server.URL, transport, "a", fmt.Sprint("own", i))
+			tab.until(`live.lastEventId !== "" && live.state === "open"`)
+			tabs = append(tabs, tab)
+		}
+		site.has(1, 4)
+		tabs[0].run("await navigator.locks.request(`realtime ${location.origin}/live`, {steal: true}, () => {});")
+		tabs[0].tells("open", "close 1006", "open")
+		site.has(1, 4)
+		tabs[2].shut()
+		tabs[1].shut()
+		site.has(1, 2)
+	})
+}
