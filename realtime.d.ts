@@ -24,7 +24,7 @@ export interface Options {
 	 * hub keeps. Latest values and members from before an id don't come again; with
 	 * "oldest" they do.
 	 */
-	lastEventId?: string;
+	lastEventId?: string | null;
 
 	/**
 	 * Bounds of the time between attempts, in milliseconds. The defaults are 500

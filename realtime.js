@@ -26,12 +26,12 @@ export class Connection extends EventTarget {
 
 	constructor(url, options = {}) {
 		super();
-		const {topics = [], transports = ["websocket", "eventsource"], lastEventId = "", shared} = this.#options = options;
+		const {topics = [], transports = ["websocket", "eventsource"], lastEventId, shared} = this.#options = options;
 		this.#url = url.call ? url : resolve(url);
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
 		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${transports}`);
-		this.#lastEventId = lastEventId;
+		this.#lastEventId = lastEventId ?? "";
 		if (shared && globalThis.navigator?.locks) this.#name = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
 		this.#pulse = setInterval(this.#check, 10e3);

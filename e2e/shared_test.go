@@ -781,3 +781,15 @@ func TestScriptSharedStolen(t *testing.T) {
 		site.has(1, 2)
 	})
 }
+
+// TestScriptSharedLastEventIDNull checks that a page may have no id, as one whose
+// storage has none.
+func TestScriptSharedLastEventIDNull(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, ``, `{shared: true, transports: ["websocket"], lastEventId: sessionStorage.getItem("none")}`)
+	tab.until(`links.length === 1`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1","data":"a"}`)
+	tab.until(`got.join() === "a" && live.lastEventId === "x-1"`)
+}
