@@ -66,7 +66,7 @@ export class Connection extends EventTarget {
 		if (this.#topics.delete(topic)) this.#change(topic);
 		for (const entry of [...this.#listeners]) {
 			if (entry.topic === topic && entry.joins) this.#listeners.delete(entry);
-			if (entry.topic === topic) entry.empty?.({topic});
+			if (entry.topic === topic) this.#call(entry.empty, {topic});
 		}
 	}
 
@@ -526,12 +526,16 @@ export class Connection extends EventTarget {
 
 	#hand(message) {
 		for (const entry of [...this.#listeners]) {
-			try {
-				const {event = message.event, topic = message.topic, listener} = entry;
-				if (event === message.event && topic === message.topic && this.#listeners.has(entry)) listener(message);
-			} catch (error) {
-				reportError(error);
-			}
+			const {event = message.event, topic = message.topic, listener} = entry;
+			if (event === message.event && topic === message.topic && this.#listeners.has(entry)) this.#call(listener, message);
+		}
+	}
+
+	#call(listener, message) {
+		try {
+			listener?.(message);
+		} catch (error) {
+			reportError(error);
 		}
 	}
 

@@ -479,3 +479,24 @@ func TestScriptSubscribeWhileAnotherBegins(t *testing.T) {
 	tab.hears(`{"topic":"b","data":"value 2"}`, `{"subscribed":["b"]}`, `{"subscribed":["c"]}`)
 	tab.gets("b", "value 1", "value 2")
 }
+
+// TestScriptMembersThrow checks that a refusal is told although a listener of the
+// topic's members throws an error.
+func TestScriptMembersThrow(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.feign(site.server.URL, ``, `{transports: ["websocket"]}`)
+	tab.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	tab.run(joined + `
+		globalThis.errors = [];
+		addEventListener("error", (e) => { errors.push(e.message); e.preventDefault(); });
+		live.members("b", () => { throw new Error("bad"); });
+		join("b");`)
+	tab.until(`links[0].sent.length === 1`)
+	eval[chromedp.Void](tab, `setTimeout(() => links[0].onmessage({data: '{"topic":"b","refused":{"code":4403,"final":true}}'})); undefined`)
+	tab.until(`errors.length > 0`)
+	if got := eval[string](tab, `errors.join() + "|" + refusals.join() + "|" + live.topics`); got != "Uncaught Error: bad|b 4403  true|" {
+		t.Errorf("the page has %q", got)
+	}
+}
