@@ -49,9 +49,10 @@ func (e *refusal) goodbye() goodbye {
 }
 
 // spread returns least and up to 4 s more at random, so that clients don't all
-// reconnect together.
+// reconnect together. It leaves room below maxRetry for the half minute that the tabs
+// of realtime.js add.
 func spread(least time.Duration) time.Duration {
-	return min(least, maxRetry-4*time.Second) + rand.N(4*time.Second)
+	return min(least, maxRetry-time.Minute) + rand.N(4*time.Second)
 }
 
 // isFinal reports whether a client that is closed with code shouldn't connect

@@ -73,7 +73,7 @@ func TestRefusalReachesPages(t *testing.T) {
 		"408":          {realtime.Refuse(408, ""), 4408, "", `{"close":{"code":4408}}`, 0},
 		"429":          {realtime.Refuse(429, ""), 4429, "", `{"close":{"code":4429}}`, 5000},
 		"429 for long": {realtime.RefuseFor(time.Minute, 429, "slowly"), 4429, "slowly", `{"close":{"code":4429,"reason":"slowly"}}`, 60_000},
-		"for ever":     {realtime.RefuseFor(1<<62, 503, ""), 4503, "", `{"close":{"code":4503}}`, 1<<31 - 1 - 4000},
+		"for ever":     {realtime.RefuseFor(1<<62, 503, ""), 4503, "", `{"close":{"code":4503}}`, 1<<31 - 1 - 60_000},
 		"503":          {realtime.Refuse(503, ""), 4503, "", `{"close":{"code":4503}}`, 5000},
 		"502":          {realtime.Refuse(502, ""), 4502, "", `{"close":{"code":4502}}`, 0},
 		"broker away":  {realtime.ErrBrokerUnavailable, 4503, "try again later", `{"close":{"code":4503,"reason":"try again later"}}`, 1000},

@@ -210,14 +210,14 @@ export class Connection extends EventTarget {
 		this.#joined();
 		this.#dueAt = Date.now() + retry;
 		this.#timer = setTimeout(() => this.#connect(), Math.max(retry, this.#delay(code)));
-		this.#broken(code, reason, reason || code !== 1006);
+		this.#broken(code, reason);
 	}
 
-	#broken(code = 1006, reason = "", always) {
-		if (this.#state !== "open" && !always) return;
+	#broken(code = 1006, reason = "") {
+		if (this.#state !== "open" && code === 1006 && !reason) return;
 		this.#state = "connecting";
 		this.#unsent = [];
-		if (this.#leads) this.#post({lost: {code, reason}});
+		if (this.#leads) this.#post({lost: {code, reason, due: this.#dueAt}});
 		this.#tell("close", {code, reason, final: false});
 	}
 
@@ -366,7 +366,7 @@ export class Connection extends EventTarget {
 	#announce(from = this.#from) {
 		this.#inSync = true;
 		if (this.#openedAt) this.#post({open: {from, topics: [...this.#link.has], fresh: [...this.#fresh.keys()], transport: this.transport}});
-		else if (this.#state !== "open") this.#post({lost: {}});
+		else if (this.#state !== "open") this.#post({lost: {due: this.#dueAt}});
 	}
 
 	#hear({tab, who, want, bye, send, open, lost, text, after}) {
@@ -379,7 +379,7 @@ export class Connection extends EventTarget {
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {
-			this.#expect(openTimeout * (1 + Math.random()));
+			this.#expect(openTimeout * (1 + Math.random()) + Math.max(0, lost.due - Date.now() || 0));
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
@@ -468,7 +468,7 @@ export class Connection extends EventTarget {
 			this.#leave();
 		} else if (type === "pageshow") {
 			if (persisted) this.#broken(this.#enter());
-		} else if (type === "online" ? due || (!this.#dueAt && this.#lastEventId) : slept || (due && type && !document.hidden)) {
+		} else if (slept || type === "online" ? due || (!this.#dueAt && (slept || this.#lastEventId)) : due && type && !document.hidden) {
 			this.reconnect();
 		}
 	};

@@ -81,12 +81,13 @@ import (
 // when its holder is gone, however that happened. If the leader is frozen, the
 // followers notice the silence like that of a hub, and one steals the lock. So does
 // one if the leader says that its link is lost and has no other for 15 to 30 s: a
-// frozen tab may still answer, while its timers stand still.
+// frozen tab may still answer, while its timers stand still. If the hub has told a
+// time before which no attempt is welcome, they count from then on.
 //
 //	who   from a follower   is there a leader?
 //	want  from a follower   continue from my id, on my topics too
 //	open  from the leader   what I post continues from this id, on these topics; some are fresh
-//	lost  from the leader   the link is lost
+//	lost  from the leader   the link is lost, and there is no other before a time
 //	text  from the leader   an object, and the id that came before it
 //	send  from a follower   a message for the hub
 //	bye   from any          this tab is gone

@@ -793,3 +793,41 @@ func TestScriptSharedLastEventIDNull(t *testing.T) {
 	tab.hears(`{"client":"c"}`, `{"id":"x-1","data":"a"}`)
 	tab.until(`got.join() === "a" && live.lastEventId === "x-1"`)
 }
+
+// TestScriptSharedRefusedForNow checks that no tab takes the lead before the time
+// that the hub has told, also if a tab comes meanwhile, and that all learn why they
+// wait. A page that was asleep waits as well.
+func TestScriptSharedRefusedForNow(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	profile := newProfile(t, newBrowser(t))
+	open := func(name string) *tab {
+		tab := newTabIn(t, profile, name)
+		tab.feign(site.server.URL, `
+			globalThis.waits = [];
+			const {setTimeout} = globalThis;
+			globalThis.setTimeout = (f, ms) => { waits.push(ms); return setTimeout(f, ms); };`, `{shared: true, transports: ["websocket"]}`)
+		return tab
+	}
+	const longer = `waits.at(-1) > 360_000 + 14_000`
+	leader := open("leader")
+	leader.until(`links.length === 1`)
+	leader.hears(`{"client":"c"}`, `{"id":"x-1"}`)
+	follower := open("follower")
+	follower.until(`links.length === 1`)
+	follower.hears(`{"client":"d"}`, `{"id":"x-1"}`)
+	follower.until(`links[0].readyState === 3`)
+	leader.hears(`{"close":{"code":4503,"retry":370000}}`)
+	follower.tells("open", "close 4503")
+	follower.until(longer)
+	open("third").until(longer)
+	follower.until(longer)
+	eval[chromedp.Void](leader, `{
+		const {now} = Date;
+		Date.now = () => now() + 100_000;
+		document.dispatchEvent(new Event("visibilitychange"));
+	}; undefined`)
+	if n := eval[int](leader, `links.length`); n != 1 {
+		t.Errorf("the leader made %d connections, want 1", n)
+	}
+}
