@@ -145,6 +145,9 @@ func (tab *tab) hear(ev any) {
 	default:
 		return
 	}
+	if strings.Contains(complaint, "WebSocket is closed before the connection is established") {
+		return // a tab that joins others gives its attempt up as soon as it can follow
+	}
 	tab.mu.Lock()
 	defer tab.mu.Unlock()
 	if tab.outage && (strings.HasPrefix(complaint, "network ") ||
