@@ -217,7 +217,7 @@ export class Connection extends EventTarget {
 		if (this.#state !== "open" && code === 1006 && !reason) return;
 		this.#state = "connecting";
 		this.#unsent = [];
-		if (this.#leads) this.#post({lost: {code, reason, due: this.#dueAt}});
+		if (this.#leads) this.#post({lost: {code, reason, retry: this.#dueAt - Date.now()}});
 		this.#tell("close", {code, reason, final: false});
 	}
 
@@ -366,7 +366,7 @@ export class Connection extends EventTarget {
 	#announce(from = this.#from) {
 		this.#inSync = true;
 		if (this.#openedAt) this.#post({open: {from, topics: [...this.#link.has], fresh: [...this.#fresh.keys()], transport: this.transport}});
-		else if (this.#state !== "open") this.#post({lost: {due: this.#dueAt}});
+		else if (this.#state !== "open") this.#post({lost: {retry: this.#dueAt - Date.now()}});
 	}
 
 	#hear({tab, who, want, bye, send, open, lost, text, after}) {
@@ -379,7 +379,7 @@ export class Connection extends EventTarget {
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {
-			this.#expect(openTimeout * (1 + Math.random()) + Math.max(0, lost.due - Date.now() || 0));
+			this.#expect(openTimeout * (1 + Math.random()) + Math.max(0, lost.retry || 0));
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {

@@ -87,7 +87,7 @@ import (
 //	who   from a follower   is there a leader?
 //	want  from a follower   continue from my id, on my topics too
 //	open  from the leader   what I post continues from this id, on these topics; some are fresh
-//	lost  from the leader   the link is lost, and there is no other before a time
+//	lost  from the leader   the link is lost, and there is no other for a time
 //	text  from the leader   an object, and the id that came before it
 //	send  from a follower   a message for the hub
 //	bye   from any          this tab is gone
