@@ -283,10 +283,7 @@ func (c *crowd) revolution(b *testing.B) {
 	measure(b, "client", len(c.clients), func() {
 		for phase := range phases {
 			members = c.registry.everyNth(phases, phase, members[:0])
-			now := c.shared.clock.now()
-			for _, one := range members {
-				one.sweep(now)
-			}
+			sweepAll(members, c.shared.clock.now())
 		}
 	})
 }
@@ -299,8 +296,8 @@ func (c *crowd) end(b *testing.B) {
 
 // subscribe gives each client topics.
 func (c *crowd) subscribe(b *testing.B, topics func(i int) []string) {
-	for i, one := range c.clients {
-		if err := one.Subscribe(topics(i)...); err != nil {
+	for _, i := range rand.Perm(len(c.clients)) {
+		if err := c.clients[i].Subscribe(topics(i)...); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -2,6 +2,7 @@ package realtime
 
 import (
 	"iter"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -128,19 +129,43 @@ func (s *shard) unsubscribe(sub *subscription) {
 func (s *shard) audience(ev *event) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if ev.topic == "" {
-			for _, c := range s.clients {
-				if ev.isFor(&c.id) && !yield(c) {
-					return
+			for some := range slices.Chunk(s.clients, fetchTogether) {
+				for _, c := range some {
+					c.fetch()
+				}
+				for _, c := range some {
+					if ev.isFor(&c.id) && !yield(c) {
+						return
+					}
 				}
 			}
 		} else {
-			for _, sub := range s.topics[ev.topic] {
-				if ev.isFor(&sub.client.id) && !yield(sub.client) {
-					return
+			for some := range slices.Chunk(s.topics[ev.topic], fetchTogether) {
+				for _, sub := range some {
+					sub.client.fetch()
+				}
+				for _, sub := range some {
+					if ev.isFor(&sub.client.id) && !yield(sub.client) {
+						return
+					}
 				}
 			}
 		}
 	}
+}
+
+// If there are many clients, each one's memory is in no cache, and the processor
+// waits for it. So whoever goes through many fetches some of them before it needs
+// the first: then the processor waits for all of these together.
+const fetchTogether = 16
+
+// fetch reads four places of the client that never change, or are atomic. What a
+// delivery or a look of the sweeper needs is around them.
+func (c *Client) fetch() {
+	runtime.KeepAlive(c.hub) // without that the compiler would leave the reading out
+	runtime.KeepAlive(c.out.shared)
+	runtime.KeepAlive(c.out.owner)
+	c.wire.heard.Load()
 }
 
 func (s *shard) size(ev *event) (n int64) {

@@ -26,7 +26,6 @@ import (
 type outbox struct {
 	// Set at construction, never changed.
 	shared *shared
-	owner  outboxOwner
 
 	mu       sync.Mutex                        // guards the fields below; never held during a write that can block
 	conn     io.Writer                         // nil while held
@@ -38,6 +37,7 @@ type outbox struct {
 	head     int                               // index into queue
 	latest   map[topicKey]int                  // the index in queue of the newest event of each Key; nil: none waits
 	backlog  backlog
+	owner    outboxOwner   // set at construction, never changed; see fetch for its place
 	seq      uint64        // the highest history position of the events sent
 	pongs    *pongs        // to be sent between two buffers; nil: none
 	progress time.Duration // when a write last ended, or the peer last acknowledged bytes

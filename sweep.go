@@ -1,6 +1,7 @@
 package realtime
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -84,11 +85,20 @@ func (h *Hub) sweep() {
 		}
 		h.shared.clock.wind()
 		members = h.registry.everyNth(phases, phase, members[:0])
-		now := h.shared.clock.now()
-		for _, c := range members {
+		sweepAll(members, h.shared.clock.now())
+		clear(members)
+	}
+}
+
+// sweepAll does what is due for each of the clients.
+func sweepAll(clients []*Client, now time.Duration) {
+	for some := range slices.Chunk(clients, fetchTogether) {
+		for _, c := range some {
+			c.fetch()
+		}
+		for _, c := range some {
 			c.sweep(now)
 		}
-		clear(members)
 	}
 }
 
