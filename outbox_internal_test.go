@@ -398,19 +398,23 @@ func TestOutboxHeld(t *testing.T) {
 // A push that makes its client slow tells the owner. Its cut fails an outbox
 // whose peer accepts nothing.
 func TestOutboxSlowPush(t *testing.T) {
-	o := newOutbox()
-	o.shared.sendBuffer, o.shared.slowAfter = 1, -1
-	o.open(new(recorder), nil, format{})
-	if err := o.push(runOf("x", "y")); err != ErrSlowClient {
-		t.Errorf("push: %v, want ErrSlowClient", err)
-	}
-	o.ends().want(t, 0, ErrSlowClient)
-	if o.cut(just(closeFrame(1013, "")), func() { t.Error("it is said to be closed") }) || !o.hasFailed() {
-		t.Error("cut has not failed the outbox")
-	}
-	if got := o.shared.dropped.Load(); got != 2 {
-		t.Errorf("%d messages are dropped, want 2", got)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		conn := &recorder{gate: make(chan error)}
+		defer close(conn.gate)
+		o := newOutbox()
+		o.shared.sendBuffer, o.shared.slowAfter = 1, -1
+		o.open(conn, nil, format{})
+		if err := o.push(runOf("x", "y")); err != ErrSlowClient {
+			t.Errorf("push: %v, want ErrSlowClient", err)
+		}
+		o.ends().want(t, 0, ErrSlowClient)
+		if o.cut(just(closeFrame(1013, "")), func() { t.Error("it is said to be closed") }) || !o.hasFailed() {
+			t.Error("cut has not failed the outbox")
+		}
+		if got := o.shared.dropped.Load(); got != 2 {
+			t.Errorf("%d messages are dropped, want 2", got)
+		}
+	})
 }
 
 // A cut lets what is being written end, where the peer accepts it, and puts the
