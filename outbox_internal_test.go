@@ -193,6 +193,29 @@ func TestOutboxPong(t *testing.T) {
 	})
 }
 
+// Pongs have the order of their pings, also if the kernel accepts nothing of the
+// first one, or only its beginning.
+func TestPongsKeepTheirOrder(t *testing.T) {
+	for room := range 4 {
+		synctest.Test(t, func(t *testing.T) {
+			for range 100 { // the goroutine that drains may win once
+				conn := &recorder{room: func() int { return room }}
+				o := newOutbox()
+				o.open(conn, conn.try, format{})
+				var want []byte
+				for i := range 10 {
+					o.answer(controlFrame(opPong, fmt.Append(nil, i)))
+					want = append(want, frames(opPong, fmt.Sprint(i))...)
+				}
+				synctest.Wait()
+				if !bytes.Equal(conn.got, want) {
+					t.Fatalf("with room for %d bytes: wrote %q, want %q", room, conn.got, want)
+				}
+			}
+		})
+	}
+}
+
 // If nothing waits, bytes that the kernel accepts need no goroutine. The rest
 // of a frame goes first.
 func TestOutboxWritesAtOnce(t *testing.T) {

@@ -198,6 +198,9 @@ func (o *outbox) answer(pong *buffer) {
 	case o.state != outboxOpen || o.conn == nil:
 	case o.freeLocked():
 		o.sendLocked(pong)
+		if len(o.queue) > 0 && o.off == 0 { // nothing of it is written: later pongs must not overtake it
+			o.queue, o.pongs = nil, &pongs{pong}
+		}
 	case o.pongs == nil:
 		o.pongs = &pongs{pong}
 	default:
