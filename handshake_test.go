@@ -253,6 +253,35 @@ func TestSubprotocolOffers(t *testing.T) {
 	}
 }
 
+// A handler chooses a subprotocol of its own by a header. Its client gets data
+// alone. One that offers realtime.v1, too, gets that.
+func TestOwnSubprotocol(t *testing.T) {
+	for offer, want := range map[string]struct{ chosen, first string }{
+		"chat":              {"chat", "hi"},
+		"chat, realtime.v1": {"realtime.v1", `{"client":`},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			hub := realtime.NewHub()
+			hub.OnConnect = func(c *realtime.Client, _ *http.Request) error { return c.Send([]byte("hi")) }
+			s := newPipeSite(t, hub)
+			next := s.srv.Handler
+			s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Sec-WebSocket-Protocol", "chat")
+				next.ServeHTTP(w, r)
+			})
+			conn := s.connection()
+			go io.WriteString(conn, strings.TrimSuffix(handshake, "\r\n")+"Sec-WebSocket-Protocol: "+offer+"\r\n\r\n")
+			c := &rawClient{t: t, conn: conn}
+			if got := c.readHandshake().Values("Sec-WebSocket-Protocol"); !slices.Equal(got, []string{want.chosen}) {
+				t.Errorf("%s: chosen %q, want %q", offer, got, want.chosen)
+			}
+			if _, payload, err := c.readFrame(); err != nil || !strings.HasPrefix(string(payload), want.first) {
+				t.Errorf("%s: got %q, %v; want %q", offer, payload, err, want.first)
+			}
+		})
+	}
+}
+
 // Lists in headers are read to a limit. What is behind it doesn't count, so a
 // megabyte costs about as little as to receive it.
 func TestLongLists(t *testing.T) {

@@ -360,6 +360,10 @@ var errTooLarge = fmt.Errorf("message is larger than Hub.MaxMessageBytes: %w", w
 // the headers that were set on w before, such as middleware's cookies. It lacks
 // those that middleware adds to an answer, and access logs don't see the 101.
 //
+// A page that offers subprotocols of its own gets one if the handler sets it as
+// Sec-WebSocket-Protocol on w. A browser gives up if it gets none. A client that
+// offers the [Subprotocol] as well gets that.
+//
 // An error has been answered, so most callers ignore it: 426 if the request is
 // no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method, key or
 // body, 403 for a refused origin, what OnConnect chose with [Refuse], 503 to
