@@ -38,7 +38,8 @@ import (
 //
 // CheckOrigin is asked only about a request with an Origin, which browsers send
 // from other sites. If it accepts, the page may read the events and send
-// cookies (CORS). Without a check every page may read, but sends no cookies.
+// cookies (CORS). Without a check every page may read, but sends no cookies. If
+// middleware has set Access-Control-Allow-Origin then, that stays.
 //
 // Requests are refused as in [Upgrade]. But a request that may succeed later,
 // as after Shutdown has begun, gets a stream that ends at once, and a delay
@@ -141,9 +142,11 @@ func (h *Hub) shareAcross(w http.ResponseWriter, r *http.Request) error {
 	if err := h.admitOrigin(r); err != nil {
 		return err
 	}
-	header.Set("Access-Control-Allow-Origin", origin)
 	if originCheck(h.CheckOrigin) != nil {
+		header.Set("Access-Control-Allow-Origin", origin)
 		header.Set("Access-Control-Allow-Credentials", "true")
+	} else if header.Get("Access-Control-Allow-Origin") == "" {
+		header.Set("Access-Control-Allow-Origin", "*") // no cookies, even if middleware allows credentials (Fetch §3.2.5)
 	}
 	if r.Method == http.MethodOptions {
 		// No other headers: SameOrigin trusts those that a proxy adds.

@@ -337,7 +337,7 @@ func TestStreamRequests(t *testing.T) {
 		"a stranger's": {check, "GET", []string{accept, "Origin: https://evil.test"}, 403, map[string]string{
 			"Access-Control-Allow-Origin": "-", "Access-Control-Allow-Credentials": "-", "Vary": "Origin"}},
 		"anybody's where no check is set": {nil, "GET", []string{accept, "Origin: https://evil.test"}, 200, map[string]string{
-			"Access-Control-Allow-Origin": "https://evil.test", "Access-Control-Allow-Credentials": "-", "Vary": "Origin"}},
+			"Access-Control-Allow-Origin": "*", "Access-Control-Allow-Credentials": "-", "Vary": "Origin"}},
 		"a friend's preflight": {check, "OPTIONS", []string{"Origin: https://friend.test", "Access-Control-Request-Method: GET", "Access-Control-Request-Headers: last-event-id, x-forwarded-host"}, 204, map[string]string{
 			"Access-Control-Allow-Origin": "https://friend.test", "Access-Control-Allow-Methods": "GET", "Access-Control-Allow-Headers": "Last-Event-ID, Cache-Control", "Vary": "Origin"}},
 		"a stranger's preflight": {check, "OPTIONS", []string{"Origin: https://evil.test", "Access-Control-Request-Method: GET"}, 403, map[string]string{
@@ -361,6 +361,33 @@ func TestStreamRequests(t *testing.T) {
 				}
 				l.cut()
 			})
+		})
+	}
+}
+
+// A hub without a check gives no page credentials that middleware means for
+// another page.
+func TestStreamBesideCORS(t *testing.T) {
+	const friend = "https://friend.test"
+	for name, tt := range map[string]struct{ set, want string }{
+		"for one page":     {friend, friend},
+		"for none of them": {"", "*"}, // with which browsers send no cookies
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newPipeSite(t, realtime.NewHub())
+			next := s.srv.Handler
+			s.srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Access-Control-Allow-Credentials", "true")
+				if tt.set != "" {
+					w.Header().Set("Access-Control-Allow-Origin", tt.set)
+				}
+				next.ServeHTTP(w, r)
+			})
+			l := s.request("GET", "", "Accept: text/event-stream", "Origin: https://evil.test")
+			if got := l.resp.Header.Values("Access-Control-Allow-Origin"); !slices.Equal(got, []string{tt.want}) {
+				t.Errorf("credentials %s: a stranger's page is told %q, want %q", name, got, tt.want)
+			}
+			l.cut()
 		})
 	}
 }
