@@ -98,20 +98,14 @@ func (h *history) fill(r *replay) {
 			return
 		}
 	case r.base != h.base:
-		for _, l := range r.late {
-			for _, t := range l.topics {
-				t.since = 1 // its values come with those of the others
-			}
-		}
-		r.late = nil
-		h.loseReplay(r)
+		h.loseRest(r)
 	}
 	if h.fillLate(r) {
 		r.more = len(r.late) > 0 || r.at < max(r.from, h.seq) || r.unshared < h.unsharedEvents
 		return
 	}
 	if !first && r.at >= r.from && !h.complete(r.topics, r.at) {
-		h.loseReplay(r)
+		h.loseRest(r)
 	}
 	r.values = r.at < r.from
 	if r.values {
@@ -194,13 +188,12 @@ func (h *history) startOf(last string) uint64 {
 // fromOldest makes topics begin at the oldest event behind which all are kept,
 // as far as this node can know. It reports false if the engine lacks some.
 func (h *history) fromOldest(topics []*subscription) bool {
+	if slices.ContainsFunc(topics, func(t *subscription) bool { return h.unshared[t.name] }) {
+		return false
+	}
 	for _, t := range topics {
 		t.since = 1 // so covered isn't asked: what this node has is all there is
-		if missing := h.missing(t); missing < math.MaxUint64 {
-			t.since = max(1, missing, h.begin)
-		} else {
-			return false
-		}
+		t.since = max(1, h.missing(t), h.begin)
 	}
 	return true
 }
@@ -210,6 +203,16 @@ func (h *history) loseReplay(r *replay) {
 	r.lost, r.resuming, r.since, r.passed = true, false, fromNow, nil
 	r.resets++
 	r.base, r.from, r.at, r.unshared = h.base, h.seq, 0, h.unsharedEvents
+}
+
+// loseRest is loseReplay for a replay under way. Topics that began later begin with
+// the others now: the page has emptied what it had of them.
+func (h *history) loseRest(r *replay) {
+	for _, t := range r.topics {
+		t.since = min(t.since, 1)
+	}
+	r.late = nil
+	h.loseReplay(r)
 }
 
 // accept divides a claim's topics into those that get all events since, and

@@ -528,3 +528,81 @@ func TestMemberLeavesItsNewerNodeDuringReplay(t *testing.T) {
 		}
 	}
 }
+
+// Behind a reset come the latest values of all topics: the page has emptied what
+// it had. Some topics may have lost nothing, or may have begun later.
+func TestAllValuesComeBehindAReset(t *testing.T) {
+	all, a, b := &subscription{}, &subscription{name: "a"}, &subscription{name: "b"}
+	for name, test := range map[string]struct {
+		r    *replay
+		lose func(h *history, part int)
+		want []string
+	}{
+		"the engine lacks an event": {
+			&replay{last: Oldest},
+			func(h *history, part int) {
+				if part == 0 {
+					h.addUnshared(newEvent("a", Event{Key: "a1"}), time.Now())
+				}
+			},
+			[]string{"reset", "b1", "b2", "a1"},
+		},
+		"too many events during the replay": {
+			&replay{live: true, claims: []claim{{start: fromNow, topics: []*subscription{b}}}},
+			func(h *history, part int) {
+				if part == 1 {
+					h.add(newEvent("a", Event{Key: "a1"}), time.Now())
+					h.add(newEvent("a", Event{Key: "a2"}), time.Now())
+				}
+			},
+			[]string{"b1", "b2", "reset", "b1", "b2", "a1", "a2"},
+		},
+		"a new log during the replay": {
+			&replay{live: true, claims: []claim{{start: fromNow, topics: []*subscription{b}}}},
+			func(h *history, part int) {
+				if part == 1 {
+					h.restart("new")
+				}
+			},
+			[]string{"b1", "reset", "b1", "b2"},
+		},
+		"a new log behind what comes late": {
+			&replay{live: true, claims: []claim{{start: fromNow, topics: []*subscription{b}}}},
+			func(h *history, part int) {
+				switch part {
+				case 1:
+					h.add(newEvent("a", Event{Key: "a1"}), time.Now())
+				case 2:
+					h.restart("new")
+				}
+			},
+			[]string{"b1", "b2", "reset", "b1", "b2", "a1"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a.since, b.since = 0, 0
+			h := newHistory(History{Events: 1, Age: time.Hour, Values: 10})
+			h.partEvents = 1
+			h.move(1)
+			h.add(newEvent("b", Event{Key: "b1"}), time.Now())
+			h.add(newEvent("b", Event{Key: "b2"}), time.Now())
+			var got []string
+			for part, more := 0, true; more; more = test.r.more {
+				test.lose(h, part)
+				test.r.topics = []*subscription{b, a, all}
+				if h.fill(test.r); test.r.lost {
+					got = append(got, "reset")
+				}
+				for _, ev := range append(test.r.lagging, test.r.part...) {
+					if ev.Key != "" {
+						got = append(got, ev.Key)
+					}
+				}
+				part++
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
