@@ -100,24 +100,23 @@ func (h *history) fill(r *replay) {
 	case r.base != h.base:
 		h.loseRest(r)
 	}
-	if h.fillLate(r) {
-		r.more = len(r.late) > 0 || r.at < max(r.from, h.seq) || r.unshared < h.unsharedEvents
-		return
-	}
-	if !first && r.at >= r.from && !h.complete(r.topics, r.at) {
+	late := h.fillLate(r)
+	if !first && !late && r.at >= r.from && !h.complete(r.topics, r.at) {
 		h.loseRest(r)
 	}
-	r.values = r.at < r.from
-	if r.values {
+	r.values = !late && r.at < r.from
+	switch {
+	case late:
+		r.more = len(r.late) > 0 || r.at < h.seq || r.unshared < h.unsharedEvents
+	case r.values:
 		if r.more = !h.take(r, r.from, func(m *keptEvent) bool { return m.isValue(&r.id) }); !r.more {
 			r.at = r.from
 			r.more = r.from < h.seq || r.unshared < h.unsharedEvents // newer ones may have the position from
 		}
-	} else {
+	default:
 		r.more = !h.take(r, h.seq, func(m *keptEvent) bool { return m.isNews(&r.id, r.since == fromOldest) })
 	}
 	if r.resuming && !r.more {
-		r.resuming = false
 		r.resumed++
 	}
 }
@@ -133,7 +132,7 @@ func (r *replay) refuse() {
 			r.resetLate(c.topics)
 		}
 	}
-	r.claims, r.since = nil, fromNow
+	r.since = fromNow
 }
 
 // resetLate adds a reset for each of some topics.

@@ -17,13 +17,14 @@ import (
 // client's outbox, and the loop and the shard at once.
 type follower struct {
 	endings
-	mu     sync.Mutex // guards the fields below, and orders what loop and shard do
-	h      *history
-	o      *outbox
-	topics []string
-	parts  int
-	delay  time.Duration // of each part
-	ended  bool          // there are no more parts
+	mu      sync.Mutex // guards the fields below, and orders what loop and shard do
+	h       *history
+	o       *outbox
+	topics  []string
+	parts   int
+	resumed int64         // as counted by the history
+	delay   time.Duration // of each part
+	ended   bool          // there are no more parts
 }
 
 func newFollower(h *history, topics ...string) *follower {
@@ -44,6 +45,7 @@ func (f *follower) outboxEmpty(r *replay) bool {
 		r.topics = append(r.topics, &subscription{name: topic})
 	}
 	f.h.fill(r)
+	f.resumed += r.resumed
 	f.o.replay(r)
 	f.parts++
 	return true
@@ -192,6 +194,9 @@ func testReplay(t *testing.T, seed uint64) {
 				}
 			}
 		}
+	}
+	if f.resumed == 1 != resumed || f.resumed > 1 {
+		t.Errorf("seed %d: %d replays are counted as resumed, and the client's is %t", seed, f.resumed, resumed)
 	}
 	if private != sent {
 		t.Errorf("seed %d: %d private messages, want %d", seed, private, sent)
@@ -604,5 +609,30 @@ func TestAllValuesComeBehindAReset(t *testing.T) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// A client that reconnects counts as resumed, and so does each claim, also if all
+// that is new is of a claim.
+func TestResumedIsCounted(t *testing.T) {
+	for _, news := range []string{"a", "b"} {
+		h := newHistory(History{Events: 10, Age: time.Hour})
+		h.move(1)
+		h.add(newEvent("a", Event{}), time.Now())
+		id, a, b := h.id(h.seq), &subscription{name: "a"}, &subscription{name: "b"}
+		h.add(newEvent(news, Event{}), time.Now())
+		r := &replay{last: id, claims: []claim{{last: id, topics: []*subscription{b}}}}
+		if news == "b" {
+			r.last = h.id(h.seq)
+		}
+		resumed := int64(0)
+		for more := true; more; more = r.more {
+			r.topics = []*subscription{a, b, &r.all}
+			h.fill(r)
+			resumed += r.resumed
+		}
+		if resumed != 2 {
+			t.Errorf("with an event of %s: %d resumed, want 2", news, resumed)
+		}
 	}
 }
