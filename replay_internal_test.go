@@ -636,3 +636,75 @@ func TestResumedIsCounted(t *testing.T) {
 		}
 	}
 }
+
+// A client gets no event of a member that tells it nothing new: none that takes
+// away a member that another node shows, and none that shows a member twice, if
+// the client resumes. A newcomer may need the latter.
+func TestHiddenEventsAreNotReplayed(t *testing.T) {
+	h := newHistory(History{Events: 10, Age: time.Hour})
+	h.move(1)
+	name, older, newer := topicKey{"a", "ann"}, nodeID{1}, nodeID{2}
+	data := []byte(`{"key":"ann"}`)
+	h.add(newMember(name, older, data, false), time.Now())
+	id := h.id(h.seq)
+	h.add(newMember(name, newer, data, false), time.Now())
+	h.add(newGoneMember(name, older), time.Now())
+	for last, want := range map[string]int{id: 0, Oldest: 2} {
+		r := &replay{last: last, topics: []*subscription{{name: "a"}}}
+		got := 0
+		for more := true; more; more = r.more {
+			h.fill(r)
+			for _, ev := range append(r.lagging, r.part...) {
+				if ev.Gone {
+					t.Errorf("behind %s: the client is told that the member has left", last)
+				}
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("behind %s: %d events, want %d", last, got, want)
+		}
+	}
+}
+
+// A topic of which events are forgotten while its client still gets them begins
+// anew, with a reset of its own. The client's other topics lose nothing.
+func TestTopicLosesEventsDuringItsReplay(t *testing.T) {
+	h := newHistory(History{Events: 3, Age: time.Hour, Values: 10})
+	h.partEvents = 1
+	h.move(1)
+	add := func(topic, key string, all ...string) {
+		for _, data := range all {
+			h.add(newEvent(topic, Event{Key: key, Data: []byte(data)}), time.Now())
+		}
+	}
+	r := &replay{live: true, claims: []claim{{last: h.id(1), topics: []*subscription{{name: "b"}, {name: "c"}}}}}
+	topics := append(r.claims[0].topics, &r.all)
+	add("b", "", "b1", "b2", "b3")
+	add("c", "", "c1")
+	var got []string
+	var resumed, resets int64
+	for more := true; more; more = r.more {
+		r.topics = topics
+		h.fill(r)
+		resumed, resets = resumed+r.resumed, resets+r.resets
+		for _, ev := range append(r.lagging, r.part...) {
+			switch ev.notice {
+			case noNotice:
+				got = append(got, string(ev.Data))
+			case resetNotice:
+				got = append(got, "reset of "+ev.topic)
+			}
+		}
+		if len(got) == 1 {
+			add("b", "k", "b4")
+			add("b", "", "b5", "b6")
+		}
+	}
+	if want := []string{"b1", "c1", "reset of b", "b4"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if resumed != 0 || resets != 1 {
+		t.Errorf("%d replays resumed, and %d resets; want 0 and 1", resumed, resets)
+	}
+}
