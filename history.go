@@ -290,14 +290,11 @@ func (h *history) addUnshared(ev *event, now time.Time) *keptEvent {
 	return h.addAt(ev, at, now)
 }
 
-// restart begins another sequence at number zero. Events stay, for their Keys.
+// restart begins another log at number zero. Events stay, for their Keys.
 func (h *history) restart(epoch string) {
 	h.epoch = epoch
 	h.base = (h.seq>>recordBits + 1) << recordBits
-	h.last = nil
-	if h.prints != nil {
-		h.prints = new(prints)
-	}
+	h.last, h.prints = nil, new(prints)
 }
 
 // move makes seq the newest position. Its event need not be kept.

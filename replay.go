@@ -220,7 +220,7 @@ func (h *history) accept(r *replay, c claim) {
 	start := c.start
 	if c.last != "" {
 		start = h.startOf(c.last)
-		if start <= h.seq && strings.HasSuffix(c.last, provisionalMark) {
+		if strings.HasSuffix(c.last, provisionalMark) {
 			start = fromLost
 		}
 	}
