@@ -175,3 +175,41 @@ func TestValuesStay(t *testing.T) {
 		t.Errorf("%d values were dropped, want %d at least", dropped, want)
 	}
 }
+
+// What was forgotten of topics that are not kept any more is the most that was
+// forgotten of any, whichever goes last.
+func TestForgottenTopics(t *testing.T) {
+	h := newHistory(History{Events: 10, Values: 1}.settled())
+	now := time.Now()
+	h.add(newEvent("value", Event{Key: "k"}), now)
+	h.add(newEvent("gone", Event{Key: "k", Gone: true}), now)
+	gone := h.seq
+	h.expire(now.Add(time.Hour))
+	h.add(newEvent("other value", Event{Key: "k"}), now)
+	h.expire(now.Add(time.Hour)) // for which the first value is dropped
+	if len(h.topics) != 1 || h.none.forgot != gone || h.none.buried != gone {
+		t.Errorf("%d topics are kept, up to %d is forgotten and up to %d taken away; want 1, %d and %d",
+			len(h.topics), h.none.forgot, h.none.buried, gone, gone)
+	}
+}
+
+// A hub that keeps no values beyond its events doesn't say that it forgets them.
+func TestNoValuesStay(t *testing.T) {
+	h := newHistory(History{Events: 1, Values: -1}.settled())
+	h.forgotten = func() { t.Error("a value counts as forgotten") }
+	h.add(newEvent("a", Event{Key: "k"}), time.Now())
+	h.add(newEvent("a", Event{}), time.Now())
+	if h.stayed.len != 0 || len(h.topics["a"].keys) != 0 {
+		t.Error("a value has stayed")
+	}
+}
+
+// Hub.Position learns of a move, also if another one to the same place follows.
+func TestPositionIsTold(t *testing.T) {
+	h := newHistory(History{Events: 1}.settled())
+	h.move(5)
+	h.move(5)
+	if h.tell(); h.now.Load().seq != 5 {
+		t.Errorf("the position is %d, want 5", h.now.Load().seq)
+	}
+}

@@ -348,7 +348,7 @@ func TestResumeAfterALongSilence(t *testing.T) {
 	})
 }
 
-// A hub without history says so to a client that comes back.
+// A hub without history says so to a client that comes back, and gives it no id.
 func TestResetWithoutHistory(t *testing.T) {
 	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
 		hub := realtime.NewHub()
@@ -356,6 +356,15 @@ func TestResetWithoutHistory(t *testing.T) {
 		c := back(s, join, "topic=a", "abc-1")
 		publish(t, hub, "a", "1")
 		expect(t, c, "reset", "1")
+		if id := c.last(); id != "" {
+			t.Errorf("the client has got the id %q", id)
+		}
+		c = back(s, join, "topic=a", realtime.Oldest)
+		publish(t, hub, "a", "2")
+		expect(t, c, "2")
+		if st := hub.Stats(); st.Resets != 1 {
+			t.Errorf("%d resets, want 1", st.Resets)
+		}
 	})
 }
 
@@ -711,11 +720,21 @@ func TestNoFalseReset(t *testing.T) {
 // A hub that shuts down, or floods a client, while OnConnect subscribes it
 // doesn't answer as if OnConnect had refused it: a browser would give up.
 func TestSubscribeInOnConnectDuringShutdown(t *testing.T) {
+	t.Run("subscribes", func(t *testing.T) {
+		testOnConnectDuringShutdown(t, func(c *realtime.Client) error { return c.Subscribe("a") })
+	})
+	t.Run("lets it in", func(t *testing.T) {
+		testOnConnectDuringShutdown(t, func(*realtime.Client) error { return nil })
+	})
+}
+
+func testOnConnectDuringShutdown(t *testing.T, late func(c *realtime.Client) error) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := realtime.NewHub()
+		hub.History.Events = 10
 		hub.OnConnect = func(c *realtime.Client, _ *http.Request) error {
 			<-c.Context().Done()
-			return c.Subscribe("a")
+			return late(c)
 		}
 		s := newPipeSite(t, hub)
 		go func() {

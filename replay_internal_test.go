@@ -708,3 +708,55 @@ func TestTopicLosesEventsDuringItsReplay(t *testing.T) {
 		t.Errorf("%d replays resumed, and %d resets; want 0 and 1", resumed, resets)
 	}
 }
+
+// Where a client may begin, in a topic with one event before position 3 and one
+// behind it.
+func TestBeginning(t *testing.T) {
+	for name, test := range map[string]struct {
+		set  func(h *history)
+		last string // of all, or else, if live, of the topic
+		live bool
+		want []string
+	}{
+		"all is known":                  {func(h *history) {}, "2", false, []string{"old", "new"}},
+		"a provisional id":              {func(h *history) {}, "2~", false, []string{"old", "new"}},
+		"a topic's":                     {func(h *history) {}, "2", true, []string{"old", "new"}},
+		"a topic's provisional id":      {func(h *history) {}, "2~", true, []string{"reset"}},
+		"from before the beginning":     {func(h *history) { h.begin = 4 }, "2", false, []string{"reset"}},
+		"a topic's, from before that":   {func(h *history) { h.begin = 4 }, "2", true, []string{"reset"}},
+		"oldest":                        {func(h *history) {}, Oldest, false, []string{"old", "new"}},
+		"the oldest behind that":        {func(h *history) { h.begin = 4 }, Oldest, false, []string{"new"}},
+		"other nodes' are not known":    {func(h *history) { h.covered = func(string) uint64 { return 4 } }, "2", false, []string{"reset"}},
+		"the oldest that is known then": {func(h *history) { h.covered = func(string) uint64 { return 4 } }, Oldest, false, []string{"old", "new"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHistory(History{Events: 10, Age: time.Hour})
+			h.move(2)
+			h.add(newEvent("a", Event{Data: []byte("old")}), time.Now())
+			h.move(4)
+			h.add(newEvent("a", Event{Data: []byte("new")}), time.Now())
+			test.set(h)
+			last := strings.Replace(test.last, "2", h.id(2), 1)
+			a := &subscription{name: "a"}
+			r := &replay{last: last}
+			if test.live {
+				r = &replay{live: true, claims: []claim{{last: last, topics: []*subscription{a}}}}
+			}
+			var got []string
+			for more := true; more; more = r.more {
+				r.topics = []*subscription{a, &r.all}
+				if h.fill(r); r.resets > 0 {
+					got = append(got, "reset")
+				}
+				for _, ev := range append(r.lagging, r.part...) {
+					if ev.notice == noNotice {
+						got = append(got, string(ev.Data))
+					}
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
