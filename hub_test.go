@@ -477,7 +477,7 @@ func TestPublishAll(t *testing.T) {
 
 // A closed channel is always ready. The hub takes what is in it, and runs on.
 func TestBroadcastIsClosed(t *testing.T) {
-	for _, begin := range []string{"before a client", "with a client"} {
+	for _, begin := range []string{"before a client", "with a client", "while the hub shuts down"} {
 		t.Run(begin, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hub := realtime.NewHub()
@@ -500,7 +500,14 @@ func TestBroadcastIsClosed(t *testing.T) {
 				if got := read(t, c); got != "published" {
 					t.Errorf("got %q, want what was published after the close", got)
 				}
-				go closeStatus(c)
+				go func() {
+					if begin == "while the hub shuts down" {
+						<-hub.Done()
+						close(hub.Broadcast)
+						time.Sleep(time.Second) // which doesn't pass if the hub is busy
+					}
+					closeStatus(c)
+				}()
 				if err := hub.Shutdown(t.Context()); err != nil {
 					t.Error(err)
 				}

@@ -217,6 +217,7 @@ func TestAllowOrigins(t *testing.T) {
 		{"capacitor://localhost", "capacitor://localhost", true},
 		{"capacitor://localhost", "http://localhost https://localhost capacitor://localhost:1", false},
 		{"chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop", true},
+		{"app.v2+x://localhost", "app.v2+x://localhost", true},
 		{"https://xn--bcher-kva.example", "https://xn--bcher-kva.example", true},
 		{"https://a.example https://b.example", "https://a.example https://b.example", true},
 		{"https://a.example https://b.example", "https://c.example", false},

@@ -195,7 +195,7 @@ func TestConnectionWithoutDeadlines(t *testing.T) {
 }
 
 // A Hijack that gives no usable connection is named. What it gave is answered
-// and closed.
+// and closed. If it gave nothing, a client that OnConnect refuses has that answer.
 func TestHijackGivesTooLittle(t *testing.T) {
 	rw := func(conn net.Conn) *bufio.ReadWriter {
 		return bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn))
@@ -212,7 +212,7 @@ func TestHijackGivesTooLittle(t *testing.T) {
 		"no deadlines": {func(c net.Conn) (net.Conn, *bufio.ReadWriter, error) { return timeless{c}, rw(c), nil }, true, "realtime_test.timeless has no deadlines"},
 	}
 	for name, tt := range tests {
-		for transport, accept := range map[string]string{"WebSocket": "", "event stream": "text/event-stream"} {
+		for transport, accept := range map[string]string{"WebSocket": "", "refused WebSocket": "", "event stream": "text/event-stream"} {
 			if accept != "" && !tt.taken {
 				continue // the stream goes through w
 			}
@@ -230,8 +230,15 @@ func TestHijackGivesTooLittle(t *testing.T) {
 					if accept != "" {
 						r.Header = http.Header{"Accept": {accept}}
 					}
+					named, code, left := true, 501, 1
+					if transport == "refused WebSocket" {
+						hub.OnConnect = func(*realtime.Client, *http.Request) error { return realtime.Refuse(402, "pay") }
+						r.Header.Set("Sec-Websocket-Protocol", realtime.Subprotocol)
+						named, code, left = tt.taken, 402, 0
+					}
 					go hub.ServeHTTP(w, r)
 					if tt.taken {
+						code = 200 // nothing was written
 						resp, err := http.ReadResponse(bufio.NewReader(client), nil)
 						if err != nil || resp.StatusCode != 501 {
 							t.Errorf("answered %v, %v; want 501", resp, err)
@@ -241,14 +248,14 @@ func TestHijackGivesTooLittle(t *testing.T) {
 						}
 					}
 					synctest.Wait()
-					if want := map[bool]int{true: 200, false: 501}[tt.taken]; rec.Code != want { // 200: nothing was written
-						t.Errorf("answered %d through w, want %d", rec.Code, want)
+					if rec.Code != code {
+						t.Errorf("answered %d through w, want %d", rec.Code, code)
 					}
-					if got := lines.String(); !strings.Contains(got, tt.named) {
-						t.Errorf("logged %q, want %q", got, tt.named)
+					if got := lines.String(); strings.Contains(got, tt.named) != named {
+						t.Errorf("logged %q, want %q: %t", got, tt.named, named)
 					}
-					if l.n != 1 || l.err == nil {
-						t.Errorf("OnDisconnect: %d times, last with %v; want once, and why", l.n, l.err)
+					if l.n != left || l.n == 1 && l.err == nil {
+						t.Errorf("OnDisconnect: %d times, last with %v; want %d, and why", l.n, l.err, left)
 					}
 					if err := hub.Shutdown(t.Context()); err != nil {
 						t.Error(err)
