@@ -32,9 +32,9 @@ type Broker interface {
 	// topic. The engine may deliver it to this node too; the hub drops echoes.
 	// While the engine can't be reached Publish fails at once, and never keeps
 	// the message for later. For a message that the engine never accepts it
-	// returns [ErrEventTooLarge], before anything is sent. What one goroutine
-	// publishes to a topic arrives in that order. msg is the caller's again
-	// when Publish returns.
+	// returns [ErrEventTooLarge], before anything is sent. Messages that one
+	// goroutine publishes to a topic arrive in that order. msg is the caller's
+	// again when Publish returns.
 	Publish(ctx context.Context, topic string, msg []byte) error
 
 	// Subscribe returns nil once everything arrives that any node publishes to

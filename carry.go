@@ -18,8 +18,8 @@ import (
 // the same. Zero means that the log lacks it: it was published in a cut, or the
 // log was lost. Such values are carried, too.
 //
-// Several nodes may carry a value, and a newer event may be on its way meanwhile.
-// So a record of values tells its view, the newest record that its node had
+// Several nodes may carry a value, and a newer event may be on its way at that
+// time. So a record of values tells its view, the newest record that its node had
 // taken. It changes nothing that a record behind its view has changed. It also
 // tells up to where its node is about to trim the log, and no older view counts
 // behind that: nodes that start then don't see what came after such a view.

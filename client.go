@@ -201,10 +201,10 @@ type clientContext struct { // apart because most clients have none
 }
 
 // Send sends data to this client alone, as a text message or as an event
-// without a name. It queues data and returns at once. What one goroutine sends
-// arrives in that order. Published events and events sent to one client have no
-// order between them. data must be valid UTF-8 and belongs to the hub from then
-// on. In OnConnect, it goes out right after the handshake.
+// without a name. It queues data and returns at once. Messages that one
+// goroutine sends arrive in that order. Published events and events sent to one
+// client have no order between them. data must be valid UTF-8 and belongs to
+// the hub from then on. In OnConnect, it goes out right after the handshake.
 //
 // The error is [ErrClientClosed] if the client is gone or closing, and
 // [ErrSlowClient] if data was one message too many: the client is disconnected.
@@ -240,16 +240,16 @@ func (c *Client) Get(key string) (value any, ok bool) {
 	return value, ok
 }
 
-// Close disconnects the client and returns at once. What waits for the client
-// goes out first, then a close frame with code and reason (RFC 6455 §7.4). A
-// client that has not answered within 5 s is cut off. Messages from it are
+// Close disconnects the client and returns at once. Messages that wait for the
+// client go out first, then a close frame with code and reason (RFC 6455 §7.4).
+// A client that has not answered within 5 s is cut off. Messages from it are
 // discarded. A reason is cut to 123 bytes, at a character, and what isn't UTF-8
 // in it becomes U+FFFD.
 //
 // A client of the [Subprotocol] is told code and reason on both transports, and
-// whether the code is final. realtime.js doesn't reconnect then. Any other event
-// stream gets no code and no reason, and its browser reconnects; [Refuse] can
-// turn it away then.
+// whether the code is final. If it is, realtime.js doesn't reconnect. Any other
+// event stream gets no code and no reason, and its browser reconnects. [Refuse]
+// can then turn it away.
 //
 // The error is [ErrClientClosed] if the client is gone or closing already. A code
 // that can't be sent is an error that leaves it connected.

@@ -1,7 +1,7 @@
-// Package realtime keeps many browsers up to date. What is published to a [Hub]
-// reaches its WebSocket clients and its event-stream clients alike. [NewStream]
-// turns one HTTP response into an event stream (WHATWG HTML §9.2) that its
-// handler writes by hand; it belongs to no hub.
+// Package realtime keeps many browsers up to date. An event that is published
+// to a [Hub] reaches its WebSocket clients and its event-stream clients alike.
+// [NewStream] turns one HTTP response into an event stream (WHATWG HTML §9.2)
+// that its handler writes by hand; it belongs to no hub.
 //
 //	var chat = realtime.NewHub()
 //
@@ -26,19 +26,20 @@
 //
 // # Promises
 //
-//   - Order: what one goroutine publishes, by Broadcast, Publish and PublishAll
-//     together, reaches each client in that order. So does what one goroutine
+//   - Order: events that one goroutine publishes, by Broadcast, Publish and
+//     PublishAll together, reach each client in that order. So do those that it
 //     sends to one client. Published events and events sent to one client have
 //     no order between them.
 //   - Delivery: at most once, to connected clients. With [Hub.History], a
 //     client that reconnects with the last id it saw gets every event since, on
-//     the topics that OnConnect subscribes, each once and in order. So it does
-//     on the topics that it subscribes again within 10 s, as by a message. If it
-//     may have lost some, it gets a reset. Of events with a Key it gets the
-//     newest.
-//   - Latest values: the newest event of each Key stays, and new clients get it,
-//     until another replaces it or one that is Gone takes it away. [History]
-//     bounds their number. What is dropped for that is counted and logged.
+//     the topics that OnConnect subscribes, each once and in order. The same
+//     holds for topics that it subscribes again within 10 s, as by a message.
+//     If it may have lost some, it gets a reset. Of events with a Key it gets
+//     the newest.
+//   - Latest values: the newest event of each Key stays, and new clients get
+//     it, until another replaces it or one that is Gone takes it away.
+//     [History] bounds their number. Those that are dropped for that are
+//     counted and logged.
 //   - Presence: the nodes agree on who is in a topic, and its clients get each
 //     change. Members that a node showed leave when that node is gone. See
 //     [Client.Appear].
@@ -55,9 +56,9 @@
 //   - Blocking: the hub waits for no client, handler or Logger. Calls that
 //     publish or subscribe wait until the hub accepts them, and with a [Broker]
 //     longer; see [Hub.PublishAll] and [Client.Subscribe].
-//   - Shutdown: what waits goes out, WebSocket clients get close code 1001, and
-//     event streams end. When [Hub.Shutdown] has returned nil, nothing of the
-//     hub is running.
+//   - Shutdown: the hub sends all that waits. Then WebSocket clients get close
+//     code 1001, and event streams end. When [Hub.Shutdown] has returned nil,
+//     nothing of the hub is running.
 //
 // # Words
 //

@@ -56,8 +56,8 @@ type Hub struct {
 	// chooses the answer, for plain clients and for pages: see [Subprotocol].
 	// [ErrBrokerUnavailable] asks the client to try again later. Any other is
 	// logged and answered by 403 and a fixed text, which tells a stranger
-	// nothing. If the client was closed in the meantime, and OnConnect therefore
-	// returns [ErrClientClosed], the client hears why. Without OnConnect a client
+	// nothing. If OnConnect returns [ErrClientClosed] because the client was
+	// closed in the meantime, the client hears why. Without OnConnect a client
 	// has the topics that its URL asks for (?topic=a&topic=b), 100 at most. Set
 	// OnConnect or OnSubscribe unless every client may read every topic.
 	OnConnect func(c *Client, r *http.Request) error
@@ -70,21 +70,21 @@ type Hub struct {
 	// OnMessage is, in turn with that. It may block. Nil gives the client the topic.
 	// OnSubscribe may also call Subscribe itself, and then Appear.
 	//
-	// An error refuses the topic, as one of OnConnect refuses the client: the page is
-	// told, with the same codes. A client that isn't of the [Subprotocol] can't be
-	// told about a topic, and is refused as a whole. A client may have 100 topics by
-	// asking.
+	// An error refuses the topic. The page is told, with the codes of a refusal by
+	// OnConnect. A client that isn't of the [Subprotocol] can't be told about a
+	// topic, and is refused as a whole. A client may have 100 topics by asking.
 	//
 	// Without OnSubscribe a page may join any topic if there is no OnConnect either.
 	// Otherwise it has only those that OnConnect subscribes.
 	OnSubscribe func(c *Client, topic string) error
 
 	// OnDisconnect is called once for each OnConnect that returned nil, also if
-	// OnSubscribe then refuses the client. It is called when the client is gone
-	// and its last OnMessage has returned. err is never nil.
-	// A close by the client satisfies [websocket.CloseStatus]. [ErrSlowClient],
-	// [ErrHubClosed] and [ErrClientClosed] tell why this side closed. The end
-	// of an event stream is [io.EOF]. Get and Topics still work, Send doesn't.
+	// OnSubscribe then refuses the client. Without OnConnect it is called for
+	// each client that isn't refused. It is called when the client is gone and
+	// its last OnMessage has returned. err is never nil. A close by the client
+	// satisfies [websocket.CloseStatus]. [ErrSlowClient], [ErrHubClosed] and
+	// [ErrClientClosed] tell why this side closed. The end of an event stream
+	// is [io.EOF]. Get and Topics still work, Send doesn't.
 	OnDisconnect func(c *Client, err error)
 
 	// CheckOrigin reports whether the Origin header of a request lets it become
@@ -105,12 +105,12 @@ type Hub struct {
 	// above 64 times as many, is disconnected with [ErrSlowClient]. SlowAfter
 	// starts over when the backlog has shrunk by SendBuffer messages. Messages
 	// sent to one client alone are also bounded in bytes. More than 8 MiB in
-	// several messages count as too many, and more than 32 MiB disconnect at
-	// once. SlowAfter starts over when they have shrunk by 1 MiB. What waits for
-	// a client that is disconnected is dropped. A client that has accepted bytes
-	// within SlowAfter, or within the last second if that is shorter, is told
-	// why and has 5 s to read that. Any other is cut off. A replay doesn't count,
-	// see History. Zero and negative mean 256.
+	// several messages mean the same as too many messages, and more than 32 MiB
+	// disconnect at once. SlowAfter starts over when they have shrunk by 1 MiB.
+	// Messages that wait for a disconnected client are dropped. A client that
+	// has accepted bytes within SlowAfter, or within the last second if that is
+	// shorter, is told why and has 5 s to read that. Any other is cut off. A
+	// replay doesn't count, see History. Zero and negative mean 256.
 	SendBuffer int
 
 	// SlowAfter is how long a client may have more than SendBuffer messages
@@ -188,8 +188,8 @@ type Hub struct {
 
 	// LeaveAfter is how long a member stays in a topic when its last client has
 	// left, or its node has, so that somebody who reloads doesn't leave; see
-	// [Client.Appear]. Zero means 10 s, negative none. A node that dies is noticed
-	// after 7 s.
+	// [Client.Appear]. Zero means 10 s. Negative means that it leaves at once. A
+	// node that dies is noticed after 7 s.
 	LeaveAfter time.Duration
 
 	// Compression compresses what goes to WebSocket clients that support it

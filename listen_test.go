@@ -125,7 +125,7 @@ func TestListenEnds(t *testing.T) {
 		want(hub, next, realtime.ErrSlowClient.Error())
 		stats(t, &site{hub: hub}, func(st realtime.Stats) bool { return st.SlowClients == 1 && st.Queued == 0 })
 
-		want(hub, pull(t, hub.Listen(t.Context(), "")), "realtime: the empty string is not a topic: all clients get what PublishAll publishes, without one")
+		want(hub, pull(t, hub.Listen(t.Context(), "")), "realtime: the empty string is not a topic: PublishAll publishes to all clients")
 		want(nil, pull(t, new(realtime.Hub).Listen(t.Context(), "a")), "realtime: listen: hub was not made by realtime.NewHub")
 
 		next = pull(t, hub.Listen(t.Context(), "a"))

@@ -19,12 +19,12 @@ func (h *Hub) Publish(ctx context.Context, topic string, e Event) error {
 }
 
 // PublishAll sends e to every client. It blocks until the hub accepts e or ctx
-// ends. What one goroutine publishes, by Publish, PublishAll and Broadcast
-// together, reaches each client in that order. An error means that nothing was
-// sent: [ErrHubClosed] once [Hub.Done] is closed, ctx's error, or a fault of e (a
-// line break in its name, an ID, text that is not UTF-8). One error is
-// different: after [ErrBrokerUnavailable] this node's clients get e, others may
-// not.
+// ends. Events that one goroutine publishes, by Publish, PublishAll and
+// Broadcast together, reach each client in that order. An error means that
+// nothing was sent: [ErrHubClosed] once [Hub.Done] is closed, ctx's error, or a
+// fault of e (a line break in its name, an ID, text that is not UTF-8). One
+// error is different: after [ErrBrokerUnavailable] this node's clients get e,
+// others may not.
 //
 // With a [HistoryBroker] and a History it waits until the engine has the event
 // or has been away for 2 s. [ErrEventTooLarge] means that the engine will never
@@ -36,10 +36,11 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 
 // Position returns an id that stands for now. A handler asks for it, then loads
 // the state that a page shows, and gives both to the page. If the page connects
-// with the id as its last one (lastEventId), it gets all that has been published
-// to its topics since, or a reset. An event that was published while the state
-// was loaded may be in both. For the rest to hold, store a change before you
-// publish it, and ask for the position before you load.
+// with the id as its last one (lastEventId), it gets all that has been
+// published to its topics since, or a reset. An event that was published while
+// the state was loaded may be in both. Ask for the position before you load,
+// and store a change before you publish it. Otherwise the page may lose a
+// change.
 //
 // The id stands for all events for which Publish has returned on this node, and
 // perhaps later ones. With a Broker without a shared history it is valid on this

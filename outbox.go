@@ -319,8 +319,8 @@ func (o *outbox) nextPartLocked() {
 	}
 }
 
-// endPastLocked gives up the next parts of a replay. What came while the client
-// joined, and waits for them, is lost.
+// endPastLocked gives up the next parts of a replay. Events that came while the
+// client joined, and wait for them, are lost.
 func (o *outbox) endPastLocked() {
 	if o.past != nil {
 		o.backlog.discard(countMessages(o.past.early)+len(o.past.behind), &o.shared.dropped)
@@ -398,10 +398,10 @@ func (o *outbox) close(last lastBytes, closed func()) bool {
 	return true
 }
 
-// cut ends o for a client that is too slow. What is being written still goes
-// out, and then last, as with close. All else that waits is dropped. But o fails
-// if the peer has accepted nothing for a while, or SlowAfter is negative. A peer
-// that is stuck would not read last either, and must not hold memory. cut reports
+// cut ends o for a client that is too slow. Bytes that are being written still go
+// out, and then last, as with close. All else that waits is dropped. But o fails if
+// the peer has accepted nothing for a while, or SlowAfter is negative. A peer that
+// is stuck would not read last either, and must not hold memory. cut reports
 // whether o ends by itself. It then sends last, unless it was closed before.
 func (o *outbox) cut(last lastBytes, closed func()) bool {
 	o.mu.Lock()

@@ -48,10 +48,11 @@ export interface Options {
 	 * share by, whatever their URLs.
 	 *
 	 * Tabs share what the hub knows of a client. So `id` is empty: Event.Except
-	 * would pass over all of them. What the hub sends to the client alone comes to
-	 * all tabs. Their topics together may be 100. Further tabs have a connection of
-	 * their own. So has each tab if the hub has no History, and where the browser
-	 * has no Web Locks (they need https or localhost) or lets the page keep nothing.
+	 * would pass over all of them. All tabs get the messages that the hub sends to
+	 * the client alone. Their topics together may be 100. Further tabs have a
+	 * connection of their own. So has each tab if the hub has no History, and where
+	 * the browser has no Web Locks (they need https or localhost) or lets the page
+	 * keep nothing.
 	 */
 	shared?: boolean | string;
 }
@@ -133,9 +134,9 @@ export interface ConnectionEventMap {
 	 */
 	reset: ConnectionResetEvent;
 	/**
-	 * The hub's OnSubscribe has refused a topic. What is final is said by the same
-	 * codes as for a close. A topic that is not refused for good is asked for
-	 * again, not before the time that the hub may have told.
+	 * The hub's OnSubscribe has refused a topic. The same codes are final as for a
+	 * close. After any other code the Connection asks for the topic again, not
+	 * before the time that the hub may have told.
 	 */
 	refused: ConnectionRefusedEvent;
 }
@@ -181,9 +182,9 @@ export function connect(url: Url, options?: Options): Connection;
  * Client.Close mean by the HTTP statuses 200 to 499, as the codes 4200 to 4499. But
  * 4408, 4425 and 4429 are not final: time will help. After every other code it
  * reconnects, not before the time that the hub may have told. To end it after
- * another code, call `close` in a listener of close. What a proxy or a middleware
- * refuses or closes looks to a page like a server that is down, whatever the code,
- * so it keeps trying.
+ * another code, call `close` in a listener of close. A refusal or close by a proxy
+ * or a middleware looks to a page like a server that is down, whatever the code. So
+ * the page keeps trying.
  *
  * A page that the user has left, and that the browser keeps for the way back, is
  * disconnected. When it is shown again it reconnects at once and resumes.
@@ -243,16 +244,16 @@ export class Connection extends EventTarget {
 	 */
 	subscribe(topic: string, listener: (message: Message) => void): () => void;
 	/**
-	 * Leaves a topic, and removes the listeners that `subscribe` has added to it. No
-	 * listener gets its events any more. What the server has subscribed by itself
-	 * stays subscribed there.
+	 * Leaves a topic, and removes the listeners that `subscribe` has added to it.
+	 * No listener gets its events any more. A topic that the server has subscribed
+	 * by itself stays subscribed there.
 	 */
 	unsubscribe(topic: string): void;
 	/**
-	 * Follows who is in a topic, as the server's Client.Appear shows it. The topic is
-	 * one of the page's. The map changes with each event, and then changed is called
-	 * with it. It is emptied by a reset, after which the hub sends all members again,
-	 * and when the page leaves the topic.
+	 * Follows who is in a topic, as the server's Client.Appear shows it. The topic
+	 * is one of the page's. The map changes with each event, and then changed is
+	 * called with it. A reset empties the map, and the hub then sends all members
+	 * again. The map is also emptied when the page leaves the topic.
 	 */
 	members<T = any>(topic: string, changed?: (members: Members<T>) => void): Members<T>;
 
@@ -263,8 +264,8 @@ export class Connection extends EventTarget {
 	 *
 	 * Nothing is kept for later, on purpose. Only the page knows whether a message
 	 * still makes sense after an outage ("typing" doesn't), in which order with
-	 * others, and whether the hub has had it already: no answer came. What must
-	 * arrive is better sent by fetch, which tells how it went.
+	 * others, and whether the hub has had it already: no answer came. If a message
+	 * must arrive, send it by fetch, which tells how it went.
 	 */
 	send(data: string | ArrayBufferLike | Blob | ArrayBufferView): void;
 

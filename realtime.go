@@ -124,20 +124,21 @@ type Message struct {
 //
 //	{"realtime":{"unsubscribe":["a"],"subscribe":["b","c"]}}
 //
-// Those that it joins begin as for a new client, and [Hub.OnSubscribe] decides. The
-// hub answers when no more events of a topic come that the client has left, and when
-// all has come that the others begin with:
+// [Hub.OnSubscribe] decides which topics it joins. They begin as for a new client.
+// The hub's answer comes behind the last event of a topic that the client has left,
+// and behind the events with which a joined topic begins:
 //
 //	{"unsubscribed": ["a"]}
 //	{"subscribed": ["b"]}
 //	{"topic": "c", "refused": {"code": 4403, "reason": "…", "final": true}}
 //
-// From "subscribed" on, the newest id stands for the topic as well, so the client
-// asks for it in the URL when it reconnects. Before that it also names the topic as
-// new=b in the URL's query. Then the topic begins as for a new client again, whatever
-// the id, and the same answer follows. So an event stream can join topics by
-// reconnecting. "refused" means that the client doesn't have the topic, and comes
-// for topics in the URL as well. Its fields are those of "close" below.
+// From "subscribed" on, the newest id stands for the topic as well, so a client
+// that reconnects asks for the topic in the URL. A client that reconnects without
+// "subscribed" also names the topic as new=b in the URL's query. Then the topic
+// begins as for a new client again, whatever the id, and the same answer follows.
+// So an event stream can join topics by reconnecting. "refused" means that the
+// client doesn't have the topic, and comes for topics in the URL as well. Its
+// fields are those of "close" below.
 //
 // The last object tells why the hub ends the connection, or refuses the client:
 //
@@ -156,8 +157,8 @@ type Message struct {
 //	4000 to 4199, 4600 to 4999        the application's
 //
 // So [Client.Close] with 4403 has the meaning of a [Refuse] with 403. A refusal
-// with 429 or 503 always has "retry"; see [RefuseFor]. What comes before OnConnect
-// is asked is refused by HTTP: a faulty handshake, or an origin that
+// with 429 or 503 always has "retry"; see [RefuseFor]. Refusals before OnConnect
+// are answers of HTTP: to a faulty handshake, or to an origin that
 // [Hub.CheckOrigin] refuses. A page of that origin should learn nothing, not even
 // that there is a hub. A hub that is shutting down answers WebSockets with 503.
 const Subprotocol = "realtime.v1"

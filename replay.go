@@ -15,9 +15,10 @@ const (
 
 // Oldest is an id that stands for the beginning. A client that comes with it as
 // its last id gets all kept events of its topics, in order and with their ids,
-// and no reset. Older events that stay as latest values come first, without ids.
-// So does [Client.SubscribeFrom], all without ids. That can be the last
-// messages of a room, or the beginning of an answer that is still being written.
+// and no reset. Older events that stay as latest values come first, without
+// ids. [Client.SubscribeFrom] gives a client the same, all without ids. That
+// can be the last messages of a room, or the beginning of an answer that is
+// still being written.
 const Oldest = "oldest"
 
 // Where a topic begins, if not behind a position.
@@ -197,7 +198,7 @@ func (h *history) fromOldest(topics []*subscription) bool {
 	return true
 }
 
-// loseReplay makes r start anew, with a reset.
+// loseReplay makes r begin again, with a reset.
 func (h *history) loseReplay(r *replay) {
 	r.lost, r.resuming, r.since, r.passed = true, false, fromNow, nil
 	r.resets++
@@ -305,8 +306,8 @@ func (h *history) fillLate(r *replay) bool {
 	return true
 }
 
-// dropLost makes topics of the first late replay start anew that have lost
-// events since its last part.
+// dropLost begins again with topics of the first late replay that have lost events
+// since its last part.
 func (h *history) dropLost(r *replay) {
 	l := r.late[0]
 	var lost []*subscription

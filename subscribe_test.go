@@ -398,7 +398,7 @@ func TestSubscribeRefused(t *testing.T) {
 			t.Helper()
 			want := append(more, "refused b 4403 Forbidden final", "refused c 4401 sign in first final", "refused d 4503 busy later",
 				"refused e 4429  later", "refused f 4503 try again later later",
-				"refused  4400 realtime: the empty string is not a topic: all clients get what PublishAll publishes, without one final")
+				"refused  4400 realtime: the empty string is not a topic: PublishAll publishes to all clients final")
 			var got []string
 			for range want {
 				got = append(got, p.next())

@@ -16,7 +16,7 @@ const maxTopicBytes = 1024 // of a topic's name
 func checkTopic(topic string) error {
 	switch {
 	case topic == "":
-		return errors.New("realtime: the empty string is not a topic: all clients get what PublishAll publishes, without one")
+		return errors.New("realtime: the empty string is not a topic: PublishAll publishes to all clients")
 	case len(topic) > maxTopicBytes:
 		return fmt.Errorf("realtime: topic %.50q… has %d bytes, more than %d", topic, len(topic), maxTopicBytes)
 	case !utf8.ValidString(topic):
@@ -31,18 +31,18 @@ func distinct(topics []string) []string {
 }
 
 // Subscribe adds topics to the client's. A topic is UTF-8 text of 1 to 1024
-// bytes, and exists while it has clients. What is published to it after
-// Subscribe has returned reaches the client, each event once. A topic that the
-// client has is passed over.
+// bytes, and exists while it has clients. Each event that is published to it
+// after Subscribe has returned reaches the client, once. Topics that the client
+// has already are ignored.
 //
 // With a [History] the client first gets the topic's latest values: the newest
-// event of each Key, however old, unless it is Gone. If it reconnects with an id,
-// it gets instead the events since that one. In OnConnect it gets them when that
-// has returned nil, and with their ids. Later it gets them without ids, and the
-// events of its other topics behind them. It may not have had a later topic
-// before, so it first gets the latest values from before the id, too. If some
-// events are no longer kept, it gets a reset for the topic and the latest values.
-// A topic that it has had since it reconnected, and has left, begins as for a new
+// event of each Key, however old, unless it is Gone. If it reconnects with an
+// id, it gets instead the events since that one. In OnConnect it gets them when
+// that has returned nil, and with their ids. Later it gets them without ids,
+// and the events of its other topics behind them. Such a topic may be new to
+// it, so the latest values from before the id come first. If some events are no
+// longer kept, it gets a reset for the topic and the latest values. A topic
+// that it has had since it reconnected, and has left, begins as for a new
 // client. So does one with SubscribeFrom and an empty id.
 //
 // Subscribe waits until the hub accepts it, with a [Broker] up to 5 s longer.
@@ -52,9 +52,9 @@ func distinct(topics []string) []string {
 // or closing, or tells what is wrong with a topic.
 func (c *Client) Subscribe(topics ...string) error { return c.subscribeWith(nil, topics) }
 
-// SubscribeFrom is Subscribe for topics whose events since an id the client
-// lacks: one that [Hub.Position] has returned, that of an event, or [Oldest]. It
-// gets them, without ids, or a reset for each topic of which some are no longer
+// SubscribeFrom is Subscribe for a client that lacks the topics' events since
+// an id: an event's, one that [Hub.Position] has returned, or [Oldest]. It gets
+// them, without ids, or a reset for each topic of which some are no longer
 // kept. An empty id gives it the newest event of each Key, also if it has
 // reconnected. With a [HistoryBroker] SubscribeFrom first waits until this node
 // has the event with the id, up to 5 s.
@@ -193,9 +193,9 @@ func (l *lateStart) leave(topics []string) {
 	}
 }
 
-// handReplay is hand, for a change with a replay of late topics. If another
-// replay is under way, that gets what the new one claims. Its caller holds tmu, so
-// that other one doesn't end meanwhile.
+// handReplay is hand, for a change with a replay of late topics. If another replay
+// is under way, that gets what the new one claims. It doesn't end before, because
+// the caller holds tmu.
 func (c *Client) handReplay(do func(s *shard), r *replay) bool {
 	past := c.out.replaying()
 	r.waits = past != nil
@@ -226,8 +226,8 @@ func (c *Client) findTopic(topic string) (i int, has bool) {
 	return slices.BinarySearchFunc(c.topics, topic, func(sub *subscription, topic string) int { return strings.Compare(sub.name, topic) })
 }
 
-// Unsubscribe removes topics. What is published to them after it has returned
-// doesn't reach the client. It waits only until the hub accepts it.
+// Unsubscribe removes topics. Events that are published to them after it has
+// returned don't reach the client. It waits only until the hub accepts it.
 func (c *Client) Unsubscribe(topics ...string) {
 	c.tmu.Lock()
 	defer c.tmu.Unlock()

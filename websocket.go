@@ -364,14 +364,15 @@ var errTooLarge = fmt.Errorf("message is larger than Hub.MaxMessageBytes: %w", w
 // Sec-WebSocket-Protocol on w. A browser gives up if it gets none. A client that
 // offers the [Subprotocol] as well gets that.
 //
-// An error has been answered, so most callers ignore it: 426 if the request is
-// no WebSocket handshake (RFC 6455 §4.2.1), 405 or 400 for its method, key or
-// body, 403 for a refused origin, what OnConnect chose with [Refuse], 503 to
-// try again later, 501 if a middleware's ResponseWriter hides the connection
-// (the error names its type) or the connection has no deadlines, 500 if a
-// handler panics or hub was not made by [NewHub]. Refusals by OnConnect reach a
-// client of the [Subprotocol] over its WebSocket instead. The hub counts refusals.
-// It logs those for somebody's setup or a plain error of OnConnect.
+// Upgrade has answered the request when it returns an error, so most callers
+// ignore it: 426 if the request is no WebSocket handshake (RFC 6455 §4.2.1),
+// 405 or 400 for its method, key or body, 403 for a refused origin, what
+// OnConnect chose with [Refuse], 503 to try again later, 501 if a middleware's
+// ResponseWriter hides the connection (the error names its type) or the
+// connection has no deadlines, 500 if a handler panics or hub was not made by
+// [NewHub]. Refusals by OnConnect reach a client of the [Subprotocol] over its
+// WebSocket instead. The hub counts refusals. It logs those for somebody's
+// setup or a plain error of OnConnect.
 func Upgrade(w http.ResponseWriter, r *http.Request, hub *Hub) error {
 	return hub.admit(w, r, webSocket{})
 }

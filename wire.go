@@ -399,7 +399,8 @@ func unwrapped(w http.ResponseWriter) iter.Seq[http.ResponseWriter] {
 }
 
 // haveDeadlines returns an error if set can't set a deadline. The connections of
-// x/crypto/ssh have none. What waits on such a connection can't be woken.
+// x/crypto/ssh have none. A goroutine that waits on such a connection can't be
+// woken.
 func haveDeadlines(set func(time.Time) error) error {
 	err := set(time.Time{})
 	if err == nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.ErrClosedPipe) {

@@ -27,8 +27,8 @@ var commands = map[string]func(t *testing.T, command string){
 	`go run ./examples/chat`: elsewhere, // ../e2e/chat_test.go
 	`go test -race ./...`:    elsewhere, // ../.ci/run
 
-	`cd natsbroker && go run ./example`: func(t *testing.T, command string) { runExample(t, command) },
-	`cd redisbroker && go run ./example`: func(t *testing.T, command string) {
+	`go -C natsbroker run ./example`: func(t *testing.T, command string) { runExample(t, command) },
+	`go -C redisbroker run ./example`: func(t *testing.T, command string) {
 		runExample(t, command, "-redis", startRedis(t))
 	},
 
@@ -95,10 +95,10 @@ func need(t *testing.T, name string) string {
 	return path
 }
 
-// runExample runs the program of a command "cd DIR && go run PACKAGE", on another
+// runExample runs the program of a command "go -C DIR run PACKAGE", on another
 // port. It prints its address and ends by an interrupt.
 func runExample(t *testing.T, command string, args ...string) {
-	dir, pkg, ok := strings.Cut(strings.TrimPrefix(command, "cd "), " && go run ")
+	dir, pkg, ok := strings.Cut(strings.TrimPrefix(command, "go -C "), " run ")
 	if !ok {
 		t.Fatalf("%q is another command", command)
 	}

@@ -203,9 +203,9 @@ func (b *HistoryBroker) trim(ctx context.Context, epoch string, before uint64) e
 	began := time.Now()
 	stream, err := b.js().Stream(ctx, b.stream.Name)
 	if err == nil && epochOf(stream.CachedInfo()) == epoch {
-		// A purge of more than there is would drop the newest record. If the
-		// stream is deleted and made anew at this moment, nodes notice what is
-		// missing by the numbers.
+		// A purge of more than there is would drop the newest record. If the stream
+		// is deleted and made again at this moment, nodes notice what is missing by
+		// the numbers.
 		if before = min(before, stream.CachedInfo().State.LastSeq); before > 1 {
 			err = stream.Purge(ctx, jetstream.WithPurgeSequence(before))
 		}

@@ -98,7 +98,7 @@
 // Told means that connected nodes count a gap in [realtime.Stats], and that clients
 // that reconnect get a reset, where they could resume behind a lost event. A stream
 // that has fewer records than a node has read is deleted and created again. One
-// that was written again meanwhile is found out by the records themselves.
+// that was also written again is found out by its records.
 //
 // Servers of a cluster may disagree without knowing it: one whose peers' stores were
 // put back keeps its own records, and drops those that get the same numbers. Nodes

@@ -109,7 +109,7 @@ func (b *Broker) listen(conn *nats.Conn) {
 
 // unlisten gives the connection its own handler back.
 func (b *Broker) unlisten(conn *nats.Conn) {
-	if isListener(conn.ErrorHandler()) { // and not one that was set meanwhile
+	if isListener(conn.ErrorHandler()) { // and not one that was set since
 		conn.SetErrorHandler(b.theirs)
 	}
 }

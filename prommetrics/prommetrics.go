@@ -52,7 +52,7 @@ type Collector struct {
 var _ prometheus.Collector = (*Collector)(nil)
 
 // New returns a collector of hubs, by the names that the label "hub" gets. Each
-// collection iterates over them anew. So hubs may come and go, if hubs is safe for
+// collection iterates over them again. So hubs may come and go, if hubs is safe for
 // concurrent use. Two hubs of one name make the collection fail.
 func New(hubs iter.Seq2[string, *realtime.Hub]) *Collector { return &Collector{hubs} }
 

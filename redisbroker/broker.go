@@ -94,9 +94,10 @@
 //     event die at the same moment, before another node has the event. Or data is put
 //     back while no node runs.
 //   - With always, an older copy of the data is put back by hand, or a replica that
-//     was behind is started anew as a master, while the only nodes that run were cut
-//     off from Redis since before the event. They find all that they have had. Delete
-//     the key "{NAME:log}:head" in such a case, so that all clients get a reset.
+//     was behind is started again as a master, while the only nodes that run were
+//     cut off from Redis since before the event. They find all that they have had.
+//     Delete the key "{NAME:log}:head" in such a case, so that all clients get a
+//     reset.
 //   - always is taken back by CONFIG SET while nodes are connected.
 //
 // Redis needs the maxmemory-policy noeviction: with another one it drops the history

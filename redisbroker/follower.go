@@ -20,7 +20,7 @@ const (
 	maxRead      = 128             // records that are read at a time: 32 MiB of the largest that a hub makes
 	maxReadBytes = 32 << 20        // above which fewer records are read at a time
 	maxRetired   = 100             // epochs that are remembered after they have ended
-	witnessWait  = 3 * time.Second // for a node that has had the log, after Redis was started anew
+	witnessWait  = 3 * time.Second // for a node that has had the log, after Redis was started again
 )
 
 var (

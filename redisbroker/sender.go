@@ -12,7 +12,7 @@ var errReplica = errors.New("this Redis is a replica, and only its master can be
 
 // A sender is the connection by which a link's node publishes and appends. It is
 // the broker's own, so that its loss is noticed at once, also where nothing is
-// being sent, and so that it can be made anew. In a cluster the messages go by the
+// being sent, and so that it can be made again. In a cluster the messages go by the
 // connections that the client shares, because the client follows redirections.
 type sender struct {
 	rueidis.Client                         // runs commands by conn, if there is one

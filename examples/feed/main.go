@@ -144,7 +144,7 @@ func feed(w http.ResponseWriter, r *http.Request, a *answer) {
 }
 
 // withAnswer returns a handler that calls serve with the answer of the URL's id.
-// The id is random. Who has it may watch the answer and stop it.
+// The id is random. A page that has it may watch the answer and stop it.
 func (d *desk) withAnswer(serve func(w http.ResponseWriter, r *http.Request, a *answer)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a := d.find(r.PathValue("id"))

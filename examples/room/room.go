@@ -1,5 +1,5 @@
-// Package room is a chat room on several nodes. What is said at one node reaches
-// the pages of all. The brokers' examples serve it. Its page shows the nodes of the
+// Package room is a chat room on several nodes. A message at one node reaches the
+// pages of all. The brokers' examples serve it. Its page shows the nodes of the
 // process side by side, and can cut one off from the others.
 package room
 
