@@ -84,7 +84,7 @@ func (c *Client) introduce(r *http.Request) *refusal {
 	asked, err := c.asks(r)
 	if err == nil {
 		err = c.onConnect(r)
-		c.admitted = err == nil && c.invited
+		c.admitted = err == nil && c.screened
 	}
 	var refused []topicRefusal
 	if err == nil {
@@ -125,7 +125,7 @@ func (c *Client) onConnect(r *http.Request) (err error) {
 	if c.hub.OnConnect == nil {
 		return nil
 	}
-	c.invited = true
+	c.screened = true
 	defer c.hub.catch("OnConnect", c, func(panicked error) { err = bluntly(http.StatusInternalServerError, panicked) })
 	return c.hub.OnConnect(c, r)
 }

@@ -23,14 +23,14 @@ const (
 
 // A backlog counts what waits for one client. Its outbox's lock guards it.
 type backlog struct {
-	messages int32         // not completely written
-	reported int32         // of these, in shared.queued
-	exempt   int32         // of messages, brought by a replay: not the client's fault
-	peak     int32         // the most messages owed since behind
-	private  int           // unwritten bytes in the queue that were sent to this client alone
-	behind   time.Duration // since when the client is behind without catching up; zero: it isn't
-	heap     int           // the most private bytes that waited since behind
-	exemptBy time.Duration // when the exempt messages must be written
+	messages    int32         // not completely written
+	reported    int32         // of these, in shared.queued
+	exempt      int32         // of messages, brought by a replay: not the client's fault
+	peak        int32         // the most messages owed since behind
+	private     int           // unwritten bytes in the queue that were sent to this client alone
+	behind      time.Duration // since when the client is behind without catching up; zero: it isn't
+	privatePeak int           // the most private bytes that waited since behind
+	exemptBy    time.Duration // when the exempt messages must be written
 }
 
 // add counts n new messages.
@@ -75,10 +75,10 @@ func (b *backlog) delivered(s *shared, n int) {
 	}
 	switch owed := b.owed(); {
 	case !b.isBehind(s):
-		b.behind, b.peak, b.heap = 0, 0, 0
-	case owed <= int(b.peak)-s.sendBuffer || b.private <= b.heap-privateStep:
+		b.behind, b.peak, b.privatePeak = 0, 0, 0
+	case owed <= int(b.peak)-s.sendBuffer || b.private <= b.privatePeak-privateStep:
 		// The client is catching up after a burst: SlowAfter starts over.
-		b.behind, b.peak, b.heap = s.clock.now(), int32(owed), b.private
+		b.behind, b.peak, b.privatePeak = s.clock.now(), int32(owed), b.private
 	}
 	s.delivered.Add(int64(n))
 }
@@ -129,6 +129,6 @@ func (b *backlog) isTooSlow(s *shared) bool {
 		return false
 	}
 	now := s.clock.now()
-	b.behind, b.peak, b.heap = cmp.Or(b.behind, now), max(b.peak, int32(b.owed())), max(b.heap, b.private)
+	b.behind, b.peak, b.privatePeak = cmp.Or(b.behind, now), max(b.peak, int32(b.owed())), max(b.privatePeak, b.private)
 	return now-b.behind >= s.slowAfter
 }

@@ -216,7 +216,7 @@ func (c *crowd) touch(one *Client) {
 	o := &one.out
 	o.mu.Lock()
 	o.try(c.payload)
-	o.backlog.heap++
+	o.backlog.privatePeak++
 	o.kernel++
 	o.seq++
 	o.mu.Unlock()

@@ -18,7 +18,7 @@ const closeTimeout = 5 * time.Second // for a client to read what waits and to a
 // tooSlow asks pages to reconnect, but later. realtime.js would not after 1008.
 var tooSlow = websocket.CloseError{Code: websocket.StatusTryAgainLater, Reason: "client reads too slowly"}
 
-// These are causes of clients, which leaving.count tells apart.
+// These are causes of clients, which departures.count tells apart.
 var (
 	errWriteTimeout      = errors.New("realtime: client accepted no bytes for Hub.WriteTimeout")
 	errPongTimeout       = errors.New("realtime: client left a ping unanswered for Hub.PongTimeout")
@@ -75,7 +75,7 @@ type Client struct {
 	looks uint8         // at the open connection, until its ids are final
 
 	// Set by the goroutine that answers the request, before the reading.
-	invited   bool // OnConnect has let it in
+	screened  bool // OnConnect was asked about it
 	envelopes bool // it is of the Subprotocol
 
 	pinged    atomic.Int64 // when the last ping was queued, on the hub's clock

@@ -17,7 +17,7 @@ type shard struct {
 	last  atomic.Pointer[event] // the last event with a position that the outboxes have; nil: none
 	stats *shared
 
-	members int // clients that have it as their home; guarded by the registry's mutex
+	assigned int // clients that have it as their home; guarded by the registry's mutex
 
 	// Owned by the shard's goroutine.
 	clients []*Client

@@ -182,7 +182,7 @@ func (o *outbox) reply(object []byte) error {
 	ev := &event{Event: Event{Data: object}, private: true, reply: true}
 	o.backlog.add(1)
 	if o.past != nil {
-		o.past.behind = append(o.past.behind, ev)
+		o.past.replies = append(o.past.replies, ev)
 	} else {
 		o.addLocked(ev)
 	}
@@ -273,7 +273,7 @@ func (o *outbox) replay(r *replay) {
 	o.backlog.add(countMessages(events) + countMessages(r.early) - counted)
 	o.backlog.exemptReplay(past)
 	if !r.more {
-		events = append(events, r.behind...)
+		events = append(events, r.replies...)
 	}
 	o.past = nil
 	if r.more {
@@ -323,7 +323,7 @@ func (o *outbox) nextPartLocked() {
 // client joined, and wait for them, are lost.
 func (o *outbox) endPastLocked() {
 	if o.past != nil {
-		o.backlog.discard(countMessages(o.past.early)+len(o.past.behind), &o.shared.dropped)
+		o.backlog.discard(countMessages(o.past.early)+len(o.past.replies), &o.shared.dropped)
 		o.past = nil
 	}
 }

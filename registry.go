@@ -15,17 +15,17 @@ import (
 // A registry has the clients of a hub, each in a slot that never changes, and
 // the shards that divide them.
 type registry struct {
-	mu       sync.Mutex // guards the fields below
-	shards   []*shard   // they only become more
-	slots    []*Client  // nil: free
-	free     []int32    // slots that are free
-	clients  int        // slots that aren't
-	hearing  int        // those of them that Listen has
-	seed     maphash.Seed
-	sweeping bool // the sweeper is running
-	closed   bool
-	quiet    chan struct{} // closed when the registry is closed and has no clients but Listen's
-	empty    chan struct{} // the same without these
+	mu        sync.Mutex // guards the fields below
+	shards    []*shard   // they only become more
+	slots     []*Client  // nil: free
+	free      []int32    // slots that are free
+	clients   int        // slots that aren't
+	listeners int        // those of them that Listen has
+	seed      maphash.Seed
+	sweeping  bool // the sweeper is running
+	closed    bool
+	quiet     chan struct{} // closed when the registry is closed and has no clients but Listen's
+	empty     chan struct{} // the same without these
 }
 
 // add gives the client a slot and a shard, and joins it to the shard. From then
@@ -50,9 +50,9 @@ func (h *Hub) enter(c *Client) error {
 		return ErrHubClosed
 	}
 	if c.isListener() {
-		g.hearing++
-	} else if g.clients-g.hearing >= h.shared.maxClients {
-		h.shared.log.warn(logFull, "client refused: "+errFull.Error(), "clients", g.clients-g.hearing)
+		g.listeners++
+	} else if g.clients-g.listeners >= h.shared.maxClients {
+		h.shared.log.warn(logFull, "client refused: "+errFull.Error(), "clients", g.clients-g.listeners)
 		return errFull
 	}
 	if !g.sweeping {
@@ -71,7 +71,7 @@ func (h *Hub) enter(c *Client) error {
 	binary.BigEndian.PutUint32(c.id[12:], g.mask(&c.id)^uint32(c.slot))
 	g.clients++
 	c.home = h.emptiestLocked()
-	c.home.members++
+	c.home.assigned++
 	return nil
 }
 
@@ -90,9 +90,9 @@ func (h *Hub) emptiestLocked() *shard {
 	g := &h.registry
 	var least *shard
 	if len(g.shards) > 0 {
-		least = slices.MinFunc(g.shards, func(a, b *shard) int { return a.members - b.members })
+		least = slices.MinFunc(g.shards, func(a, b *shard) int { return a.assigned - b.assigned })
 	}
-	if least == nil || least.members >= shardClients && len(g.shards) < min(runtime.GOMAXPROCS(0), maxShards) {
+	if least == nil || least.assigned >= shardClients && len(g.shards) < min(runtime.GOMAXPROCS(0), maxShards) {
 		least = &shard{stats: &h.shared}
 		least.inbox.init()
 		g.shards = append(g.shards, least)
@@ -120,10 +120,10 @@ func (g *registry) remove(c *Client) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.slots[c.slot] = nil
-	c.home.members--
+	c.home.assigned--
 	g.clients--
 	if c.isListener() {
-		g.hearing--
+		g.listeners--
 	}
 	g.free = append(g.free, c.slot)
 	if g.clients == 0 {
@@ -134,7 +134,7 @@ func (g *registry) remove(c *Client) {
 
 // endLocked closes quiet and empty when their time has come.
 func (g *registry) endLocked() {
-	if g.closed && g.clients == g.hearing && !isClosed(g.quiet) {
+	if g.closed && g.clients == g.listeners && !isClosed(g.quiet) {
 		close(g.quiet)
 	}
 	if g.closed && g.clients == 0 {
@@ -163,10 +163,10 @@ type parking struct {
 	closed bool
 }
 
-// parking returns the hub's parker, or nil while it can have none. The first
+// parker returns the hub's parker, or nil while it can have none. The first
 // client that can be parked makes it: other hubs don't need one. It takes a
 // descriptor. If the process has none left, a later call tries again.
-func (h *Hub) parking() *parker {
+func (h *Hub) parker() *parker {
 	p := &h.park
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -180,7 +180,7 @@ func TestShardsFollowTheProcessors(t *testing.T) {
 	}
 	most, least := 0, len(all)
 	for _, s := range hub.registry.shards[1:] { // the first one had most of the clients before
-		most, least = max(most, s.members), min(least, s.members)
+		most, least = max(most, s.assigned), min(least, s.assigned)
 	}
 	if most > 2*least {
 		t.Errorf("shards have %d to %d clients", least, most)
@@ -201,8 +201,8 @@ func TestShardsFollowTheProcessors(t *testing.T) {
 		t.Error(err)
 	}
 	for i, s := range hub.registry.shards {
-		if s.members != 0 || len(s.clients) != 0 {
-			t.Errorf("shard %d keeps %d clients, and counts %d", i, len(s.clients), s.members)
+		if s.assigned != 0 || len(s.clients) != 0 {
+			t.Errorf("shard %d keeps %d clients, and counts %d", i, len(s.clients), s.assigned)
 		}
 	}
 }

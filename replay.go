@@ -71,9 +71,9 @@ type replay struct {
 	resets   int64    // how many resets this part has
 
 	// Owned by the outbox.
-	early  []*event          // came while the client joined, to be sent behind the values
-	behind []*event          // replies, to be sent behind the last part
-	own    map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
+	early   []*event          // came while the client joined, to be sent behind the values
+	replies []*event          // to be sent behind the last part
+	own     map[string]uint64 // the hub's position when the client joined, by the Key of what was sent to it alone
 }
 
 // A claim has topics that begin behind an id, or at a start if that is empty.
@@ -88,7 +88,7 @@ func (h *history) fill(r *replay) {
 	first := r.position == nil
 	r.lost, r.values, r.part, r.lagging, r.resumed, r.resets = false, false, nil, nil, 0, 0
 	if !h.limit.keeps() {
-		r.refuse()
+		r.fillEmpty()
 		return
 	}
 	r.position = h.position()
@@ -122,8 +122,8 @@ func (h *history) fill(r *replay) {
 	}
 }
 
-// refuse fills r for a hub without a history.
-func (r *replay) refuse() {
+// fillEmpty fills r for a hub without a history: it has no events, but perhaps resets.
+func (r *replay) fillEmpty() {
 	if r.last != "" && r.last != Oldest {
 		r.lost = true
 		r.resets++
@@ -147,7 +147,7 @@ func (r *replay) resetLate(topics []*subscription) {
 // beginReplay decides where r's topics begin.
 func (h *history) beginReplay(r *replay) {
 	for _, c := range r.claims {
-		h.accept(r, c)
+		h.beginClaim(r, c)
 	}
 	r.claims, r.base, r.from, r.unshared = nil, h.base, h.seq, h.unsharedEvents
 	if r.live {
@@ -215,9 +215,9 @@ func (h *history) loseRest(r *replay) {
 	h.loseReplay(r)
 }
 
-// accept divides a claim's topics into those that get all events since, and
+// beginClaim divides a claim's topics into those that get all events since, and
 // those that get values.
-func (h *history) accept(r *replay, c claim) {
+func (h *history) beginClaim(r *replay, c claim) {
 	start := c.start
 	if c.last != "" {
 		start = h.startOf(c.last)

@@ -60,7 +60,7 @@ func (c *Client) park() bool {
 	if !w.parkable || !w.idle() {
 		return false
 	}
-	p := c.hub.parking()
+	p := c.hub.parker()
 	if p == nil || !w.startParking() {
 		return false
 	}

@@ -120,15 +120,15 @@ func (c *clock) since(m moment) time.Duration {
 	return time.Duration(c.moment(time.Now())-m) * time.Microsecond
 }
 
-// A leaving counts the clients that leave. It is safe for concurrent use.
-type leaving struct {
+// A departures counts the clients that leave. It is safe for concurrent use.
+type departures struct {
 	mu sync.Mutex // guards the field below
 	by Left
 }
 
 // count counts a client that left because of err. Each reason is told here, from
 // the error that OnDisconnect gets.
-func (l *leaving) count(err error) {
+func (l *departures) count(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	is := func(target error) bool { return errors.Is(err, target) }
@@ -156,7 +156,7 @@ func (l *leaving) count(err error) {
 	}
 }
 
-func (l *leaving) all() Left {
+func (l *departures) all() Left {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.by
@@ -206,7 +206,7 @@ type shared struct {
 
 	presence *presence
 	members  atomic.Int64 // clients that are open
-	left     leaving
+	left     departures
 	latency  latency
 
 	toldCutShort atomic.Bool // see warnCutShort

@@ -126,7 +126,7 @@ func (c *Client) mayJoin(topic string) error {
 	if ask := c.hub.shared.onSubscribe; ask != nil {
 		return ask(c, topic)
 	}
-	if c.invited {
+	if c.screened {
 		return errNotInvited
 	}
 	return nil
@@ -215,7 +215,7 @@ func tooManyAsked(n int) error {
 // refused as a whole.
 func (c *Client) joinAsked(a asking) (refused []topicRefusal, err error) {
 	defer c.hub.catch("OnSubscribe", c, func(panicked error) { err = bluntly(http.StatusInternalServerError, panicked) })
-	if c.invited && c.hub.shared.onSubscribe == nil {
+	if c.screened && c.hub.shared.onSubscribe == nil {
 		for _, topic := range c.lacks(a.fresh) {
 			refused = append(refused, topicRefusal{topic, errNotInvited})
 		}

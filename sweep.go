@@ -64,7 +64,7 @@ func (h *Hub) sweep() {
 	defer timer.Stop()
 	h.shared.clock.wind()
 	due := time.Now()
-	var members []*Client
+	var clients []*Client
 	for phase := 0; ; phase = (phase + 1) % phases {
 		slots := h.registry.toSweep()
 		if slots == 0 {
@@ -84,9 +84,9 @@ func (h *Hub) sweep() {
 			due = due.Add(late)
 		}
 		h.shared.clock.wind()
-		members = h.registry.everyNth(phases, phase, members[:0])
-		sweepAll(members, h.shared.clock.now())
-		clear(members)
+		clients = h.registry.everyNth(phases, phase, clients[:0])
+		sweepAll(clients, h.shared.clock.now())
+		clear(clients)
 	}
 }
 
@@ -130,7 +130,7 @@ func (c *Client) sweep(now time.Duration) {
 			c.out.beat(s.heartbeat)
 		}
 	}
-	if c.couldPark(now) && c.hub.parking() != nil {
+	if c.couldPark(now) && c.hub.parker() != nil {
 		c.wire.kick()
 	}
 	c.transport.sweep(c, now)
