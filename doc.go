@@ -125,7 +125,7 @@
 //	presence.go               who is in a topic
 //	admit.go, goodbye.go      how a request becomes a client; why it is refused or closed
 //	client.go, registry.go    a client's life, which gone ends; where the hub finds it
-//	serve.go                  its connection and the goroutine that reads it
+//	serve.go                  its connection and the goroutine that reads it, or its parking
 //	topics.go, subscribe.go   a client's topics; how a page joins some by itself
 //	disconnect.go             closing a topic's clients, on all nodes
 //	listen.go                 hearing what is published, on the server

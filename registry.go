@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"time"
 )
 
 // A registry has the clients of a hub, each in a slot that never changes, and
@@ -152,47 +151,6 @@ func (g *registry) close() bool {
 	g.closed = true
 	g.endLocked()
 	return true
-}
-
-// A parking has a hub's parker.
-type parking struct {
-	mu     sync.Mutex // guards the fields below
-	parker *parker    // nil: there is none
-	again  time.Time  // when to try again to make it
-	outage outage
-	closed bool
-}
-
-// parker returns the hub's parker, or nil while it can have none. The first
-// client that can be parked makes it: other hubs don't need one. It takes a
-// descriptor. If the process has none left, a later call tries again.
-func (h *Hub) parker() *parker {
-	p := &h.park
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.parker != nil || p.closed || time.Now().Before(p.again) {
-		return p.parker
-	}
-	made, err := newParker(&h.registry)
-	if err != nil {
-		p.again = time.Now().Add(revolution)
-		p.outage.failed(err)
-		return nil
-	}
-	p.outage.over()
-	p.parker = made
-	h.own.Go(made.loop) // the caller is a client or the sweeper, so Shutdown still waits
-	return made
-}
-
-// close ends the parker. None is made afterwards.
-func (p *parking) close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	if p.parker != nil {
-		p.parker.close()
-	}
 }
 
 // allShards returns the shards: none before the first client.
