@@ -33,7 +33,6 @@ type backlog struct {
 	exemptBy    time.Duration // when the exempt messages must be written
 }
 
-// add counts n new messages.
 func (b *backlog) add(n int) { b.messages += int32(n) }
 
 // report brings shared.queued up to date. It is called before the lock is

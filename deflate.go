@@ -206,7 +206,6 @@ func (z *inflater) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// messageAndTail reads a message and then its tail.
 type messageAndTail struct {
 	io.Reader // the one that is being read
 	tail      strings.Reader

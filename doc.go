@@ -65,7 +65,8 @@
 // A client is one connection of a hub, a WebSocket or an event stream. An event
 // goes out, a message comes in. On its way to one client an event is a message
 // too, as in RFC 6455. A topic is what others call a room or a channel: the
-// clients that have it get what is published to it.
+// clients that have it get what is published to it. A hub with a [Broker] is a
+// node, and the broker's engine joins it to other nodes: NATS or Redis.
 //
 // # Two transports
 //

@@ -14,7 +14,8 @@ import (
 )
 
 // A buffer holds bytes for the wire, up to the end of a message. All outboxes
-// that it waits in share it, so nobody changes it.
+// that it waits in share it, so nobody changes it. It doesn't know its topic: a
+// run joins events of several.
 type buffer struct {
 	b []byte
 
@@ -37,7 +38,8 @@ type format struct {
 	provisional bool // with provisional ids; in encodings with ids only
 }
 
-// An encoding is how an event becomes bytes.
+// An encoding is how an event becomes bytes. shakeHands and streamEncoding choose
+// it. event.append and goodbye.in tell encodings apart.
 type encoding uint8
 
 const (
@@ -51,11 +53,11 @@ const (
 func (e encoding) isStream() bool   { return e == plainStream || e == envelopeStream }
 func (e encoding) isEnvelope() bool { return e == envelopeFrame || e == envelopeStream }
 
-// formats is the length of an array with an entry for each format.
+// formats is the length of an array with an entry for each format. An encoding has
+// two, but envelopeFrame four: it alone may be compressed and provisional.
 const formats = 2*int(encodings) + 2
 
-// index returns the index of f in such an array. A stream is never compressed,
-// and a plain frame is never provisional.
+// index returns the index of f in such an array.
 func (f format) index() int {
 	i := 2 * int(f.encoding)
 	if f.provisional && f.encoding == envelopeFrame {
@@ -107,7 +109,6 @@ func (ev *event) compare(other *event) int {
 	return cmp.Or(cmp.Compare(ev.seq, other.seq), cmp.Compare(ev.unshared, other.unshared))
 }
 
-// isFor reports whether the client with the given id may get ev.
 func (ev *event) isFor(id *clientID) bool { return ev.except == nil || *ev.except != *id }
 
 // isReplaceable reports whether a newer event of the same topic and Key
@@ -149,7 +150,6 @@ func newReset(id string) *event {
 	return &event{Event: Event{Name: "reset", ID: id}, notice: resetNotice}
 }
 
-// newTopicReset returns a reset for one topic.
 func newTopicReset(topic string) *event {
 	return &event{Event: Event{Name: "reset", Data: []byte(topic)}, topic: topic, notice: resetNotice}
 }

@@ -125,7 +125,6 @@ func (s *shard) unsubscribe(sub *subscription) {
 	}
 }
 
-// audience returns the clients that get ev.
 func (s *shard) audience(ev *event) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if ev.topic == "" {
@@ -175,7 +174,6 @@ func (s *shard) size(ev *event) (n int64) {
 	return n
 }
 
-// sameAudience reports whether the same clients get a and b.
 func sameAudience(a, b *event) bool { return a.topic == b.topic && a.Except == b.Except }
 
 // deliver gives the gathered events to their clients.

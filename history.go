@@ -85,7 +85,7 @@ type history struct {
 	last *event // the notice of position seq; nil: not made yet
 
 	now   atomic.Pointer[event] // has the id of position seq, for Hub.Position
-	stale bool                  // now has not
+	stale bool                  // now has the id of an earlier position
 
 	// covered returns the position behind which a topic's events of other nodes
 	// are known. Nil means that all are.

@@ -134,7 +134,6 @@ func (o *outbox) holdLocked(events ...*event) {
 	signal(o.held.came)
 }
 
-// takeHeld takes the events that o holds.
 func (o *outbox) takeHeld() (events []*event) {
 	o.mu.Lock()
 	defer o.releaseLocked()

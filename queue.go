@@ -131,7 +131,6 @@ func (o *outbox) busyHeadLocked() {
 	}
 }
 
-// wroteLocked counts n bytes as written.
 func (o *outbox) wroteLocked(n int) {
 	delivered := 0
 	for n > 0 {

@@ -104,7 +104,6 @@ func (h *Hub) emptiestLocked() *shard {
 // random. So [Hub.Client] needs no index of ids.
 func (g *registry) mask(id *clientID) uint32 { return uint32(maphash.Bytes(g.seed, id[:12])) }
 
-// at returns the client in a slot, or nil.
 func (g *registry) at(slot uint32) *Client {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -136,7 +136,6 @@ func (r *replay) fillEmpty() {
 	r.since = fromNow
 }
 
-// resetLate adds a reset for each of some topics.
 func (r *replay) resetLate(topics []*subscription) {
 	for _, t := range topics {
 		r.lagging = append(r.lagging, newTopicReset(t.name))

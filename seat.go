@@ -137,7 +137,6 @@ func (c *Client) takeSeat(came []byte) error {
 	return err
 }
 
-// leaveSeat gives the client's seat back.
 func (c *Client) leaveSeat() {
 	c.hub.seats.give(c.seat)
 	c.seat = nil

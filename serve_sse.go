@@ -102,7 +102,6 @@ func (s eventStream) dismiss(_ *Client, w http.ResponseWriter, r *http.Request, 
 	return true
 }
 
-// streamEncoding returns the encoding that r asks for.
 func streamEncoding(r *http.Request) encoding {
 	if r.URL.Query().Get("protocol") == Subprotocol {
 		return envelopeStream
@@ -293,7 +292,6 @@ func (p *response) SetDeadline(t time.Time) error {
 // SetWriteDeadline also lifts Server.WriteTimeout, if t is zero.
 func (p *response) SetWriteDeadline(t time.Time) error { return p.rc.SetWriteDeadline(t) }
 
-// CloseWrite ends the handler.
 func (p *response) CloseWrite() error {
 	p.end()
 	return nil

@@ -208,5 +208,4 @@ func (p *parker) loop() {
 	})
 }
 
-// close ends the loop.
 func (p *parker) close() { p.set.Close() }

@@ -68,7 +68,6 @@ type Latency struct {
 	Sum    time.Duration // of all events
 }
 
-// latencyBounds are the upper bounds of the buckets.
 var latencyBounds = [...]time.Duration{
 	100 * time.Microsecond, 300 * time.Microsecond, time.Millisecond, 3 * time.Millisecond, 10 * time.Millisecond,
 	30 * time.Millisecond, 100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second, math.MaxInt64,
@@ -92,7 +91,6 @@ type latency struct {
 	sum    atomic.Int64
 }
 
-// count counts n events that took d.
 func (l *latency) count(d time.Duration, n int) {
 	i, _ := slices.BinarySearch(latencyBounds[:], d)
 	l.counts[i].Add(int64(n))

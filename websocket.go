@@ -145,7 +145,8 @@ func (webSocket) read(c *Client) error {
 	}
 }
 
-// receive handles a message that has been read.
+// receive handles a message. All messages come through here, on the reading
+// goroutine, so a handler that blocks holds back the client's next message.
 func (c *Client) receive(data []byte, text bool) {
 	if !c.out.isClosed() { // else only the peer's close frame matters
 		c.hub.shared.received.Add(1)

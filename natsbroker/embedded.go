@@ -62,12 +62,12 @@ type Config struct {
 	// JetStream.
 	StoreDir string
 
-	// Sync is how often the files in StoreDir are flushed to the disk. What is
-	// not flushed is lost if the machine loses power, but not if the process
-	// ends. Negative means before each record is acknowledged. Zero means the
-	// same for a node alone, and two minutes where there is a Listen: the other
-	// nodes have what one machine loses. Set it to a negative value there if all
-	// machines may lose power at the same time.
+	// Sync is how often the files in StoreDir are flushed to the disk. Records
+	// that are not flushed are lost if the machine loses power, but not if the
+	// process ends. Negative means before each record is acknowledged. Zero
+	// means the same for a node alone, and two minutes where there is a Listen:
+	// the other nodes have what one machine loses. Set it to a negative value
+	// there if all machines may lose power at the same time.
 	Sync time.Duration
 
 	// Logger gets the warnings and errors of the server, for example about

@@ -17,8 +17,8 @@
 //	realtime_messages_replaced_total  messages that a newer one of their Key replaced
 //	realtime_values_forgotten_total   latest values dropped because there were too many
 //	realtime_messages_dropped_total   messages still queued when their client went, or sent too late
-//	realtime_clients_resumed_total    clients that reconnected and got every event since
-//	realtime_clients_reset_total      clients that reconnected and may have lost events
+//	realtime_clients_resumed_total    replays that gave a client every event since an id
+//	realtime_clients_reset_total      resets that told a client that it may have lost events
 //	realtime_clients_left_total       clients that have left, by "reason"
 //	realtime_clients_slow_total       clients that were too slow, those that had not joined yet included
 //	realtime_requests_refused_total   requests that did not become clients
@@ -90,8 +90,8 @@ var metrics = []metric{
 	counter("messages_replaced", "Messages that a newer one of their Key replaced.", func(s *realtime.Stats) int64 { return s.Replaced }),
 	counter("values_forgotten", "Latest values dropped because there were too many.", func(s *realtime.Stats) int64 { return s.Forgotten }),
 	counter("messages_dropped", "Messages still queued when their client went, or sent too late.", func(s *realtime.Stats) int64 { return s.Dropped }),
-	counter("clients_resumed", "Clients that reconnected and got every event since.", func(s *realtime.Stats) int64 { return s.Resumed }),
-	counter("clients_reset", "Clients that reconnected and may have lost events.", func(s *realtime.Stats) int64 { return s.Resets }),
+	counter("clients_resumed", "Replays that gave a client every event since an id.", func(s *realtime.Stats) int64 { return s.Resumed }),
+	counter("clients_reset", "Resets that told a client that it may have lost events.", func(s *realtime.Stats) int64 { return s.Resets }),
 	counter("clients_slow", "Clients that were too slow, those that had not joined yet included.", func(s *realtime.Stats) int64 { return s.SlowClients }),
 	counter("requests_refused", "Requests that did not become clients.", func(s *realtime.Stats) int64 { return s.Refused }),
 	counter("gaps", "Times that events of other nodes may have been lost.", func(s *realtime.Stats) int64 { return s.Gaps }),

@@ -73,19 +73,19 @@
 // (1) Redis doesn't wait for its replicas. min-replicas-to-write makes such losses
 // rarer, and doesn't rule them out.
 //
-// A history is told lost to clients by a reset: those that are connected get it
-// before any later event that Redis has, and those that reconnect get it first. Then
-// ids begin again, and Stats.Gaps counts a gap. Without a history Stats.Gaps of the
-// other nodes counts a gap within seconds, from which on clients that reconnect get a
+// Clients learn of a lost history by a reset. Connected clients get it before any
+// later event that Redis has, and those that reconnect get it first. Then ids begin
+// again, and Stats.Gaps counts a gap. Without a history Stats.Gaps of the other
+// nodes counts a gap within seconds. From then on clients that reconnect get a
 // reset. Clients that stay connected are not told.
 //
-// With a history, a node notices the loss of what it has had, or has appended. No
-// node knows what another one had appended that died together with Redis. So each
-// start of Redis counts as a loss, and so does a replica that takes over. There is
-// one exception: Redis has appendonly yes, appendfsync always and
-// no-appendfsync-on-rewrite no, and a node that has had the history runs on and finds
-// it whole. Nodes that start at that moment wait for such a node, for 3 s. So Redis
-// can be restarted without resets, but not together with all nodes.
+// With a history, a node notices the loss of records that it has had, or has
+// appended. If a node dies together with Redis, no other node knows what it had
+// appended. So each start of Redis counts as a loss, and so does a replica that
+// takes over. There is one exception: Redis has appendonly yes, appendfsync always
+// and no-appendfsync-on-rewrite no, and a node that has had the history runs on and
+// finds it whole. Nodes that start at that moment wait for such a node, for 3 s. So
+// Redis can be restarted without resets, but not together with all nodes.
 //
 // Nodes notice a start by the run_id that INFO tells, and ask for the settings by
 // CONFIG GET when they connect. These losses are not told:

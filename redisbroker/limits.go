@@ -22,8 +22,8 @@ type limits struct {
 	durable bool // Redis answers when it has written to its disk
 }
 
-// learnLimits asks Redis for its limits. What it may not ask for, or what Redis
-// doesn't know, has the default of proto-max-bulk-len.
+// learnLimits asks Redis for its limits. A limit that it may not ask for, or that
+// Redis doesn't know, has the default of proto-max-bulk-len.
 func (l *link) learnLimits(c commander) limits {
 	get := func(name string) (value string) {
 		ctx, cancel := context.WithTimeout(l.ctx, callTimeout)
