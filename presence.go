@@ -94,7 +94,8 @@ func (h *Hub) Members(topic string) iter.Seq[Member] {
 //
 //	Appear, leave ──▶ presence ──announcer──▶ Publish ──▶ order ──▶ all nodes
 //
-// When a node is gone, the others take its members away.
+// When a node is gone, the others take its members away; see history.bereaved and
+// peers.isGone.
 type presence struct {
 	hub *Hub
 

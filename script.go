@@ -55,14 +55,14 @@ import (
 // Topics. The page's last id stands for its topics, but for those that are fresh.
 // A fresh topic was subscribed later, and the hub hasn't said yet that the page has
 // all that it begins with. Its link asked for it, by a message or as new in the URL.
-// A fresh topic whose link is lost begins anew, whatever the id. So it can't lose
+// A fresh topic whose link is lost begins again, whatever the id. So it can't lose
 // anything, but what has come of it would come twice. Therefore a reset comes first.
 // If a topic is left and joined again before the hub has said "unsubscribed", its
 // last events could pass for those of the new beginning, so the page makes another
 // link.
 //
 // A topic that is refused for now is asked for again after a while, unless a newer
-// link has asked for it meanwhile.
+// link has asked for it.
 //
 //	subscribe ──▶ fresh ──"subscribed"──▶ known by the id
 //	                ▲                             │
@@ -72,7 +72,7 @@ import (
 // are those of a fresh topic until a link is asked for it.
 // What the server has subscribed by itself isn't known as such a topic. An event
 // stream whose URL names topics as new is never left to the browser to reconnect:
-// they would begin anew each time.
+// they would begin again each time.
 //
 // Tabs that share a connection have a Web Lock and a BroadcastChannel. Firefox denies
 // both to a page that may keep nothing, which then has its own connection. The tab that
