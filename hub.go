@@ -208,12 +208,14 @@ type Hub struct {
 	// history has an order instead.
 	//
 	// With a History and a [HistoryBroker] the engine keeps one history for all
-	// nodes, and events go through it. A client that joins waits up to 5 s for
-	// this node to have it, before OnConnect. An event that the engine doesn't
-	// accept in 2 s goes to this node's clients alone. The nodes make the engine
-	// forget an event between one and two Ages after it was published, but
-	// carry the latest values over. While no node runs it forgets none. All nodes
-	// need a History of one Age: the shortest one rules.
+	// nodes, and events go through it. A client that joins waits, before
+	// OnConnect, until this node has read the history and has the event of the
+	// client's last id. It waits 5 s at most, and on a node that has just
+	// started up to a minute more. An event that the engine doesn't accept in
+	// 2 s goes to this node's clients alone. The nodes make the engine forget an
+	// event between one and two Ages after it was published, but carry the
+	// latest values over. While no node runs it forgets none. All nodes need a
+	// History of one Age: the shortest one rules.
 	Broker Broker
 
 	// Logger gets each kind of line at most once a second, on a goroutine of

@@ -49,9 +49,10 @@ func (h *Hub) PublishAll(ctx context.Context, e Event) error {
 // or this one a moment ago, may be behind it. The page then gets them too. While
 // the engine is away the id may stand for nothing. Its page then gets a reset.
 //
-// Position is empty without a [History]. It doesn't block without a HistoryBroker.
-// With one it waits until this node has read the log, for 5 s if the engine is
-// away.
+// Position is empty without a [History]. It doesn't block without a
+// HistoryBroker. With one it waits until this node has read the history. It
+// gives up after 5 s if the engine is away, and always a minute after the
+// node's start.
 func (h *Hub) Position() string {
 	if h.usable() != nil {
 		return ""

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// A survey is how a relay learns the latest values that other nodes have. It
-// asks for those of a topic when its own subscription begins, and after a loss.
-// A node that is sure of its values, because it has no question about the topic,
-// answers for all. The others hear it, and keep quiet. Where no node is sure, as
-// after an outage, each that has other values than the asker answers. What
-// differs is decided by the stamps; see relay.isNewest.
+// A survey is how a relay learns the latest values that other nodes have. It asks
+// for those of a topic when its own subscription begins, and after a loss. A node
+// that is sure of its values, because it has no question about the topic, answers
+// for all. The others hear it, and keep quiet. Where no node is sure, as after an
+// outage, each that has other values than the asker answers. If values differ,
+// their stamps decide; see relay.isNewest.
 //
 //	question ──▶ nodes with the topic ──wait, as others may answer──▶ values
 //
