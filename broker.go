@@ -87,11 +87,11 @@ type HistoryBroker interface {
 
 	// Trim makes the engine forget the records of an epoch with numbers below
 	// before, and those of earlier epochs. It returns nil once no node that
-	// starts gets them. The newest record stays, whatever before is: by it a
-	// node that starts tells its id from that of a lost record with the same
-	// number. If the log has another epoch, Trim does nothing and returns nil.
-	// While the engine can't be reached it fails at once. Each node calls it
-	// two or three times in a [History] Age, also while it calls Append.
+	// starts gets them. The newest record stays, whatever before is: a node
+	// that starts needs it to tell its id from the id of a lost record with the
+	// same number. If the log has another epoch, Trim does nothing and returns
+	// nil. While the engine can't be reached it fails at once. Each node calls
+	// it two or three times in a [History] Age, also while it calls Append.
 	Trim(ctx context.Context, epoch string, before uint64) error
 }
 

@@ -32,18 +32,20 @@ var (
 // A Client is one connection of a hub, a WebSocket or an event stream. All its
 // methods are safe for concurrent use, and none waits for the connection.
 //
-//   - joining: it has a slot and a shard, and events wait in its outbox. It
-//     doesn't count yet.
-//   - open: it counts. Its connection follows, when the request is answered.
-//   - closing: it has a cause, the first one, and accepts no more events. What
-//     waits still goes out, but not after abort.
-//   - gone: OnDisconnect has returned, and its slot becomes free.
-//
 // Its life:
 //
 //	joining ──OnConnect returned nil──▶ open ──close, abort, or the peer──▶ closing ──▶ gone
 //	   │                                                                       ▲
 //	   └──────────────────────refused, close, abort────────────────────────────┘
+//
+// Its states:
+//
+//   - joining: it has a slot and a shard, and events wait in its outbox. It
+//     doesn't count yet.
+//   - open: it counts. Its connection follows, when the request is answered.
+//   - closing: it has a cause, the first one, and accepts no more events. Those
+//     that wait still go out, but not after abort.
+//   - gone: OnDisconnect has returned, and its slot becomes free.
 type Client struct {
 	// Set at construction, never changed.
 	hub          *Hub

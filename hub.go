@@ -176,9 +176,9 @@ type Hub struct {
 	//
 	// Kept events come in parts of some 32 KB, each when the one before is
 	// written. The rest waits in the history. If the history forgets an event
-	// before its turn, the client gets a reset, even a new one. A client that
-	// needs longer than WriteTimeout for a part, and as much again for each full
-	// 32 KB of it, is disconnected with [ErrSlowClient].
+	// before its turn, the client gets a reset, a new client as well. A client
+	// that needs longer than WriteTimeout for a part, and as much again for
+	// each full 32 KB of it, is disconnected with [ErrSlowClient].
 	//
 	// The id comes from the header Last-Event-ID, which a browser's EventSource
 	// sends, or from the query's lastEventId. It may be an event's, one of
