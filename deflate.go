@@ -108,7 +108,6 @@ const (
 
 const maskBytes = 4
 
-// scan looks at bytes that come next.
 func (m *marks) scan(b []byte, inflates bool) {
 	m.since += len(b)
 	for len(b) > 0 {

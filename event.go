@@ -89,7 +89,6 @@ type event struct {
 	bare *event                        // made at first use
 }
 
-// newEvent returns e as an event for a topic's clients.
 func newEvent(topic string, e Event) *event {
 	ev := &event{Event: e, topic: topic}
 	ev.findExcept()

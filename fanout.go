@@ -176,7 +176,6 @@ func (s *shard) size(ev *event) (n int64) {
 
 func sameAudience(a, b *event) bool { return a.topic == b.topic && a.Except == b.Except }
 
-// deliver gives the gathered events to their clients.
 func (s *shard) deliver() {
 	if len(s.events) == 0 {
 		return

@@ -40,7 +40,6 @@ func (h *history) seqOf(id string) (seq uint64, ok bool) {
 	return h.base + number, print == want && (ok || h.prints == nil)
 }
 
-// parseEventID splits an event id.
 func parseEventID(id string) (epoch string, number uint64, print string, ok bool) {
 	epoch, rest, _ := strings.Cut(strings.TrimSuffix(id, provisionalMark), "-")
 	digits, print, _ := strings.Cut(rest, "-")

@@ -117,7 +117,6 @@ func (o *outbox) push(r *run) error {
 	return o.checkLocked()
 }
 
-// addLocked holds ev, or sends it.
 func (o *outbox) addLocked(ev *event) {
 	if o.conn == nil {
 		o.holdLocked(ev)

@@ -167,7 +167,6 @@ func (o *outbox) skipLocked() {
 	}
 }
 
-// passLocked removes the first buffer of the queue.
 func (o *outbox) passLocked() {
 	buf := o.queue[o.head]
 	if buf.keyed != nil {

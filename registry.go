@@ -180,7 +180,6 @@ func (h *Hub) Clients() iter.Seq[*Client] {
 	return h.eachOpen(func() []*Client { return h.registry.all() })
 }
 
-// eachOpen yields the clients of list that are open.
 func (h *Hub) eachOpen(list func() []*Client) iter.Seq[*Client] {
 	return func(yield func(*Client) bool) {
 		if h.usable() != nil {

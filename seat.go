@@ -89,7 +89,6 @@ type seats struct {
 // sync.Pool would keep all of them through a collection.
 const maxFreeSeats = 64
 
-// take returns a free seat, or a new one.
 func (p *seats) take() (*seat, error) {
 	p.mu.Lock()
 	n := len(p.free)
