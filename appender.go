@@ -343,7 +343,10 @@ func (j *journal) claim(r *record, i int, ev *event, start uint64, now time.Time
 	}
 	number := r.number + uint64(i)
 	live = live && number > j.passed
-	for len(j.own) > 0 && j.own[0].number < number { // the engine accepted it and lost it
+	if len(j.own) > 0 && j.own[0].number < number {
+		j.gap(lostAccepted)
+	}
+	for len(j.own) > 0 && j.own[0].number < number {
 		lost := j.own[0].event
 		p := j.past
 		p.unsharedEvents++                                     // so no two of them have one id

@@ -394,11 +394,16 @@ func (j *journal) take(r *record, now time.Time, out *batch) {
 	}
 }
 
+// lostAccepted tells that the log lacks events of a node, though no cut tells of them.
+// No node got them. Clients of their own node get them all the same, see claim.
+const lostAccepted = "the engine has lost events that it had accepted"
+
 // takeEvents accepts the events of a record. The last one has the position end.
 func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *batch) {
 	p := j.past
-	if j.sure[r.node] && r.number > j.numbers[r.node]+1 {
-		j.skipped(r.node, start, now, out)
+	if r.node != j.peers.node && j.sure[r.node] && r.number > j.numbers[r.node]+1 {
+		j.past.addAt(newGap(""), start, now)
+		j.lost(out, lostAccepted)
 	}
 	for i, ev := range r.events {
 		if !j.isNew(r.node, r.number+uint64(i)) {
@@ -418,19 +423,6 @@ func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *b
 			out.add(ev)
 		}
 	}
-}
-
-// skipped notes that the log lacks events of a node, though no cut tells of them: the
-// engine has accepted and lost them, before any node got them. Clients of their own
-// node get them all the same, see claim.
-func (j *journal) skipped(node nodeID, at uint64, now time.Time, out *batch) {
-	const why = "the engine has lost events that it had accepted"
-	if node == j.peers.node {
-		j.gap(why)
-		return
-	}
-	j.past.addAt(newGap(""), at, now)
-	j.lost(out, why)
 }
 
 // tellShards tells the shards the history's position when no event tells it.

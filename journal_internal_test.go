@@ -68,7 +68,7 @@ func TestJournalOrder(t *testing.T) {
 }
 
 // An own event that the engine accepted and lost has a place of its own: a client
-// that was cut off right before it gets it.
+// that was cut off right before it gets it. Other nodes lack it, so it counts.
 func TestJournalLosesAnOwnEvent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
@@ -76,15 +76,21 @@ func TestJournalLosesAnOwnEvent(t *testing.T) {
 		j.Current("e", 1)
 		d.arrive()
 		id := d.id(1, wholeRecord)
-		for _, data := range []string{"first", "second"} {
-			d.publish("a", data)
-			synctest.Wait()
-		}
-		j.Record("e", 2, b.records()[1])
-		d.arrive()
-		d.want("first", "second")
-		if got := d.since(id, "a"); got != "first second" {
-			t.Errorf("a client that comes back has missed %q, want both", got)
+		for i := range uint64(2) { // its first event, and a later one
+			for _, data := range []string{"first", "second"} {
+				d.publish("a", data)
+				synctest.Wait()
+			}
+			j.Record("e", 2+i, b.records()[1+2*i])
+			d.arrive()
+			d.want("first", "second")
+			if got := d.since(id, "a"); got != "first second" {
+				t.Errorf("a client that comes back has missed %q, want both", got)
+			}
+			if n := j.shared.gaps.Load(); n != int64(i+1) {
+				t.Errorf("%d gaps, want %d", n, i+1)
+			}
+			id = d.id(2+i, wholeRecord)
 		}
 	})
 }
@@ -550,31 +556,33 @@ func TestJournalCutIDs(t *testing.T) {
 	})
 }
 
-// An engine that accepts two events and then loses them doesn't make them one to
+// An engine that accepts some events and then loses them doesn't make them one to
 // those who tell events apart by id. A client that got only the first of them doesn't
-// resume behind both.
+// resume behind all.
 func TestJournalLostIDs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d, j, b := newTestJournal(t)
 		j.Current("e", 0)
 		d.arrive()
-		for _, data := range []string{"1", "2", "3"} {
+		for _, data := range []string{"1", "2", "3", "4"} {
 			d.publish("a", data)
 			synctest.Wait()
 		}
 		records := b.records()
 		j.Record("e", 1, records[len(records)-1])
 		d.arrive()
-		if d.out[0].event.ID == d.out[1].event.ID {
-			t.Errorf("both have the id %s", d.out[0].event.ID)
+		had := make(map[string]bool)
+		for i, want := range []string{"lost", "lost", "4", ""} {
+			id := d.out[i].event.ID
+			if had[id] {
+				t.Errorf("two have the id %s", id)
+			}
+			had[id] = true
+			if got := d.since(id, "a"); got != want {
+				t.Errorf("behind %s a client has missed %q, want %q", d.out[i].event.Data, got, want)
+			}
 		}
-		if got := d.since(d.out[0].event.ID, "a"); got != "lost" {
-			t.Errorf("behind the first a client has missed %q, want it lost", got)
-		}
-		if got := d.since(d.out[1].event.ID, "a"); got != "3" {
-			t.Errorf("behind the second a client has missed %q, want 3", got)
-		}
-		d.want("1", "2", "3")
+		d.want("1", "2", "3", "4")
 	})
 }
 
