@@ -409,12 +409,8 @@ func (r *relay) beat(now time.Time, out *batch) {
 	r.callRolls(now)
 	r.forgetDropped(now)
 	if r.peers.down.Load() { // nobody can be heard
-		r.away = true
-		return
-	}
-	if r.away {
-		r.away = false
 		r.peers.hearAgain()
+		return
 	}
 	for _, ev := range r.past.bereaved(r.peers.isGone) {
 		r.accept(ev, now, out)

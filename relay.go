@@ -24,7 +24,6 @@ type relay struct {
 	sent map[string]sentEvent // the last event to each topic
 	survey
 	dropped map[topicKey]agedEvent // newest events of a Key that the history has dropped within nodeTimeout
-	away    bool                   // the engine could not be reached at the last beat
 	shows   map[string]bool        // topics in which this node has had members
 	lists   map[answer]*memberList // that other nodes are telling
 	rolls   []*roll                // oldest first

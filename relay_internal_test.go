@@ -250,6 +250,43 @@ func TestRelayStandsStill(t *testing.T) {
 	})
 }
 
+// A node takes no members away because of an outage, however long that lasts, and gives
+// the other nodes time to be heard behind it.
+func TestRelayMembersInAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		r.shared.presence = &presence{hub: &Hub{order: r}}
+		r.want([]string{"a"})
+		d.arrive()
+		beat := func(seq uint64) {
+			r.Deliver("nodes", brokered{kind: brokeredHeartbeat, node: nodeID{1}, seq: seq}.append(nil))
+			d.arrive()
+		}
+		member := newMember(topicKey{"a", "Ann"}, nodeID{1}, []byte("Ann"), false)
+		r.Deliver("topic/a", brokered{kind: brokeredEvent, node: nodeID{1}, seq: 1, event: member.Event}.append(nil))
+		beat(1)
+		d.want("Ann")
+		b.setAway(true)
+		for range 15 {
+			time.Sleep(heartbeatInterval)
+			d.arrive()
+		}
+		b.setAway(false)
+		d.publish("a", "the node notices that the engine is back")
+		for range 2 {
+			time.Sleep(heartbeatInterval)
+			d.arrive()
+		}
+		d.want("the node notices that the engine is back")
+		beat(2)
+		for range 4 {
+			time.Sleep(heartbeatInterval)
+			d.arrive()
+		}
+		d.want(`{"key":"Ann","gone":true}`)
+	})
+}
+
 // While the subscription to a topic is not confirmed, events of other nodes may
 // be missing. No id resumes over that time.
 func TestRelayUnconfirmedTopic(t *testing.T) {
