@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -408,6 +409,8 @@ func (h *history) bereaved(gone func(node nodeID, since time.Time) bool) (events
 func (r *relay) beat(now time.Time, out *batch) {
 	r.callRolls(now)
 	r.forgetDropped(now)
+	maps.DeleteFunc(r.lists, func(_ answer, l *memberList) bool { return now.Sub(l.at) > nodeTimeout }) // a message is lost, or the node
+
 	if r.peers.down.Load() { // nobody can be heard
 		r.peers.hearAgain()
 		return
@@ -436,6 +439,7 @@ func (r *relay) tellMembers(topic string, now time.Time) {
 type memberList struct {
 	next  uint64          // the number of the message to come
 	named map[string]bool // Keys
+	at    time.Time       // when the last message came
 }
 
 // toldMembers accepts all members of another node in a topic. Others that it had
@@ -443,14 +447,14 @@ type memberList struct {
 func (r *relay) toldMembers(topic string, m *brokered, now time.Time, out *batch) {
 	list := answer{topic, m.node}
 	if m.part == 0 {
-		r.lists[list] = &memberList{m.seq, make(map[string]bool)}
+		r.lists[list] = &memberList{next: m.seq, named: make(map[string]bool)}
 	}
 	l := r.lists[list]
 	if l == nil || l.next != m.seq { // an earlier part is lost, which is noticed by its number
 		delete(r.lists, list)
 		return
 	}
-	l.next++
+	l.next, l.at = l.next+1, now
 	for _, v := range m.values {
 		l.named[v.event.Key] = true
 		ev := newEvent(topic, v.event)

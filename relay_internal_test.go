@@ -199,6 +199,27 @@ func TestRelayLosesSomeMembers(t *testing.T) {
 	})
 }
 
+// A list of members that its node doesn't finish is forgotten: the node has died.
+func TestRelayForgetsUnfinishedMembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, _ := newTestRelay(t)
+		r.want([]string{"a"})
+		d.arrive()
+		for node := range byte(3) {
+			r.Deliver("topic/a", brokered{kind: brokeredMembers, node: nodeID{1 + node}, seq: 1, parts: 2}.append(nil))
+		}
+		d.arrive()
+		if len(r.lists) != 3 {
+			t.Fatalf("%d lists are unfinished, want 3", len(r.lists))
+		}
+		time.Sleep(10 * time.Second)
+		d.arrive()
+		if len(r.lists) > 0 {
+			t.Errorf("%d lists of members are not forgotten", len(r.lists))
+		}
+	})
+}
+
 // A stallingBroker stops the goroutine of its node's heartbeats for a time, as SIGSTOP
 // stops all.
 type stallingBroker struct {
