@@ -191,14 +191,12 @@ func (r *relay) isFirst(id disconnectID) bool {
 	return true
 }
 
-// answered notes that a node has had a disconnect.
+// answered notes that a node has had a disconnect of this one, or that it has left and
+// has no clients any more.
 func (r *relay) answered(m *brokered) {
-	if m.asker != r.peers.node {
-		return
-	}
 	r.rolls = slices.DeleteFunc(r.rolls, func(l *roll) bool {
 		waits, absent := l.absent[m.node]
-		if l.seq != m.seq || !absent {
+		if !absent || !m.leaving && l.seq != m.seq {
 			return false
 		}
 		delete(l.absent, m.node)

@@ -500,6 +500,31 @@ func TestDisconnectBesideADeadNode(t *testing.T) {
 	})
 }
 
+// A node that doesn't answer and then leaves has no clients any more.
+func TestDisconnectWhileANodeLeaves(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		a := nodes(t, engine, 1, nil)[0]
+		deaf := atomic.Bool{}
+		hub := realtime.NewHub()
+		hub.Broker = tampered{engine.Broker(), func(h realtime.BrokerHandler, topic string, msg []byte) {
+			if !deaf.Load() {
+				h.Deliver(topic, msg)
+			}
+		}}
+		join(a, "") // starts the node
+		drained(join(newPipeSite(t, hub), "topic=user/42"))
+		time.Sleep(5 * time.Second)
+		deaf.Store(true)
+		time.AfterFunc(time.Second, func() { hub.Shutdown(context.Background()) })
+		began := time.Now()
+		disconnect(t, a.hub, "user/42")
+		if took := time.Since(began); took > 1500*time.Millisecond {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // A Broker may deliver one topic later than another, as Redis Cluster does. The
 // repetition of a disconnect still comes behind the events of its topic.
 func TestDisconnectOnATopicThatIsSlow(t *testing.T) {

@@ -191,7 +191,7 @@ func (r *relay) Deliver(name string, msg []byte) {
 	switch {
 	case m.kind == brokeredRepeat:
 		r.peers.pass(func(now time.Time, out *batch) { r.repeated(&m, now, out) })
-	case m.kind == brokeredHad:
+	case m.kind == brokeredHad && m.asker == r.peers.node || m.leaving:
 		r.peers.pass(func(time.Time, *batch) { r.answered(&m) })
 	case m.kind == brokeredQuestion:
 		r.peers.pass(func(time.Time, *batch) { r.asked(topic, &m) })
