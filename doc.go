@@ -118,6 +118,7 @@
 //	relay.go, journal.go      the order with a Broker; with a HistoryBroker
 //	broker.go, codec.go       the interfaces of both; what they carry
 //	peers.go, ledger.go       a node and the others; how it notices that events are lost
+//	interest.go               the topics that a node gets from the others
 //	appender.go, trail.go     how events get into the log; whether all nodes read the same one
 //	history.go, ids.go        what is kept; the ids of events
 //	replay.go                 how a client gets what is kept, in parts

@@ -10,11 +10,8 @@ import (
 )
 
 const (
-	brokerTimeout     = 5 * time.Second        // for one call of the broker
-	brokerQueue       = 1024                   // messages that may wait for the broker
-	brokerRetry       = 500 * time.Millisecond // between two tries to subscribe
-	maxSubscribing    = 64                     // calls of Subscribe at a time
-	topicLinger       = 10 * time.Second       // how long a topic without clients stays subscribed
+	brokerTimeout     = 5 * time.Second // for one call of the broker
+	brokerQueue       = 1024            // messages that may wait for the broker
 	heartbeatInterval = 2 * time.Second
 	nodeTimeout       = 7 * time.Second // without a message, until a node counts as gone
 	nodeMemory        = time.Hour       // without a message, until a node is forgotten
@@ -61,15 +58,6 @@ type outgoing struct {
 	topic  string
 	result chan error // gets whether the engine has it; has room for that; nil: nobody waits
 	brokered
-}
-
-// An interest is this node's subscription to a topic.
-type interest struct {
-	clients   int           // of this node, with the topic; one more if it has values
-	idleSince time.Time     // when clients became zero
-	since     time.Time     // when Subscribe succeeded; zero: it hasn't
-	confirmed chan struct{} // closed when Subscribe has succeeded
-	from      uint64        // the position behind which this node has all events of the topic; zero: to be set by the loop
 }
 
 // A node is what this node knows of another.
@@ -310,71 +298,6 @@ func (p *peers) look(now time.Time) (died bool, idle []string) {
 	return died, idle
 }
 
-// watch notes that one more client has each of the topics; see order.want.
-func (p *peers) watch(topics ...string) (confirmed []<-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, topic := range topics {
-		in := p.interests[topic]
-		if in == nil {
-			in = &interest{confirmed: make(chan struct{})}
-			p.interests[topic], p.byHash[hashTopic(topic)] = in, topic
-			p.own.Go(func() { p.subscribe(topic, in) })
-		}
-		in.clients++
-		confirmed = append(confirmed, in.confirmed)
-	}
-	return confirmed
-}
-
-// unwatch is the reverse of watch.
-func (p *peers) unwatch(topics []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, topic := range topics {
-		in := p.interests[topic]
-		if in.clients--; in.clients == 0 {
-			in.idleSince = time.Now()
-		}
-	}
-}
-
-// subscribe is the body of a goroutine that calls Subscribe until it succeeds.
-// It ends then, or with the hub.
-func (p *peers) subscribe(topic string, in *interest) {
-	select {
-	case p.calling <- struct{}{}:
-		defer func() { <-p.calling }()
-	case <-p.done:
-		return
-	}
-	for {
-		ctx, cancel := context.WithTimeout(p.ctx, brokerTimeout)
-		err := p.broker.Subscribe(ctx, brokerName(topic))
-		cancel()
-		if err == nil {
-			p.subscribing.over()
-			p.mu.Lock()
-			in.since, in.from = time.Now(), 0
-			p.mu.Unlock()
-			if topic == nodesTopic {
-				p.hearAgain()
-			}
-			if p.begun != nil && topic != nodesTopic {
-				p.begun(topic)
-			}
-			close(in.confirmed)
-			return
-		}
-		p.subscribing.failed(err)
-		select {
-		case <-time.After(brokerRetry):
-		case <-p.done:
-			return
-		}
-	}
-}
-
 // parse decodes a message. It reports false for faulty messages and echoes.
 func (p *peers) parse(name string, msg []byte) (topic string, m brokered, ok bool) {
 	m, err := parseBrokered(msg)
@@ -456,25 +379,6 @@ func (p *peers) clients() (total int) {
 		}
 	}
 	return total
-}
-
-// topics returns the topics that this node is subscribed to, or is about to be.
-func (p *peers) topics() (all []string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for topic := range p.interests {
-		if topic != nodesTopic {
-			all = append(all, topic)
-		}
-	}
-	return all
-}
-
-// has reports whether this node is subscribed to a topic, or is about to be.
-func (p *peers) has(topic string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.interests[topic] != nil
 }
 
 // hasOthers reports whether another node has been heard lately.
