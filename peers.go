@@ -251,23 +251,13 @@ func (p *peers) forget(now time.Time) {
 		p.lost("", "nothing arrives from another node any more")
 	}
 	for _, topic := range idle {
-		if err := p.broker.Unsubscribe(brokerName(topic)); err != nil {
-			p.shared.log.warn(logBroker, "broker didn't unsubscribe", "err", err)
-		}
+		p.unsubscribe(topic)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, topic := range idle {
-		for _, n := range p.nodes {
-			delete(n.seqs, topic)
-			delete(n.suspects, topic)
-		}
-		in := p.interests[topic]
-		if in.clients > 0 { // a client has subscribed since
+		if in := p.interests[topic]; !p.endLocked(topic, in) { // a client has subscribed since
 			p.own.Go(func() { p.subscribe(topic, in) })
-		} else {
-			delete(p.interests, topic)
-			delete(p.byHash, hashTopic(topic))
 		}
 	}
 }
@@ -289,13 +279,7 @@ func (p *peers) look(now time.Time) (died bool, idle []string) {
 	if p.shared.history.keeps() { // clients may resume until then
 		linger = max(linger, p.shared.history.Age)
 	}
-	for topic, in := range p.interests {
-		if in.clients == 0 && now.Sub(in.idleSince) > linger && isClosed(in.confirmed) {
-			in.confirmed, in.since, in.from = make(chan struct{}), time.Time{}, 0
-			idle = append(idle, topic)
-		}
-	}
-	return died, idle
+	return died, p.idleLocked(now, linger)
 }
 
 // parse decodes a message. It reports false for faulty messages and echoes.
