@@ -339,13 +339,13 @@ func (j *journal) beginBehind(record uint64) {
 	p.begin = p.seq
 }
 
-// lost counts a gap and sends clients a reset, and all members, which pages forget at
-// a reset. The ids that they get from now on don't show the gap.
+// lost counts a gap and sends clients a reset, and all latest values and members behind
+// it, as when they reconnect. The ids that they get from now on don't show the gap.
 func (j *journal) lost(out *batch, why string) {
 	j.gap(why)
 	if isClosed(j.current) {
 		out.add(resetEvent)
-		for _, ev := range j.past.allMembers() {
+		for _, ev := range j.past.allValues() {
 			out.add(ev)
 		}
 	}

@@ -434,7 +434,7 @@ func TestJournalEngineForgets(t *testing.T) {
 		synctest.Wait()
 		expect(t, back(first, join, "topic=a", id), "reset", "1")
 		keyed(2)
-		expect(t, c, "reset", "2")
+		expect(t, c, "reset", "1", "2")
 		synctest.Wait() // until second has it too: else its clients get the 1 before it
 		fresh, _ := newNode(t, engine)
 		for _, s := range []*site{first, second, fresh} {
@@ -871,6 +871,34 @@ func TestJournalLateStart(t *testing.T) {
 		publish(t, here.hub, "a", "4")
 		expect(t, back(far, join, "topic=a", id), "4")
 		stats(t, far, func(st realtime.Stats) bool { return st.Gaps == 1 })
+	})
+}
+
+// Such clients get the latest values behind the reset: they have had none. So do those
+// whose node learns later that the engine has lost events.
+func TestJournalValuesBehindAReset(t *testing.T) {
+	eachTransport(t, func(t *testing.T, join func(*site, string) resumer) {
+		engine := brokertest.NewMemory()
+		here, _ := newNode(t, engine)
+		for _, data := range []string{"old", "1"} {
+			set(t, here.hub, "a", "k", data)
+		}
+		set(t, here.hub, "a", "gone", "2")
+		set(t, here.hub, "a", "gone", "gone")
+		set(t, here.hub, "b", "k", "3")
+		publish(t, here.hub, "a", "4")
+		set(t, here.hub, "a", "l", "5")
+		far, b := newNode(t, engine)
+		b.deaf.Store(true)
+		c := join(far, "topic=a") // after 5 s
+		b.deaf.Store(false)
+		time.Sleep(time.Second)
+		publish(t, here.hub, "a", "6")
+		expect(t, c, "reset", "1", "5", "6")
+		engine.Forget()
+		time.Sleep(time.Second)
+		publish(t, here.hub, "a", "7")
+		expect(t, c, "reset", "1", "5", "7")
 	})
 }
 

@@ -1,6 +1,9 @@
 package realtime
 
-import "iter"
+import (
+	"iter"
+	"slices"
+)
 
 // Latest iterates over the latest values of a topic, as of the iteration's start
 // and oldest first: the newest event of each Key, unless it is Gone. A client that
@@ -31,4 +34,24 @@ func (h *Hub) values(topic string) []*event {
 		return nil
 	}
 	return r.part
+}
+
+// allValues returns events that give the latest values and the members of all topics
+// again. They are out of their turn, so they have no ids.
+func (h *history) allValues() (events []*event) {
+	var all []*keptEvent
+	for _, p := range h.topics {
+		for _, m := range p.keys {
+			if m.isValue(new(clientID)) {
+				all = append(all, m)
+			}
+		}
+	}
+	slices.SortFunc(all, (*keptEvent).compare)
+	for _, m := range all {
+		e := m.event.Event
+		e.ID = ""
+		events = append(events, newEvent(m.log.topic, e))
+	}
+	return events
 }

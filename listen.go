@@ -11,8 +11,9 @@ type Heard struct {
 	Event        // its Data is shared: don't modify it
 	Topic string // that it was published to; empty: all clients
 
-	// Reset tells, instead of an event, that events may have been lost here. It
-	// comes with a [HistoryBroker] alone, as clients get a reset then.
+	// Reset tells, instead of an event, that events may have been lost here. All
+	// latest values follow. It comes with a [HistoryBroker] alone, as clients get a
+	// reset then.
 	Reset bool
 }
 
@@ -28,7 +29,7 @@ type Heard struct {
 // end of ctx does so without a loop, too.
 //
 // A listener doesn't count as a client, nor in [Hub.MaxClients], and OnConnect
-// isn't called for it. It gets no latest values and no earlier events.
+// isn't called for it. It gets no earlier events, and latest values only behind a Reset.
 func (h *Hub) Listen(ctx context.Context, topics ...string) iter.Seq2[Heard, error] {
 	if err := h.usable(); err != nil {
 		return func(yield func(Heard, error) bool) { yield(Heard{}, fmt.Errorf("realtime: listen: %w", err)) }

@@ -367,24 +367,6 @@ func (p *topicLog) membersOf(node nodeID) (all []*keptEvent) {
 	return all
 }
 
-// allMembers returns events that show each member of each topic again. They are out of
-// their turn, so they have no ids.
-func (h *history) allMembers() (events []*event) {
-	var all []*keptEvent
-	for _, p := range h.topics {
-		for _, nodes := range p.members {
-			all = append(all, nodes[len(nodes)-1])
-		}
-	}
-	slices.SortFunc(all, (*keptEvent).compare)
-	for _, m := range all {
-		e := m.event.Event
-		e.ID = ""
-		events = append(events, newEvent(m.log.topic, e))
-	}
-	return events
-}
-
 // bereaved returns events that take away the members of nodes that are gone.
 func (h *history) bereaved(gone func(node nodeID, since time.Time) bool) (events []*event) {
 	for node, since := range h.nodes {

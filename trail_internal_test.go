@@ -120,7 +120,7 @@ func TestValuesOfDifferentRecords(t *testing.T) {
 		j.Record("e", 1, mine)
 		j.Record("e", 2, encodeRecord(nodeID{3}, trailOf("e", 1, theirs), []*ownEvent{{event: newEvent("a", Event{Data: []byte("1")}), number: 1}}))
 		d.arrive()
-		d.want("mine", "reset", "1")
+		d.want("mine", "reset", "mine", "1")
 		due := dueValue{&keptEvent{event: value("theirs")[0].event}, 1<<recordBits | wholeRecord}
 		due.keptEvent.home = due.home
 		carried, _ := encodeCarried(nodeID{3}, 2, 0, []dueValue{due}, maxRecordBytes)
