@@ -99,6 +99,9 @@ func (r *relay) try(topic string, q *question) {
 // asked accepts the question of a node. The answer waits until what was
 // published before the question has arrived.
 func (r *relay) asked(topic string, m *brokered) {
+	if !r.shared.history.keeps() {
+		return // it knows no values, and that isn't sure
+	}
 	a := answer{topic, m.node}
 	r.answers[a] = true
 	r.peers.later(maxOnItsWay+rand.N(maxAnswerDelay), func(now time.Time, _ *batch) {

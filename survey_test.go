@@ -220,6 +220,23 @@ func TestSurveyAlone(t *testing.T) {
 	})
 }
 
+// A node without a History knows no values, and keeps no other node from telling them.
+func TestSurveyBesideANodeWithoutHistory(t *testing.T) {
+	survey(t, func(t *testing.T, s *surveyed) {
+		first, without := s.node(), nodes(t, s.engine, 1, nil)[0]
+		first.listen("topic=a")
+		drained(without.listen("topic=a"))
+		set(t, first.hub, "a", "x", "1")
+		for range 10 {
+			late := s.node()
+			late.listen("topic=a")
+			time.Sleep(5 * time.Second)
+			s.expect("beside a node without a History", []*site{late}, "x=1")
+			late.hub.Shutdown(t.Context())
+		}
+	})
+}
+
 // A countingBroker counts messages of a kind.
 type countingBroker struct {
 	realtime.Broker
