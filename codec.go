@@ -45,7 +45,7 @@ type brokered struct {
 	age    time.Duration // the time since that event, in whole ms
 	event  Event
 	notice notice // disconnectNotice, or noNotice
-	stamp  uint64 // of an event with a Key
+	stamp  uint64 // of an event with a Key; in a heartbeat, the node's clock
 
 	// In heartbeats alone.
 	clients int         // how many clients the node has
@@ -122,7 +122,7 @@ func (m *brokered) code(c *codec) {
 		m.clients = int(min(clients, math.MaxInt32))
 		c.flags(&m.leaving)
 		m.trail.code(c)
-		c.numbers(&m.seq)
+		c.numbers(&m.stamp, &m.seq)
 		n := uint64(len(m.sent))
 		c.numbers(&n)
 		for i := uint64(0); i < n && c.err == nil; i++ {

@@ -13,7 +13,7 @@ import (
 
 func TestBrokered(t *testing.T) {
 	for _, m := range []brokered{
-		{kind: brokeredHeartbeat, node: nodeID{1}, clients: 12345, seq: 7},
+		{kind: brokeredHeartbeat, node: nodeID{1}, clients: 12345, stamp: math.MaxInt64, seq: 7},
 		{kind: brokeredHeartbeat, seq: 1 << 63, leaving: true, sent: []sentEntry{{1 << 63, 1, time.Second}, {0, 1 << 63, 0}}},
 		{kind: brokeredEvent, node: nodeID{15: 9}, seq: 1, event: Event{Data: []byte{}}},
 		{kind: brokeredEvent, seq: 1 << 63, before: 1 << 62, age: time.Minute, event: Event{Name: "n", Key: "k\n", Except: "x", Data: []byte("d\xff"), Binary: true}},

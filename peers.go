@@ -49,6 +49,7 @@ type peers struct {
 	byHash    map[uint64]string // the topics in interests, by hash
 	nodes     map[nodeID]*node
 	hears     time.Time // since when this node hears the others, if they are there; zero: not yet
+	ahead     int64     // by how many microseconds another node's clock is ahead of this one's
 }
 
 type nodeID [16]byte
@@ -220,7 +221,7 @@ func (p *peers) tick() {
 	defer close(p.queue) // the loop has ended before
 	for last := time.Now(); ; {
 		for _, beat := range p.ledger.close(p.node, p.shared.members.Load(), false, time.Now()) {
-			if p.trail != nil {
+			if beat.stamp = p.clock(time.Now()); p.trail != nil {
 				beat.trail = *p.trail()
 			}
 			p.send(outgoing{topic: nodesTopic, brokered: beat}) // other nodes notice a lost one by its number
@@ -304,10 +305,20 @@ func (p *peers) hearLocked(m *brokered) (n *node, back bool) {
 		clear(n.suspects)
 	}
 	n.heard = time.Now()
+	p.ahead = max(p.ahead, int64(m.stamp)-n.heard.UnixMicro())
 	if m.kind == brokeredHeartbeat {
 		n.clients = m.clients
 	}
 	return n, back
+}
+
+// clock returns the time for stamps, in microseconds, by the clock of the node that is
+// the furthest ahead, as far as this one has heard. By this node's own, an event could be
+// older than one of long ago that the node doesn't know.
+func (p *peers) clock(now time.Time) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return uint64(now.UnixMicro() + p.ahead)
 }
 
 // pass hands an arrival to the loop. It blocks while the loop is behind.

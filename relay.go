@@ -47,7 +47,7 @@ func newRelay(s *shared, broker Broker) *relay {
 // publish also queues the event for the other nodes. It never waits for them.
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	if ev.Key != "" && !ev.member {
-		ev.stamp = uint64(now.UnixMicro())
+		ev.stamp = r.peers.clock(now)
 		if newest := r.newestOf(ev); newest != nil {
 			ev.stamp = max(ev.stamp, newest.stamp+1)
 		}
@@ -212,8 +212,8 @@ func (r *relay) Deliver(name string, msg []byte) {
 
 // isNewest reports whether no newer event of ev's Key is known. Two nodes may publish
 // such events at one moment, and a Broker gives nodes no common order. So their
-// stamps decide everywhere: the microseconds of the publisher's clock, but more than
-// the stamp of the event that the publisher knew. An older event comes too late.
+// stamps decide everywhere: microseconds, see peers.clock, but more than the stamp of
+// the event that the publisher knew. An older event comes too late.
 // Clients have the newest already, and don't get it.
 func (r *relay) isNewest(ev *event) bool {
 	if ev.Key == "" || ev.member {

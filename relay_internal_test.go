@@ -95,6 +95,27 @@ func TestRelayNewestOfAKey(t *testing.T) {
 	})
 }
 
+// A node that doesn't know a Key sets it behind what others have set before, also if its
+// clock is behind: it hears in their heartbeats how far theirs are.
+func TestRelayClockIsBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, r, b := newTestRelay(t)
+		const ahead = 3_600_000_000
+		beat := brokered{kind: brokeredHeartbeat, node: nodeID{1}, seq: 1, stamp: uint64(time.Now().UnixMicro()) + ahead}
+		r.Deliver("nodes", beat.append(nil))
+		time.Sleep(time.Second)
+		ev := newEvent("a", Event{Key: "k"})
+		if d.o.publish(ev, time.Now(), &d.out); ev.stamp != beat.stamp+1_000_000 {
+			t.Errorf("a second later the stamp is %d, want %d", ev.stamp, beat.stamp+1_000_000)
+		}
+		time.Sleep(heartbeatInterval)
+		d.arrive()
+		if m := b.beats[len(b.beats)-1]; m.stamp < ev.stamp {
+			t.Errorf("the node's heartbeat has the stamp %d, want more than %d", m.stamp, ev.stamp)
+		}
+	})
+}
+
 // An older event of a Key comes too late as well if the history has dropped the
 // newer one, because its topic is busy.
 func TestRelayDropsTheNewestOfAKey(t *testing.T) {
