@@ -20,8 +20,9 @@ type relay struct {
 	all   <-chan struct{} // closed when events to all clients arrive
 
 	// Owned by the loop.
-	seq  uint64               // number of this node's last event
-	sent map[string]sentEvent // the last event to each topic
+	seq     uint64               // number of this node's last event
+	stamped uint64               // its last stamp
+	sent    map[string]sentEvent // the last event to each topic
 	survey
 	dropped map[topicKey]agedEvent // newest events of a Key that the history has dropped within nodeTimeout
 	shows   map[string]bool        // topics in which this node has had members
@@ -47,7 +48,8 @@ func newRelay(s *shared, broker Broker) *relay {
 // publish also queues the event for the other nodes. It never waits for them.
 func (r *relay) publish(ev *event, now time.Time, out *batch) receipt {
 	if ev.Key != "" && !ev.member {
-		ev.stamp = r.peers.clock(now)
+		r.stamped = max(r.stamped+1, r.peers.clock(now)) // a clock may stand still, or be put back
+		ev.stamp = r.stamped
 		if newest := r.newestOf(ev); newest != nil {
 			ev.stamp = max(ev.stamp, newest.stamp+1)
 		}

@@ -116,6 +116,25 @@ func TestRelayClockIsBehind(t *testing.T) {
 	})
 }
 
+// What a node publishes later is newer to others, also if its clock stands still or is
+// put back, and it keeps nothing itself.
+func TestRelayStampsGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRelay(newOrderShared(History{}), new(testBroker))
+		defer r.close()
+		d := &driver{t: t, o: r}
+		d.arrive()
+		last := uint64(0)
+		for _, passed := range []time.Duration{0, 0, -time.Hour, 0, time.Hour} {
+			ev := newEvent("a", Event{Key: "k"})
+			if r.publish(ev, time.Now().Add(passed), &d.out); ev.stamp <= last {
+				t.Errorf("after %v the stamp is %d, want more than %d", passed, ev.stamp, last)
+			}
+			last = ev.stamp
+		}
+	})
+}
+
 // An older event of a Key comes too late as well if the history has dropped the
 // newer one, because its topic is busy.
 func TestRelayDropsTheNewestOfAKey(t *testing.T) {
