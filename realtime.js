@@ -1,7 +1,7 @@
 // See script.go.
 
-const openTimeout = 15e3;
-const askAfter = 100;
+const timeout = 15e3;
+const pause = 100;
 
 export function connect(url, options) {
 	return new Connection(url, options);
@@ -12,16 +12,16 @@ export class Connection extends EventTarget {
 	#state = "connecting"; #id = ""; #lastEventId; #listeners = new Set();
 
 	#link; #openedAt; #from = "";
-	#tries = 0; #worked = new Set(); #failures = 0;
-	#dueAt; #timer;
+	#tries = 0; #fails = 0; #worked = new Set();
+	#due; #timer;
 	#interval; #missed; #patience = 2;
-	#wasOpen; #pulse; #checkedAt = Date.now();
+	#wasOpen; #pulse; #checked = Date.now();
 
 	#known = new Set(); #fresh = new Map();
 	#changed = new Set(); #changing;
 
-	#name; #me = Math.random(); #channel; #abort;
-	#leads; #joins; #asking; #inSync;
+	#lock; #me = Math.random(); #channel; #abort;
+	#leads; #joins; #asks; #synced;
 	#tabs = new Map(); #unsent = [];
 
 	constructor(url, options = {}) {
@@ -30,9 +30,9 @@ export class Connection extends EventTarget {
 		this.#url = url.call ? url : resolve(url);
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
-		if (!transports.length || transports.some((t) => !["websocket", "eventsource"].includes(t))) throw new TypeError(`realtime: bad transports ${transports}`);
+		if (!transports.length || transports.some((name) => !["websocket", "eventsource"].includes(name))) throw new TypeError(`realtime: bad transports ${transports}`);
 		this.#lastEventId = lastEventId ?? "";
-		if (shared && globalThis.navigator?.locks) this.#name = `realtime ${shared === true ? this.#url : shared}`;
+		if (shared && navigator.locks) this.#lock = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
 		this.#pulse = setInterval(this.#check, 10e3);
 		this.#enter();
@@ -110,21 +110,21 @@ export class Connection extends EventTarget {
 
 	reconnect() {
 		if (this.#state === "closed") return;
-		this.#goOn("");
+		this.#relink("");
 		this.#broken();
 	}
 
 	#connect() {
-		this.#dueAt = NaN;
+		this.#due = NaN;
 		if (this.#channel && !this.#leads && !this.#joins?.call) {
-			this.#link = this.#followed();
-			this.#expect(openTimeout);
+			this.#link = this.#leader();
+			this.#expect(timeout);
 			return this.#post({who: true});
 		}
 		if (!this.#url.call) return this.#open(this.#url);
 		const link = this.#link = {};
-		this.#expect(openTimeout);
-		new Promise((done) => done(this.#url())).then(resolve).then(
+		this.#expect(timeout);
+		(async () => this.#url())().then(resolve).then(
 			this.#of(link, this.#open),
 			this.#of(link, (error) => this.#lost({reason: String(error)}, true)),
 		);
@@ -139,13 +139,12 @@ export class Connection extends EventTarget {
 		const query = url.searchParams;
 		if (this.#from ||= this.#lastEventId) query.set("lastEventId", this.#from);
 		else this.#fresh.clear();
-		if (this.#full() || [...this.#tabs.values()].flat().some((t) => this.#fresh.has(t))) {
+		if (this.#full() || [...this.#tabs.values()].flat().some((topic) => this.#fresh.has(topic))) {
 			this.#leave();
 			return this.#enter();
 		}
 		this.#changed.clear();
-		const has = this.#wanted();
-		for (const topic of has) {
+		for (const topic of this.#wanted()) {
 			this.#known.add(topic);
 			query.append("topic", topic);
 			if (this.#fresh.has(topic)) query.append("new", topic);
@@ -162,34 +161,36 @@ export class Connection extends EventTarget {
 				link.onerror = this.#of(link, this.#failed);
 			}
 		} catch {
-			return this.#lost({});
+			return this.#lost();
 		}
-		link.has = has;
-		link.onmessage = this.#of(link, ({data}) => this.#receive(data));
-		this.#expect(openTimeout);
+		link.has = this.#wanted();
+		link.onmessage = this.#of(link, ({data}) => this.#read(data));
+		this.#expect(timeout);
 		this.#link = link;
 	}
 
 	#failed() {
 		const link = this.#link;
-		if (!this.#openedAt || link.readyState > 1 || this.#url.call || this.#changed.size || link.url.includes("&new=")) return this.#lost({});
+		if (!this.#openedAt || link.readyState > 1 || this.#url.call || this.#changed.size || link.url.includes("&new=")) return this.#lost();
 		this.#count(true);
-		this.#openedAt = this.#dueAt = 0;
+		this.#openedAt = this.#due = 0;
 		this.#expect(30e3);
 		this.#broken();
 	}
 
 	#expect(time) {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => this.#lost({}), time);
+		this.#timer = setTimeout(() => this.#lost(), time);
 	}
 
 	#opened() {
 		clearTimeout(this.#timer);
-		this.#dueAt = NaN;
-		this.#openedAt = Date.now();
 		const link = this.#link;
-		for (const data of this.#unsent.splice(0)) link.send?.(data);
+		if (link.follows && this.#interval) this.#watch();
+		this.#due = NaN;
+		this.#openedAt = Date.now();
+		for (const data of this.#unsent) link.send?.(data);
+		this.#unsent = [];
 		if (this.#state !== "open") {
 			this.#state = "open";
 			this.#tell("open");
@@ -201,15 +202,15 @@ export class Connection extends EventTarget {
 		if (!link.follows) this.#begin();
 	}
 
-	#lost({code = 1006, reason = "", final, retry = 0}, askedInVain) {
+	#lost({code = 1006, reason = "", final, retry = 0} = {}, askedInVain) {
 		if (this.#link?.follows) return this.#lead({steal: true});
 		if (final) return this.#end(code, reason);
-		if (askedInVain) this.#failures++;
+		if (askedInVain) this.#fails++;
 		else this.#count(this.#openedAt || code !== 1006);
 		this.#drop();
 		this.#joined();
-		this.#dueAt = Date.now() + retry;
-		this.#timer = setTimeout(() => this.#connect(), Math.max(retry, this.#delay(code)));
+		this.#due = Date.now() + retry;
+		this.#timer = setTimeout(() => this.#connect(), Math.max(retry, this.#backoff(code)));
 		this.#broken(code, reason);
 	}
 
@@ -217,13 +218,13 @@ export class Connection extends EventTarget {
 		if (this.#state !== "open" && code === 1006 && !reason) return;
 		this.#state = "connecting";
 		this.#unsent = [];
-		if (this.#leads) this.#post({lost: {code, reason, retry: this.#dueAt - Date.now()}});
+		if (this.#leads) this.#post({lost: {code, reason, retry: Math.max(0, this.#due - Date.now()) || 0}});
 		this.#tell("close", {code, reason, final: false});
 	}
 
 	#count(worked) {
-		if (this.#openedAt && Date.now() - this.#openedAt >= 5e3) this.#failures = 0;
-		this.#failures++;
+		if (this.#openedAt && Date.now() - this.#openedAt >= 5e3) this.#fails = 0;
+		this.#fails++;
 		if (worked) {
 			this.#worked.add(this.transport);
 			this.#tries = 0;
@@ -233,11 +234,11 @@ export class Connection extends EventTarget {
 		}
 	}
 
-	#delay(code) {
+	#backoff(code) {
 		const {min = 500, max = 30e3} = this.#options.backoff ?? {};
 		const from = Math.min(min * (code === 1013 ? 10 : 1), max);
 		const most = code === 1013 ? 20 : code === 1012 || code === 1001 ? 10 : 1;
-		const to = Math.min(min * Math.max(most, 2 ** (this.#failures + 1)), max);
+		const to = Math.min(min * Math.max(most, 2 ** (this.#fails + 1)), max);
 		return from + Math.random() * (to - from);
 	}
 
@@ -273,25 +274,25 @@ export class Connection extends EventTarget {
 		this.#changing ||= setTimeout(() => {
 			this.#changing = 0;
 			if (this.#openedAt) this.#renew([...this.#changed]);
-		}, this.transport === "websocket" ? 0 : askAfter);
+		}, this.transport === "websocket" ? 0 : pause);
 	}
 
 	#renew(changed) {
 		const link = this.#link;
 		this.#changed.clear();
 		if (link.follows) return this.#fresh.size ? this.#join() : this.#ask();
-		const unsubscribe = changed.filter((t) => !this.#topics.has(t));
-		const subscribe = changed.filter((t) => this.#topics.has(t));
-		if (this.transport === "websocket" && !this.#channel && !subscribe.some((t) => link.has.has(t))) {
+		const unsubscribe = changed.filter((topic) => !this.#topics.has(topic));
+		const subscribe = changed.filter((topic) => this.#topics.has(topic));
+		if (this.transport === "websocket" && !this.#channel && !subscribe.some((topic) => link.has.has(topic))) {
 			for (const topic of subscribe) link.has.add(topic) && this.#known.add(topic);
 			link.send(JSON.stringify({realtime: {unsubscribe, subscribe}}));
 			this.#begin(subscribe);
 		} else if (subscribe.length || (unsubscribe.length && this.#lastEventId)) {
-			this.#goOn();
+			this.#relink();
 		}
 	}
 
-	#goOn(from = this.#from) {
+	#relink(from = this.#from) {
 		this.#drop();
 		this.#from = from;
 		this.#connect();
@@ -314,19 +315,19 @@ export class Connection extends EventTarget {
 			this.#changed.delete(topic);
 		} else {
 			if (!this.#fresh.has(topic)) this.#fresh.set(topic, true);
-			setTimeout(this.#of(this.#link, () => this.#change(topic)), Math.max(retry, this.#delay(1013)));
+			setTimeout(this.#of(this.#link, () => this.#change(topic)), Math.max(retry, this.#backoff(1013)));
 		}
 		this.#tell("refused", {topic, code, reason, final});
 	}
 
 	#enter() {
-		if (this.#name) try {
-			this.#channel = new BroadcastChannel(this.#name);
+		if (this.#lock) try {
+			this.#channel = new BroadcastChannel(this.#lock);
 			this.#channel.onmessage = ({data}) => this.#hear(data);
 			this.#abort = new AbortController();
-			this.#lead(this.#abort);
+			this.#lead();
 		} catch {}
-		this.#goOn("");
+		this.#relink("");
 	}
 
 	#leave() {
@@ -336,7 +337,7 @@ export class Connection extends EventTarget {
 		this.#leads?.();
 		this.#abort?.abort();
 		this.#channel?.close();
-		this.#channel = this.#leads = this.#inSync = null;
+		this.#channel = this.#leads = this.#synced = null;
 		this.#tabs.clear();
 	}
 
@@ -344,10 +345,10 @@ export class Connection extends EventTarget {
 		this.#channel?.postMessage({tab: this.#me, ...message});
 	}
 
-	#lead(options) {
+	#lead(options = this.#abort) {
 		const channel = this.#channel;
 		let mine;
-		navigator.locks.request(this.#name, options, () => new Promise((release) => {
+		navigator.locks.request(this.#lock, options, () => new Promise((release) => {
 			if (channel !== this.#channel) return release();
 			this.#leads = mine = release;
 			this.#joined();
@@ -356,7 +357,7 @@ export class Connection extends EventTarget {
 		})).catch(() => {
 			if (channel !== this.#channel || (mine && mine !== this.#leads)) return;
 			this.#tabs.clear();
-			if (mine) this.#lead(this.#abort);
+			if (mine) this.#lead();
 			else this.#channel = null;
 			this.#leads = null;
 			this.reconnect();
@@ -364,9 +365,9 @@ export class Connection extends EventTarget {
 	}
 
 	#announce(from = this.#from) {
-		this.#inSync = true;
+		this.#synced = true;
 		if (this.#openedAt) this.#post({open: {from, topics: [...this.#link.has], fresh: [...this.#fresh.keys()], transport: this.transport}});
-		else if (this.#state !== "open") this.#post({lost: {retry: this.#dueAt - Date.now()}});
+		else if (this.#state !== "open") this.#post({lost: {retry: Math.max(0, this.#due - Date.now()) || 0}});
 	}
 
 	#hear({tab, who, want, bye, send, open, lost, text, after}) {
@@ -379,79 +380,77 @@ export class Connection extends EventTarget {
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {
-			this.#expect(openTimeout * (1 + Math.random()) + Math.max(0, lost.retry || 0));
+			this.#expect(timeout * (1 + Math.random()) + lost.retry);
 			this.#openedAt = 0;
 			this.#broken(lost.code, lost.reason);
 		} else if (text && link?.leader === tab && this.#openedAt) {
-			if (after === this.#from || reaches(after, this.#lastEventId)) this.#receive(text);
+			if (after === this.#from || reaches(after, this.#lastEventId)) this.#read(text);
 			else this.#join();
 		}
 	}
 
 	#admit(tab, {topics, id}) {
 		const reached = reaches(this.#from, id);
-		if (topics.some((t) => this.#fresh.has(t))) return;
+		if (topics.some((topic) => this.#fresh.has(topic))) return;
 		this.#tabs.set(tab, topics);
 		if (this.#full()) return this.#tabs.delete(tab);
 		if (!this.#openedAt || !(reached || reaches(id, this.#from))) return;
-		if (reached && topics.every((t) => this.#link.has.has(t))) return this.#announce();
+		if (reached && topics.every((topic) => this.#link.has.has(topic))) return this.#announce();
 		const from = reached ? this.#from : id;
-		if (!/local/.test(from)) this.#goOn(from);
+		if (!/local/.test(from)) this.#relink(from);
 	}
 
-	#followed() {
+	#leader() {
 		return {follows: true, send: (send) => this.#post({send})};
 	}
 
 	#follow(leader, {from, topics, fresh, transport}) {
 		const follows = this.#link.follows;
 		if (!follows && this.#fresh.size) return;
-		if (follows && !this.#openedAt) clearTimeout(this.#timer);
 		const reached = reaches(from, this.#lastEventId);
-		if (follows && (!(this.#inSync && reached) || this.#full(topics))) {
+		if (follows && (!(this.#synced && reached) || this.#full(topics))) {
 			this.#join();
-		} else if (reached && this.topics.every((t) => this.#fresh.has(t) || (topics.includes(t) && !fresh.includes(t)))) {
+		} else if (reached && this.topics.every((topic) => this.#fresh.has(topic) || (topics.includes(topic) && !fresh.includes(topic)))) {
 			if (!follows) {
 				this.#drop();
 				this.#joined();
-				this.#link = this.#followed();
+				this.#link = this.#leader();
 			}
 			Object.assign(this.#link, {leader, transport});
 			this.#from = from;
 			for (const topic of topics) this.#known.add(topic);
-			this.#inSync = true;
-			if (this.#openedAt) return;
-			this.#opened();
-			if (this.#interval && this.#link?.leader === leader) this.#watch();
+			this.#synced = true;
+			if (!this.#openedAt) this.#opened();
 		} else {
 			if (follows) {
 				this.#openedAt = 0;
-				this.#expect(openTimeout);
+				this.#expect(timeout);
 			}
 			if (follows || this.#openedAt) this.#ask();
 		}
 	}
 
 	#ask() {
-		this.#asking = 0;
-		if (this.#lastEventId) this.#post({want: {topics: this.topics.filter((t) => !this.#fresh.has(t)), id: this.#lastEventId}});
+		this.#asks = 0;
+		if (this.#lastEventId) this.#post({want: {topics: this.topics.filter((topic) => !this.#fresh.has(topic)), id: this.#lastEventId}});
 	}
 
-	#join(steal) {
-		if (this.#joins && !steal) return;
-		const joins = (this.#joins = setTimeout(() => this.#joins === joins && this.#join(true), openTimeout));
-		navigator.locks.request(`${this.#name} join`, steal ? {steal} : this.#abort, () => new Promise((release) => {
+	#join(options = this.#abort) {
+		if (this.#joins && !options.steal) return;
+		clearTimeout(this.#timer);
+		const joins = this.#joins = setTimeout(() => this.#joins === joins && this.#join({steal: true}), timeout);
+		navigator.locks.request(`${this.#lock} join`, options, () => new Promise((release) => {
 			if (this.#joins !== joins) return release();
 			this.#joins = release;
 			setTimeout(release, 1e3);
-			this.#goOn("");
+			this.#relink("");
 		})).catch(() => {});
 	}
 
 	#joined() {
-		clearTimeout(this.#asking);
+		clearTimeout(this.#asks);
 		this.#joins?.call?.();
-		this.#joins = this.#asking = 0;
+		this.#joins = this.#asks = 0;
 	}
 
 	#watchPage(add) {
@@ -460,15 +459,15 @@ export class Connection extends EventTarget {
 
 	#check = ({type, persisted} = {}) => {
 		const now = Date.now();
-		const slept = now - this.#checkedAt > 90e3;
-		this.#checkedAt = now;
-		const due = this.#dueAt <= now;
+		const slept = now - this.#checked > 90e3;
+		this.#checked = now;
+		const due = this.#due <= now;
 		if (type === "pagehide") {
 			if (!persisted) return this.#post({bye: true});
 			this.#leave();
 		} else if (type === "pageshow") {
 			if (persisted) this.#broken(this.#enter());
-		} else if (slept || type === "online" ? due || (!this.#dueAt && (slept || this.#lastEventId)) : due && type && !document.hidden) {
+		} else if (slept || type === "online" ? due || (!this.#due && (slept || this.#lastEventId)) : due && type && !document.hidden) {
 			this.reconnect();
 		}
 	};
@@ -478,11 +477,11 @@ export class Connection extends EventTarget {
 		this.#timer = setTimeout(() => {
 			if (++this.#missed <= this.#patience) return this.#watch();
 			this.#patience = Math.min(2 * this.#patience, 64);
-			this.#lost({});
+			this.#lost();
 		}, this.#missed < this.#patience ? this.#interval : 1e3);
 	}
 
-	#receive(text) {
+	#read(text) {
 		const message = {id: "", topic: "", event: "message", key: "", gone: false, json() { return JSON.parse(this.data); }, ...JSON.parse(text)};
 		const {id, topic, data, encoding, reset, interval, client, close, subscribed, unsubscribed = [], refused} = message;
 		if (close) return this.#lost(close);
@@ -492,11 +491,9 @@ export class Connection extends EventTarget {
 		if (client && !this.#channel) this.#id = client;
 		if (!this.#openedAt) this.#opened();
 		if (link !== this.#link) return;
-		if (this.#leads) {
-			const after = this.#from || id;
-			if (begins) this.#announce(after);
-			this.#post({text, after});
-		}
+		const after = this.#from || id;
+		if (this.#leads && begins) this.#announce(after);
+		if (this.#leads) this.#post({text, after});
 		if (id) this.#from = id;
 		if (interval) {
 			if (Date.now() - this.#openedAt > interval / 2) this.#patience = 2;
@@ -510,7 +507,7 @@ export class Connection extends EventTarget {
 			if (this.#leads) this.#announce();
 		}
 		for (const topic of unsubscribed) link.has?.delete(topic);
-		if ((id || subscribed) && this.#joins?.call && !this.#fresh.size) this.#asking ||= setTimeout(() => this.#ask(), askAfter);
+		if ((id || subscribed) && this.#joins?.call && !this.#fresh.size) this.#asks ||= setTimeout(() => this.#ask(), pause);
 		if (refused) return this.#refused(topic, refused);
 		if (this.#known.has(topic) && !this.#topics.has(topic)) return;
 		if (this.#fresh.has(topic)) {

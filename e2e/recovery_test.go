@@ -202,7 +202,7 @@ var recoveryPage []byte
 var fastScript = sync.OnceValue(func() []byte {
 	w := httptest.NewRecorder()
 	realtime.Script().ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
-	return regexp.MustCompile(`\b\d+e3\b|askAfter = \d+`).ReplaceAll(w.Body.Bytes(), []byte("$0 / 5"))
+	return regexp.MustCompile(`\b\d+e3\b|pause = \d+`).ReplaceAll(w.Body.Bytes(), []byte("$0 / 5"))
 })
 
 func (r *recovery) run() {

@@ -497,7 +497,7 @@ func TestScriptSharedJoinsAgain(t *testing.T) {
 			globalThis.impatient = []; // what would end each wait for a turn
 			const {setTimeout} = globalThis;
 			globalThis.setTimeout = (f, time) => {
-				if (String(f).includes("#join(true)")) impatient.push(f);
+				if (String(f).includes("#join({steal: true})")) impatient.push(f);
 				return setTimeout(f, time);
 			};
 			globalThis.turns = []; // that have come, while they are held up
