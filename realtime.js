@@ -357,8 +357,8 @@ export class Connection extends EventTarget {
 		})).catch(() => {
 			if (channel !== this.#channel || (mine && mine !== this.#leads)) return;
 			this.#tabs.clear();
-			if (mine) this.#lead();
-			else this.#channel = null;
+			if (!mine) this.#channel = null;
+			else if (!options.steal) this.#lead();
 			this.#leads = null;
 			this.reconnect();
 		});
