@@ -370,13 +370,13 @@ export class Connection extends EventTarget {
 		else if (this.#state !== "open") this.#post({lost: {retry: Math.max(0, this.#due - Date.now()) || 0}});
 	}
 
-	#hear({tab, who, want, bye, send, open, lost, text, after}) {
+	#hear({tab, who, want, send, to, bye, open, lost, text, after}) {
 		const link = this.#link;
 		if (this.#leads) {
 			if (who) this.#announce();
 			if (want) this.#admit(tab, want);
+			if (to === this.#me) this.#pass(send);
 			if (bye) this.#tabs.delete(tab);
-			if (send !== undefined) this.#pass(send);
 		} else if (open && link) {
 			this.#follow(tab, open);
 		} else if (lost && link?.follows) {
@@ -401,7 +401,7 @@ export class Connection extends EventTarget {
 	}
 
 	#leader() {
-		return {follows: true, send: (send) => this.#post({send})};
+		return {follows: true, send: (send) => this.#post({send, to: this.#link.leader})};
 	}
 
 	#follow(leader, {from, topics, fresh, transport}) {

@@ -89,7 +89,7 @@ import (
 //	open  from the leader   what I post continues from this id, on these topics; some are fresh
 //	lost  from the leader   the link is lost, and there is no other for a time
 //	text  from the leader   an object, and the id that came before it
-//	send  from a follower   a message for the hub
+//	send  from a follower   a message for the hub, to the leader that it follows
 //	bye   from any          this tab is gone
 //
 // Nothing is lost or doubled because each tab knows by the ids what it has had. A
