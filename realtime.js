@@ -122,11 +122,11 @@ export class Connection extends EventTarget {
 			return this.#post({who: true});
 		}
 		if (!this.#url.call) return this.#open(this.#url);
-		const link = this.#link = {};
+		const link = this.#link = {asks: true};
 		this.#expect(timeout);
 		(async () => this.#url())().then(resolve).then(
 			this.#of(link, this.#open),
-			this.#of(link, (error) => this.#lost({reason: String(error)}, true)),
+			this.#of(link, (error) => this.#lost({reason: String(error)})),
 		);
 	}
 
@@ -135,6 +135,7 @@ export class Connection extends EventTarget {
 	}
 
 	#open(base) {
+		this.#link = null;
 		const url = new URL(base);
 		const query = url.searchParams;
 		if (this.#from ||= this.#lastEventId) query.set("lastEventId", this.#from);
@@ -202,10 +203,10 @@ export class Connection extends EventTarget {
 		if (!link.follows) this.#begin();
 	}
 
-	#lost({code = 1006, reason = "", final, retry = 0} = {}, askedInVain) {
+	#lost({code = 1006, reason = "", final, retry = 0} = {}) {
 		if (this.#link?.follows) return this.#lead({steal: true});
 		if (final) return this.#end(code, reason);
-		if (askedInVain) this.#fails++;
+		if (this.#link?.asks) this.#fails++;
 		else this.#count(this.#openedAt || code !== 1006);
 		this.#drop();
 		this.#joined();

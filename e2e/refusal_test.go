@@ -167,6 +167,25 @@ func TestScriptURL(t *testing.T) {
 	})
 }
 
+// TestScriptURLHangs checks that a function for the URL that doesn't return in time
+// doesn't let the page try another transport: that one didn't fail.
+func TestScriptURLHangs(t *testing.T) {
+	t.Parallel()
+	site := newSite(t, "", nil)
+	tab := newTab(t, newBrowser(t), "Ann")
+	tab.open(site.server.URL)
+	tab.run(links + `
+		const {setTimeout} = globalThis;
+		globalThis.setTimeout = (f, ms) => setTimeout(f, ms < 15e3 ? ms : 1);
+		globalThis.asked = 0;
+		const {connect} = await import("/realtime.js");
+		globalThis.live = connect(() => asked++ < 3 ? new Promise(() => {}) : "/live", {backoff: {min: 1, max: 2}});` + watch)
+	tab.until(`links.length > 0`)
+	if got := eval[string](tab, `links[0].url`); !strings.HasPrefix(got, "ws:") {
+		t.Errorf("the page tries %s first, want a WebSocket", got)
+	}
+}
+
 // eachShared runs test over both transports, with a page that may share its
 // connection and with one that doesn't. more has the option.
 func eachShared(t *testing.T, test func(t *testing.T, browser context.Context, transport, more string)) {
