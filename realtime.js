@@ -39,7 +39,7 @@ export class Connection extends EventTarget {
 	}
 
 	get state() { return this.#state; }
-	get id() { return this.#id; }
+	get id() { return this.#openedAt ? this.#id : ""; }
 	get transport() { return this.#link?.transport ?? this.#transports[0]; }
 	get lastEventId() { return this.#lastEventId; }
 	get topics() { return [...this.#topics.keys()]; }
@@ -248,7 +248,7 @@ export class Connection extends EventTarget {
 		const link = this.#link;
 		this.#link = null;
 		this.#openedAt = 0;
-		this.#from = this.#id = "";
+		this.#from = "";
 		link?.close?.(1000);
 	}
 

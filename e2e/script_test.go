@@ -541,6 +541,26 @@ func TestScriptWithoutHistory(t *testing.T) {
 	})
 }
 
+// TestScriptIDWhileConnecting checks that a page has no id while it isn't connected.
+func TestScriptIDWhileConnecting(t *testing.T) {
+	eachTransport(t, func(t *testing.T, browser context.Context, transport string) {
+		site := newSite(t, "", func(hub *realtime.Hub) { hub.History = keep })
+		proxy := newProxy(t, site.addr())
+		tab := newTab(t, browser, "Ann-"+transport)
+		tab.expectOutage(true)
+		tab.connect(proxy.url, options(transport, ""))
+		tab.run(`
+			globalThis.ids = [live.id];
+			live.addEventListener("close", () => ids.push(live.id));
+			live.addEventListener("open", () => ids.push(live.id));`)
+		proxy.cut()
+		tab.until(`ids.length === 3`)
+		if ids := eval[[]string](tab, `ids`); ids[0] == "" || ids[1] != "" || ids[2] == "" || ids[2] == ids[0] {
+			t.Errorf("the page has the ids %q, want one, none and another one", ids)
+		}
+	})
+}
+
 // TestScriptRefusedStream checks that the module reconnects and resumes after an
 // answer other than 200, when a browser gives an event stream up.
 func TestScriptRefusedStream(t *testing.T) {
