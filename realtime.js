@@ -28,9 +28,9 @@ export class Connection extends EventTarget {
 		super();
 		const {topics = [], transports = ["websocket", "eventsource"], lastEventId, shared} = this.#options = options;
 		this.#url = url.call ? url : resolve(url);
+		if (!topics.map || !transports.map || !transports.length || transports.some((name) => !["websocket", "eventsource"].includes(name))) throw new TypeError(`realtime: bad options ${JSON.stringify(options)}`);
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
-		if (!transports.length || transports.some((name) => !["websocket", "eventsource"].includes(name))) throw new TypeError(`realtime: bad transports ${transports}`);
 		this.#lastEventId = lastEventId ?? "";
 		if (shared && navigator.locks) this.#lock = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
@@ -94,7 +94,7 @@ export class Connection extends EventTarget {
 	}
 
 	send(data) {
-		if (!this.#pass(data)) throw new DOMException("realtime: not open", "InvalidStateError");
+		if (!this.#pass(data)) throw new DOMException("realtime: no open WebSocket", "InvalidStateError");
 	}
 
 	#pass(data) {

@@ -260,7 +260,7 @@ func TestScript(t *testing.T) {
 			if got := <-heard; got != "Hello!" {
 				t.Errorf("the hub got %q, want Hello!", got)
 			}
-		} else if got := eval[string](tab, `(() => { try { live.send("x") } catch (e) { return e.name } })()`); got != "InvalidStateError" {
+		} else if got := eval[string](tab, `(() => { try { live.send("x") } catch (e) { return String(e) } })()`); got != "InvalidStateError: realtime: no open WebSocket" {
 			t.Errorf("send over an event stream throws %q", got)
 		}
 
@@ -291,9 +291,15 @@ func TestScriptBadOptions(t *testing.T) {
 	tab := newTab(t, newBrowser(t), "Ann")
 	tab.open(site.server.URL)
 	tab.run(`globalThis.connect = (await import("/realtime.js")).connect`)
-	for _, bad := range []string{`"/live", {topics: "prices"}`, `"/live", {transports: ["sse"]}`, `"/live", {transports: []}`, `"https://"`} {
-		if got := eval[bool](tab, `(() => { try { connect(`+bad+`) } catch (e) { return e instanceof TypeError } return false })()`); !got {
-			t.Errorf("connect(%s) doesn't throw a TypeError", bad)
+	for bad, want := range map[string]string{
+		`"/live", {topics: "prices"}`:    `TypeError: realtime: bad options {"topics":"prices"}`,
+		`"/live", {transports: ["sse"]}`: `TypeError: realtime: bad options {"transports":["sse"]}`,
+		`"/live", {transports: []}`:      `TypeError: realtime: bad options {"transports":[]}`,
+		`"/live", {transports: "sse"}`:   `TypeError: realtime: bad options {"transports":"sse"}`,
+		`"https://"`:                     `TypeError: Failed to construct 'URL': Invalid URL`,
+	} {
+		if got := eval[string](tab, `(() => { try { connect(`+bad+`) } catch (e) { return String(e) } })()`); got != want {
+			t.Errorf("connect(%s) throws %q, want %q", bad, got, want)
 		}
 	}
 }
