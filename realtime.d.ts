@@ -177,6 +177,10 @@ export function connect(url: Url, options?: Options): Connection;
  * to arrive does, so the limit doubles each time until a heartbeat comes. A hub
  * whose PingInterval is negative isn't watched.
  *
+ * A page in the background may be suspended, and lose its connection unnoticed. If its
+ * timers stood still for 30 s, it asks the hub for an answer when it is shown again. If
+ * nothing comes within 5 s, the connection counts as lost. An event stream can't ask.
+ *
  * A hub tells why it refuses or closes a page, and whether that is final. A final
  * close ends the Connection: 1000, 1008 (policy violation), and what Refuse and
  * Client.Close mean by the HTTP statuses 200 to 499, as the codes 4200 to 4499. But

@@ -15,7 +15,7 @@ export class Connection extends EventTarget {
 	#tries = 0; #fails = 0; #worked = new Set();
 	#due; #timer;
 	#interval; #missed; #patience = 2;
-	#wasOpen; #pulse; #checked = Date.now();
+	#wasOpen; #doubts; #pulse; #checked = Date.now();
 
 	#known = new Set(); #fresh = new Map();
 	#changed = new Set(); #changing;
@@ -460,16 +460,21 @@ export class Connection extends EventTarget {
 
 	#check = ({type, persisted} = {}) => {
 		const now = Date.now();
-		const slept = now - this.#checked > 90e3;
+		const late = now - this.#checked;
 		this.#checked = now;
+		if (late > 30e3) this.#doubts = true;
 		const due = this.#due <= now;
 		if (type === "pagehide") {
 			if (!persisted) return this.#post({bye: true});
 			this.#leave();
 		} else if (type === "pageshow") {
 			if (persisted) this.#broken(this.#enter());
-		} else if (slept || type === "online" ? due || (!this.#due && (slept || this.#lastEventId)) : due && type && !document.hidden) {
+		} else if (late > 90e3 || type === "online" ? due || (!this.#due && (late > 90e3 || this.#lastEventId)) : due && type && !document.hidden) {
 			this.reconnect();
+		} else if (this.#doubts && !globalThis.document?.hidden && this.#interval && this.#pass(JSON.stringify({realtime: {unsubscribe: [""]}}))) {
+			this.#doubts = false;
+			this.#missed = this.#patience;
+			this.#watch();
 		}
 	};
 
@@ -479,7 +484,7 @@ export class Connection extends EventTarget {
 			if (++this.#missed <= this.#patience) return this.#watch();
 			this.#patience = Math.min(2 * this.#patience, 64);
 			this.#lost();
-		}, this.#missed < this.#patience ? this.#interval : 1e3);
+		}, this.#missed < this.#patience ? this.#interval : 5e3);
 	}
 
 	#read(text) {

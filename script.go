@@ -52,6 +52,13 @@ import (
 // leaves only if that has no connection. So the page gives its own up, and has a new
 // one when it is shown again.
 //
+// A page in the background may be suspended for less than such a sleep, and most
+// connections survive that. So the page doesn't reconnect when it is shown again, but
+// asks: it leaves a topic that can't be, and the hub answers. Anything that comes in
+// time will do. It asks only if its timers were late. Otherwise an OnMessage that
+// takes long, which holds the answer back, would cost the connection whenever the
+// user looks elsewhere and comes back.
+//
 // Topics. The page's last id stands for its topics, but for those that are fresh.
 // A fresh topic was subscribed later, and the hub hasn't said yet that the page has
 // all that it begins with. Its link asked for it, by a message or as new in the URL.

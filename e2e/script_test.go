@@ -825,11 +825,11 @@ func TestScriptLateTimers(t *testing.T) {
 		{`socket.onmessage({data: '{"data":"an old hub"}'})`, "", "open"},
 		{`socket.onmessage({data: '{"interval":54000}'})`, "54000", "open"},
 		{`tick()`, "54000", "open"},
-		{`tick()`, "1000", "open"}, // the last look
-		{`socket.onmessage({data: '{"id":"x-1"}'})`, "1000", "open"},
+		{`tick()`, "5000", "open"}, // the last look
+		{`socket.onmessage({data: '{"id":"x-1"}'})`, "5000", "open"},
 		{`tick()`, "54000", "open"}, // it was waiting for the page
 		{`socket.onmessage({data: '{"interval":54000}'})`, "54000", "open"},
-		{`tick(); tick()`, "1000", "open"},
+		{`tick(); tick()`, "5000", "open"},
 	} {
 		eval[chromedp.Void](tab, step.js+"; undefined")
 		if delays, state := eval[string](tab, `waits()`), eval[string](tab, `live.state`); delays != step.delays || state != step.state {
