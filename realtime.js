@@ -14,7 +14,7 @@ export class Connection extends EventTarget {
 	#link; #openedAt; #from = "";
 	#tries = 0; #fails = 0; #worked = new Set();
 	#due; #timer;
-	#interval; #missed; #patience = 2;
+	#interval; #missed; #limit = 2;
 	#wasOpen; #doubts; #pulse; #checked = Date.now();
 
 	#known = new Set(); #fresh = new Map();
@@ -32,7 +32,7 @@ export class Connection extends EventTarget {
 		this.#topics = new Map(topics.map((topic) => [topic, false]));
 		this.#transports = [...transports];
 		this.#lastEventId = lastEventId ?? "";
-		if (shared && navigator.locks) this.#lock = `realtime ${shared === true ? this.#url : shared}`;
+		if (shared && globalThis.navigator?.locks) this.#lock = `realtime ${shared === true ? this.#url : shared}`;
 		this.#watchPage("addEventListener");
 		this.#pulse = setInterval(this.#check, 10e3);
 		this.#enter();
@@ -473,7 +473,7 @@ export class Connection extends EventTarget {
 			this.reconnect();
 		} else if (this.#doubts && !globalThis.document?.hidden && this.#interval && this.#pass(JSON.stringify({realtime: {unsubscribe: [""]}}))) {
 			this.#doubts = false;
-			this.#missed = this.#patience;
+			this.#missed = this.#limit;
 			this.#watch();
 		}
 	};
@@ -481,10 +481,10 @@ export class Connection extends EventTarget {
 	#watch() {
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(() => {
-			if (++this.#missed <= this.#patience) return this.#watch();
-			this.#patience = Math.min(2 * this.#patience, 64);
+			if (++this.#missed <= this.#limit) return this.#watch();
+			this.#limit = Math.min(2 * this.#limit, 64);
 			this.#lost();
-		}, this.#missed < this.#patience ? this.#interval : 5e3);
+		}, this.#missed < this.#limit ? this.#interval : 5e3);
 	}
 
 	#read(text) {
@@ -502,7 +502,7 @@ export class Connection extends EventTarget {
 		if (this.#leads) this.#post({text, after});
 		if (id) this.#from = id;
 		if (interval) {
-			if (Date.now() - this.#openedAt > interval / 2) this.#patience = 2;
+			if (Date.now() - this.#openedAt > interval / 2) this.#limit = 2;
 			this.#interval = interval;
 			this.#watch();
 		}

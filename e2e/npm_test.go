@@ -31,6 +31,12 @@ func npm(t *testing.T, dir string, args ...string) []byte {
 	return out
 }
 
+// onServer makes a Connection where there are no tabs. Older versions of Node have no
+// navigator.
+const onServer = `delete globalThis.navigator;
+const {connect} = await import("@kashvi/realtime");
+connect("http://localhost:1/", {shared: true}).close();`
+
 // TestNPM installs the npm package into a fresh project with Vite and TypeScript.
 // The project's types are right, it builds, and it runs, also with React and the
 // README's hook.
@@ -75,6 +81,7 @@ func TestNPM(t *testing.T) {
 	}
 	npm(t, project, "install", "--no-audit", "--no-fund", "./"+packed[0].Filename)
 	npm(t, project, "exec", "--", "tsc")
+	npm(t, project, "exec", "--", "node", "--input-type=module", "--eval", onServer)
 	npm(t, project, "exec", "--", "vite", "build", "--logLevel", "warn", "--base", "/built/")
 
 	site := newSite(t, "", nil)
