@@ -42,7 +42,8 @@ type Broker interface {
 	// ends. The subscription outlasts an outage of the engine.
 	Subscribe(ctx context.Context, topic string) error
 
-	// Unsubscribe ends a subscription. It doesn't wait for the engine.
+	// Unsubscribe ends a subscription. It doesn't wait for the engine. For a topic
+	// without one it returns nil: the hub calls it also if Subscribe has failed.
 	Unsubscribe(topic string) error
 
 	// Close ends what Start began. It calls the handler no more once it has
