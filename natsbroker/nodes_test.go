@@ -175,14 +175,17 @@ func runNodes(t *testing.T, steady bool, start func(t *testing.T, history bool) 
 		t.Run(fmt.Sprint("history=", history), func(t *testing.T) {
 			t.Parallel() // the test mostly waits
 			configs, faults := start(t, history)
-			cluster := brokertest.Cluster{Faults: faults, Steady: steady}
-			for i, c := range configs {
-				c.History = history
-				cluster.Config[i] = c.String()
-			}
-			brokertest.RunNodes(t, history, cluster)
+			runCluster(t, history, configs, brokertest.Cluster{Faults: faults, Steady: steady})
 		})
 	}
+}
+
+func runCluster(t *testing.T, history bool, configs [3]nodeConfig, cluster brokertest.Cluster) {
+	for i, c := range configs {
+		c.History = history
+		cluster.Config[i] = c.String()
+	}
+	brokertest.RunNodes(t, history, cluster)
 }
 
 // Three nodes have one server. It is killed, it is stopped for a while, and one
@@ -292,48 +295,61 @@ func TestNodesThatAreRefused(t *testing.T) {
 }
 
 // Three nodes have three servers. One is killed. With a history the stream's
-// leader steps down each second, and two stores of three are put back to an older
-// state.
+// leader steps down each second.
 func TestNodesOnACluster(t *testing.T) {
-	runNodes(t, true, func(t *testing.T, history bool) (configs [3]nodeConfig, faults []brokertest.Fault) {
-		engine := newStores(t, 3)
-		for i := range configs {
-			for k := range configs {
-				configs[i].URL += engine.url((i+k)%3) + ","
-			}
-			configs[i].URL = strings.TrimSuffix(configs[i].URL, ",")
-			configs[i].Replicas = 3
-		}
-		faults = []brokertest.Fault{{Name: "a killed server",
+	runNodes(t, true, func(t *testing.T, history bool) ([3]nodeConfig, []brokertest.Fault) {
+		engine, configs := newCluster(t)
+		faults := []brokertest.Fault{{Name: "a killed server",
 			Begin: func() error { engine.kill(1); return nil }, End: engine.Start, For: 4 * time.Second}}
-		if !history {
-			return configs, faults
+		if history {
+			faults = append(faults, stepsDown(connect(t, engine.url(0)), 10))
 		}
-		return configs, append(faults,
-			stepsDown(connect(t, engine.url(0)), 10),
-			brokertest.Fault{Name: "two stores of three that are put back",
-				Begin: func() error {
-					engine.Stop()
-					backup := t.TempDir()
-					for i, o := range engine.options[:2] {
-						if err := copyDir(filepath.Join(backup, fmt.Sprint(i)), o.StoreDir); err != nil {
-							return err
-						}
-					}
-					if err := engine.Start(); err != nil {
-						return err
-					}
-					time.Sleep(12 * time.Second) // they elect a leader, and records are lost that come then
-					engine.Stop()
-					for i, o := range engine.options[:2] {
-						if err := copyDir(o.StoreDir, filepath.Join(backup, fmt.Sprint(i))); err != nil {
-							return err
-						}
-					}
-					return nil
-				},
-				End: engine.Start, For: time.Second})
+		return configs, faults
 	})
+}
+
+// Three nodes have three servers, and two stores of three are put back to an older
+// state.
+func TestNodesOnATornCluster(t *testing.T) {
+	t.Parallel() // the test mostly waits
+	engine, configs := newCluster(t)
+	stores := engine.options[:2]
+	putBack := brokertest.Fault{Name: "two stores of three that are put back",
+		Begin: func() error {
+			engine.Stop()
+			backup := t.TempDir()
+			for i, o := range stores {
+				if err := copyDir(filepath.Join(backup, fmt.Sprint(i)), o.StoreDir); err != nil {
+					return err
+				}
+			}
+			if err := engine.Start(); err != nil {
+				return err
+			}
+			time.Sleep(12 * time.Second) // they elect a leader, and records are lost that come then
+			engine.Stop()
+			for i, o := range stores {
+				if err := copyDir(o.StoreDir, filepath.Join(backup, fmt.Sprint(i))); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		End: engine.Start, For: time.Second}
+	runCluster(t, true, configs, brokertest.Cluster{Faults: []brokertest.Fault{putBack}, Steady: true, Torn: true})
+}
+
+// newCluster returns three servers, and nodes that each prefer another one.
+func newCluster(t *testing.T) (engine *servers, configs [3]nodeConfig) {
+	engine = newStores(t, 3)
+	for i := range configs {
+		for k := range configs {
+			configs[i].URL += engine.url((i+k)%3) + ","
+		}
+		configs[i].URL = strings.TrimSuffix(configs[i].URL, ",")
+		configs[i].Replicas = 3
+	}
+	return engine, configs
 }
 
 // stepsDown is the fault that the leader of the stream steps down each second.
