@@ -153,9 +153,9 @@ func (s *shard) audience(ev *event) iter.Seq[*Client] {
 	}
 }
 
-// If there are many clients, each one's memory is in no cache, and the processor
-// waits for it. So whoever goes through many fetches some of them before it needs
-// the first: then the processor waits for all of these together.
+// fetchTogether is how many clients a loop through many of them fetches before it
+// needs the first. Their memory is in no cache then, and the processor would wait
+// for one client after another. So it waits for all of these together.
 const fetchTogether = 16
 
 // fetch reads four places of the client that never change, or are atomic. What a

@@ -402,7 +402,7 @@ const lostAccepted = "the engine has lost events that it had accepted"
 func (j *journal) takeEvents(r *record, start, end uint64, now time.Time, out *batch) {
 	p := j.past
 	if r.node != j.peers.node && j.sure[r.node] && r.number > j.numbers[r.node]+1 {
-		j.past.addAt(newGap(""), start, now)
+		p.addAt(newGap(""), start, now)
 		j.lost(out, lostAccepted)
 	}
 	for i, ev := range r.events {

@@ -391,8 +391,8 @@ func (h *history) bereaved(gone func(node nodeID, since time.Time) bool) (events
 func (r *relay) beat(now time.Time, out *batch) {
 	r.callRolls(now)
 	r.forgetDropped(now)
-	maps.DeleteFunc(r.lists, func(_ answer, l *memberList) bool { return now.Sub(l.at) > nodeTimeout }) // a message is lost, or the node
-
+	// The next message of such a list is lost, or its node.
+	maps.DeleteFunc(r.lists, func(_ answer, l *memberList) bool { return now.Sub(l.at) > nodeTimeout })
 	if r.peers.down.Load() { // nobody can be heard
 		r.peers.hearAgain()
 		return

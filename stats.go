@@ -118,7 +118,7 @@ func (c *clock) since(m moment) time.Duration {
 	return time.Duration(c.moment(time.Now())-m) * time.Microsecond
 }
 
-// A departures counts the clients that leave. It is safe for concurrent use.
+// departures counts the clients that leave. It is safe for concurrent use.
 type departures struct {
 	mu sync.Mutex // guards the field below
 	by Left
